@@ -1,0 +1,271 @@
+r"""The latency code and the clock.
+
+A value :math:`x \in [0, 1]` is one spike at step :math:`\lceil S (1 - x) - 1/2 \rceil` of a window of
+:math:`S = T_{max} - 1` steps. A spike at window step ``k`` says the **level** ``n = S - k``, the value ``n / S``.
+
+This is the only file that knows when anything happens.
+
+References
+----------
+G. Lenz, G. Orchard, S. Sheik, "Ultra-low-power Image Classification on Neuromorphic Hardware",
+arXiv:2309.16795.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+NO_SPIKE = -1
+"""The step of a unit that did not fire."""
+
+
+class Window(NamedTuple):
+    """The steps ``[start, start + length]`` in which the units of one layer say their values.
+
+    Attributes
+    ----------
+    start : int
+        Global step that says 1.
+    length : int
+        ``S``: steps from the value 1 to the value 0.
+
+    Examples
+    --------
+    >>> window = Window(start=15, length=15)
+    >>> window.end, window.level_at(20), window.step_of(10)
+    (30, 10, 20)
+    """
+
+    start: int
+    length: int
+
+    @property
+    def end(self) -> int:
+        """Global step that says 0."""
+        return self.start + self.length
+
+    def level_at(self, step: int) -> int:
+        """Level that a spike at this global step says."""
+        return self.end - step
+
+    def step_of(self, level: int) -> int:
+        """Global step at which this level is said."""
+        return self.end - level
+
+    def steps_of(self, levels: Tensor) -> Tensor:
+        """Global steps (int32) at which these levels are said; same shape."""
+        return (self.end - levels).to(torch.int32)
+
+    def levels_at(self, steps: Tensor, silent: int = 0) -> Tensor:
+        """Levels said by spikes at these global steps (int32); `silent` where there is none."""
+        return torch.where(steps == NO_SPIKE, silent, self.end - steps)
+
+    def delayed(self, steps: int) -> Window:
+        """Return the same window, seen behind an axonal delay."""
+        return Window(self.start + steps, self.length)
+
+
+class NeuronClock(NamedTuple):
+    """When the events of one spiking layer happen, on the global clock.
+
+    Attributes
+    ----------
+    readout : int
+        Step at which the current becomes 1; the windows of all sources end here.
+    window : int
+        ``S`` of the layer's own spikes.
+    input_window : int
+        Longest window among the sources; the bias enters at ``readout - input_window``.
+
+    Examples
+    --------
+    >>> clock = NeuronClock.of_layer(t_max=16, layer=2)
+    >>> clock.readout, clock.rectify, clock.threshold
+    (30, 45, 15.5)
+    """
+
+    readout: int
+    window: int
+    input_window: int
+
+    @classmethod
+    def of_layer(cls, t_max: int, layer: int) -> NeuronClock:
+        """Clock of layer `layer` (counted from 1) where all windows are alike."""
+        length = window_length(t_max)
+        if isinstance(layer, bool) or not isinstance(layer, int) or layer < 1:
+            raise ValueError(f"layer must be a whole number of at least 1 (the input is layer 0), got {layer!r}")
+        return cls(readout=layer * length, window=length, input_window=length)
+
+    @property
+    def output_window(self) -> Window:
+        """Window in which the layer spikes."""
+        return Window(self.readout, self.window)
+
+    @property
+    def threshold(self) -> float:
+        """``T_max - 1/2``."""
+        return self.window + 0.5
+
+    @property
+    def first_input(self) -> int:
+        """First step of the layer's input window; a bias synapse delivers here."""
+        return self.readout - self.input_window
+
+    @property
+    def rectify(self) -> int:
+        """Step at which whoever has not fired says 0."""
+        return self.readout + self.window
+
+    def last_step(self, signed: bool) -> int:
+        """Last step in which a neuron may fire; `signed` where values down to -1 are said."""
+        return self.readout + (2 if signed else 1) * self.window
+
+    def bias_spike_steps(self, bias: Tensor) -> Tensor:
+        r"""Steps at which unit-weight bias spikes arrive: ``first_input + round(S (2 - b)) - S``, half to even.
+
+        `bias` is clamped to [-1.5, 1.5] first, as the authors of Quartz do. The result may be negative:
+        such a layer needs its readout that much later.
+        """
+        local = torch.round(self.input_window * (2.0 - bias.clamp(-1.5, 1.5))) - self.input_window
+        return local + self.first_input
+
+
+def window_length(t_max: int) -> int:
+    """``S = t_max - 1``, the length of one window in steps.
+
+    Raises
+    ------
+    ValueError
+        If `t_max` is not a whole number of at least 2.
+
+    Examples
+    --------
+    >>> window_length(16)
+    15
+    """
+    if isinstance(t_max, bool) or not isinstance(t_max, int) or t_max < 2:
+        raise ValueError(f"t_max must be a whole number of at least 2 (two levels), got {t_max!r}")
+    return t_max - 1
+
+
+def at_least_float32(dtype: torch.dtype) -> torch.dtype:
+    """Return `dtype`, or float32 where it is too narrow to hold a membrane."""
+    return dtype if dtype in (torch.float32, torch.float64) else torch.float32
+
+
+def check_unit_interval(x: Tensor, what: str = "x") -> None:
+    """Raise one clear ValueError unless `x` is a floating-point tensor with all values in [0, 1]."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{what} must be a torch.Tensor, got {type(x).__name__}")
+    if not x.is_floating_point():
+        raise ValueError(f"{what} must be floating point in [0, 1], got {x.dtype}; divide raw bytes by 255")
+    if x.numel() == 0:
+        return
+    low, high = (float(value) for value in x.detach().aminmax())
+    if low >= 0.0 and high <= 1.0:
+        return
+    if low != low or high != high:
+        raise ValueError(f"{what} contains NaN")
+    hint = "; it looks normalised: pass raw images and preprocessing=(mean, std) to convert" if low < 0 else ""
+    raise ValueError(f"{what} must lie in [0, 1], got values from {low:.4g} to {high:.4g}{hint}")
+
+
+def to_levels(x: Tensor, t_max: int) -> Tensor:
+    r"""Levels ``n = S - ceil(S (1 - x) - 1/2)`` of values in [0, 1]; float32 at least, same shape.
+
+    Examples
+    --------
+    >>> to_levels(torch.tensor([0.0, 0.5, 1.0]), t_max=4)
+    tensor([0., 2., 3.])
+    """
+    length = window_length(t_max)
+    x = x.to(at_least_float32(x.dtype))
+    return (x * length + 0.5).floor()
+
+
+def encode(x: Tensor, t_max: int, steps: int | None = None, *, silent_zeros: bool = False) -> Tensor:
+    r"""Latency code: one spike per value, the earlier the larger.
+
+    The spike of value ``x`` comes at step :math:`\lceil S (1 - x) - 1/2 \rceil`, ``S = t_max - 1``
+    (arXiv:2309.16795).
+
+    Parameters
+    ----------
+    x : Tensor
+        Values in [0, 1], shape ``[B, ...]``.
+    t_max : int
+        ``T``; at least 2.
+    steps : int, optional
+        Length of the time axis, at least ``t_max`` (the default); pass ``snn.n_steps`` to step a network.
+    silent_zeros : bool
+        Send no spike for the level 0.
+
+    Returns
+    -------
+    Tensor
+        Spikes, 0 or 1, of x's dtype and device; shape ``[steps, B, ...]``, time first.
+
+    Raises
+    ------
+    ValueError
+        If a value lies outside [0, 1] or is NaN, `t_max` < 2, or `steps` < `t_max`.
+
+    Examples
+    --------
+    >>> encode(torch.tensor([[1.0, 0.5, 0.0]]), t_max=3)
+    tensor([[[1., 0., 0.]],
+            [[0., 1., 0.]],
+            [[0., 0., 1.]]])
+    """
+    length = window_length(t_max)
+    check_unit_interval(x)
+    steps = t_max if steps is None else steps
+    if steps < t_max:
+        raise ValueError(f"steps must be at least t_max = {t_max}, got {steps}")
+    levels = to_levels(x, t_max)
+    spikes = x.new_zeros((steps, *x.shape))
+    spikes.scatter_(0, (length - levels).long().unsqueeze(0), 1.0)
+    if silent_zeros:
+        spikes[length].masked_fill_(levels == 0, 0.0)
+    return spikes
+
+
+def decode(spikes: Tensor, t_max: int, start: int = 0) -> Tensor:
+    """Values said by the first spike of each unit; the inverse of :func:`encode`.
+
+    Parameters
+    ----------
+    spikes : Tensor
+        Spike trains, time first: ``[steps, B, ...]``; nonzero is a spike.
+    t_max : int
+        ``T``; at least 2.
+    start : int
+        Step that says 1: 0 for the input, ``l * (t_max - 1)`` for layer ``l``.
+
+    Returns
+    -------
+    Tensor
+        ``(S - (first step - start)) / S``, shape ``[B, ...]``; 0 where no spike came. Early spikes say
+        more than 1, spikes after the window (a signed output) less than 0.
+
+    Raises
+    ------
+    ValueError
+        If `t_max` < 2 or there is no time axis.
+
+    Examples
+    --------
+    >>> decode(encode(torch.tensor([[0.0, 0.4, 1.0]]), t_max=6), t_max=6)
+    tensor([[0.0000, 0.4000, 1.0000]])
+    """
+    length = window_length(t_max)
+    if spikes.dim() == 0 or spikes.shape[0] == 0:
+        raise ValueError(f"spikes must have a time axis first, [steps, B, ...], got shape {tuple(spikes.shape)}")
+    fired = spikes != 0
+    window = Window(start, length)
+    levels = window.end - fired.to(torch.int8).argmax(dim=0)
+    dtype = at_least_float32(spikes.dtype)
+    return torch.where(fired.any(dim=0), levels.to(dtype) / length, torch.zeros((), dtype=dtype, device=spikes.device))

@@ -1,0 +1,276 @@
+r"""The neuron's mathematics: one time step, and the closed form.
+
+.. math::
+    i_t &= i_{t-1} + \sum_j w_j s_{j,t} \;(+\, b \text{ at the window's first step}), \qquad
+    i_{readout} = 1 \\
+    v_t &= v_{t-1} + i_t, \qquad \text{fire once if } v_t \ge \theta = T_{max} - 1/2
+
+and whoever has not fired at the rectifier step fires then (0, the ReLU). At readout
+:math:`v = S (\sum_j w_j x_j + b) = S y`; the membrane then climbs by one a step, so the neuron says
+:math:`\lfloor S y + 1/2 \rfloor / S`: that is the closed form.
+
+References
+----------
+G. Lenz, G. Orchard, S. Sheik, "Ultra-low-power Image Classification on Neuromorphic Hardware",
+arXiv:2309.16795.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from quartz_plugin.coding import NeuronClock, at_least_float32, window_length
+
+Rectifier = Literal["spike", "silent"]
+BiasCode = Literal["synapse", "spike"]
+Surrogate = Callable[[Tensor], Tensor]
+
+
+class TTFSState(NamedTuple):
+    """State of time-to-first-spike neurons between two steps.
+
+    Attributes
+    ----------
+    step : Tensor
+        Steps seen, a 0-dimensional int64 tensor, on the CPU so that reading it never waits for a device.
+    i : Tensor
+        Synaptic current.
+    v : Tensor
+        Membrane.
+    fired : Tensor
+        1 where the neuron has fired, else 0; of v's dtype, for it carries a gradient.
+    """
+
+    step: Tensor
+    i: Tensor
+    v: Tensor
+    fired: Tensor
+
+
+class TTFSParameters(NamedTuple):
+    """Parameters of time-to-first-spike neurons; checked by :meth:`check`.
+
+    Attributes
+    ----------
+    t_max : int
+        ``T``, at least 2: a layer's window has ``S = T - 1`` steps.
+    layer : int
+        ``l``, counted from 1: the neuron is read out at ``l S``.
+    hold : bool
+        No spike before readout.
+    rectifier : "spike", "silent" or None
+        At the rectifier step, who has not fired fires ("spike", the paper's) or is switched off ("silent").
+        None: an output, which may fire until it has said -1.
+    bias : Tensor, optional
+        Broadcastable to the neurons' shape without the batch; enters once per inference.
+    bias_code : "synapse" or "spike"
+        "synapse": weight ``b`` from a unit that says 1. "spike": the authors' unit-weight spike, whose time says b.
+    readout : int, optional
+        Readout step, where it is not ``l S``.
+    input_window : int, optional
+        Longest window among the sources, where it is not ``S``.
+    spike_grad : callable, optional
+        Surrogate whose gradient replaces that of the threshold (default :func:`arctan_surrogate`).
+    """
+
+    t_max: int
+    layer: int = 1
+    hold: bool = False
+    rectifier: Rectifier | None = "spike"
+    bias: Tensor | None = None
+    bias_code: BiasCode = "synapse"
+    readout: int | None = None
+    input_window: int | None = None
+    spike_grad: Surrogate | None = None
+
+    @property
+    def clock(self) -> NeuronClock:
+        """When this layer's events happen."""
+        clock = NeuronClock.of_layer(self.t_max, self.layer)
+        if self.readout is not None:
+            clock = clock._replace(readout=self.readout)
+        if self.input_window is not None:
+            clock = clock._replace(input_window=self.input_window)
+        return clock
+
+    @property
+    def last_step(self) -> int:
+        """Last global step at which a neuron of this layer may fire."""
+        return self.clock.last_step(signed=self.rectifier is None)
+
+    def check(self) -> TTFSParameters:
+        """Return self, or raise ValueError or TypeError in one line for what cannot be simulated."""
+        window_length(self.t_max)
+        clock = self.clock
+        if self.rectifier not in ("spike", "silent", None):
+            raise ValueError(f'rectifier must be "spike", "silent" or None (an output layer), got {self.rectifier!r}')
+        if self.bias_code not in ("synapse", "spike"):
+            raise ValueError(f'bias_code must be "synapse" or "spike", got {self.bias_code!r}')
+        if clock.first_input < 0:
+            raise ValueError(
+                f"readout {clock.readout} leaves no room for an input window of {clock.input_window} steps"
+            )
+        if self.bias_code == "spike" and (self.hold or self.rectifier == "silent"):
+            raise ValueError(
+                'bias_code="spike" is the paper\'s neuron: it goes with hold=False and rectifier="spike" only'
+            )
+        if self.bias is not None:
+            if not isinstance(self.bias, Tensor):
+                raise TypeError(f"bias must be a Tensor or None, got {type(self.bias).__name__}")
+            if not bool(torch.isfinite(self.bias).all()):
+                raise ValueError("bias contains NaN or infinity")
+            if self.bias_code == "spike" and self.bias.numel():
+                earliest = int(clock.bias_spike_steps(self.bias).min())
+                if earliest < 0:
+                    raise ValueError(
+                        f"a bias spike would arrive at step {earliest}, before the clock starts; "
+                        f"give readout={clock.readout - earliest} and delay the input by {-earliest} steps"
+                    )
+        return self
+
+
+def arctan_surrogate(x: Tensor) -> Tensor:
+    r"""Smooth stand-in for the threshold, :math:`\arctan(\pi x) / \pi`, used for its gradient alone.
+
+    Examples
+    --------
+    >>> x = torch.zeros(1, requires_grad=True)
+    >>> arctan_surrogate(x).backward(); x.grad
+    tensor([1.])
+    """
+    return torch.atan(math.pi * x) / math.pi
+
+
+def initial_state(input_: Tensor) -> TTFSState:
+    """State before the first step, for neurons of the shape, device and (at least float32) dtype of `input_`."""
+    zeros = torch.zeros_like(input_, dtype=at_least_float32(input_.dtype), requires_grad=False)
+    return TTFSState(torch.zeros((), dtype=torch.int64), zeros, zeros, zeros)
+
+
+def ttfs_step(
+    input_: Tensor, state: TTFSState | None, p: TTFSParameters, dt: float = 1.0
+) -> tuple[Tensor, TTFSState]:
+    r"""One time step of time-to-first-spike neurons, a pure function.
+
+    In this order: arrivals and bias add to the current; at readout the current becomes 1; the membrane adds
+    the current; fire if ``v >= theta`` and not fired before; at the rectifier step fire if not fired.
+
+    Parameters
+    ----------
+    input_ : Tensor
+        Current that arrives at this step (weights times spikes), shape ``[B, ...]``.
+    state : TTFSState or None
+        State after the step before; None starts an inference.
+    p : TTFSParameters
+        The neurons' parameters.
+    dt : float
+        For Norse's signature; time is counted in steps, so it changes nothing.
+
+    Returns
+    -------
+    spikes : Tensor
+        0 or 1, of input_'s shape and dtype.
+    state : TTFSState
+        State after this step, float32 at least.
+
+    Examples
+    --------
+    A value 1/3 of three levels, read out at step 3, fires two steps later:
+
+    >>> p = TTFSParameters(t_max=4, layer=1)
+    >>> state, train = None, []
+    >>> for step in range(7):
+    ...     spike, state = ttfs_step(torch.tensor([1 / 3 if step == 0 else 0.0]), state, p)
+    ...     train.append(int(spike))
+    >>> train
+    [0, 0, 0, 0, 0, 1, 0]
+    """
+    del dt
+    if state is None:
+        state = initial_state(input_)
+    clock, step = p.clock, int(state.step)
+    i = state.i + input_.to(state.i.dtype)
+    bias = None if p.bias is None else p.bias.to(i)
+    if bias is not None and p.bias_code == "spike":
+        bias_steps = clock.bias_spike_steps(bias)
+        i = i + (bias_steps == step).to(i.dtype)
+    elif bias is not None and step == clock.first_input:
+        i = i + bias
+    if step == clock.readout:
+        i = torch.ones_like(i)
+        if bias is not None and p.bias_code == "spike":
+            # A negative bias is a spike still to come: until then nothing pulls the membrane up.
+            i = i * (bias_steps <= step).to(i.dtype)
+    v = state.v + i
+
+    if not may_fire(p, step):
+        spikes = torch.zeros_like(v)
+    else:
+        crossed = torch.ones_like(v) if must_fire(p, step) else threshold(v - clock.threshold, p.spike_grad)
+        spikes = crossed * (1 - state.fired)
+    state = TTFSState(state.step + 1, i, v, state.fired + spikes)
+    return spikes.to(input_.dtype if input_.is_floating_point() else v.dtype), state
+
+
+def may_fire(p: TTFSParameters, step: int) -> bool:
+    """Whether any neuron of the layer may fire at this step."""
+    if p.hold and step < p.clock.readout:
+        return False
+    if p.rectifier == "silent" and step >= p.clock.rectify:
+        return False
+    return step <= p.last_step
+
+
+def must_fire(p: TTFSParameters, step: int) -> bool:
+    """Whether this is the step at which whoever has not fired says 0."""
+    return p.rectifier == "spike" and step == p.clock.rectify
+
+
+def threshold(x: Tensor, spike_grad: Surrogate | None = None) -> Tensor:
+    """1 where ``x >= 0``, else 0; backward, the gradient of `spike_grad`.
+
+    snnTorch's surrogates fire on ``x > 0``, Quartz on ``x >= 0``: only their gradient is used.
+
+    Examples
+    --------
+    >>> threshold(torch.tensor([-1.0, 0.0, 1.0]))
+    tensor([0., 1., 1.])
+    """
+    crossed = (x >= 0).to(x.dtype)
+    if not (torch.is_grad_enabled() and x.requires_grad):
+        return crossed
+    smooth = (spike_grad or arctan_surrogate)(x)
+    return crossed + (smooth - smooth.detach())
+
+
+def closed_form(drive: Tensor, window: int, lowest: int = 0, *, inplace: bool = False) -> Tensor:
+    r"""Levels that held neurons say: :math:`clip(\lfloor S y + 1/2 \rfloor, lowest, S)`.
+
+    Differentiable by a straight-through estimator: the rounding has gradient 1, the clipping its own.
+
+    Parameters
+    ----------
+    drive : Tensor
+        ``S y``: the membrane at readout, in levels.
+    window : int
+        ``S`` of the neurons.
+    lowest : int
+        0 for rectified neurons, ``-S`` for signed outputs.
+    inplace : bool
+        Overwrite `drive`, where no gradient is wanted.
+
+    Examples
+    --------
+    >>> closed_form(torch.tensor([-3.0, 1.4, 1.5, 99.0]), window=15)
+    tensor([ 0.,  1.,  2., 15.])
+    """
+    if torch.is_grad_enabled() and drive.requires_grad:
+        rounded = drive + ((drive + 0.5).floor() - drive).detach()
+        return rounded.clamp(lowest, window)
+    levels = drive.add_(0.5) if inplace else drive + 0.5
+    return levels.floor_().clamp_(lowest, window)

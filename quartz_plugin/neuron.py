@@ -1,0 +1,352 @@
+"""Time-to-first-spike neurons as snnTorch modules, and their companions.
+
+The mathematics is in :mod:`quartz_plugin.functional`; these are thin shells that keep or hand on the state.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from snntorch import SpikingNeuron
+from torch import Tensor, nn
+
+from quartz_plugin.coding import NeuronClock
+from quartz_plugin.functional import (
+    BiasCode,
+    Rectifier,
+    Surrogate,
+    TTFSParameters,
+    TTFSState,
+    arctan_surrogate,
+    initial_state,
+    ttfs_step,
+)
+
+_MEANINGLESS = {
+    "beta": "the neuron does not leak",
+    "alpha": "the neuron does not leak",
+    "threshold": "the threshold is t_max - 1/2, by the code",
+    "learn_threshold": "the threshold is t_max - 1/2, by the code",
+    "learn_beta": "the neuron does not leak",
+    "reset_mechanism": "the neuron fires once and is silent until it is reset",
+    "reset_delay": "the neuron fires once and is silent until it is reset",
+    "inhibition": "every neuron codes a value of its own",
+    "state_quant": "the membrane is exact",
+    "graded_spikes_factor": "a spike says its value by its time",
+    "learn_graded_spikes_factor": "a spike says its value by its time",
+    "surrogate_disable": "leave gradients out with torch.no_grad()",
+}
+
+
+class StatefulModule(nn.Module):
+    """A module that carries state from step to step: inside (`init_hidden`) or through its caller's hands.
+
+    ``out, state = module(input_, state)``, or with `init_hidden` ``out = module(input_)``. The hidden state is
+    formed at the first step, is not part of ``state_dict``, and starts anew when the input's shape, dtype or
+    device changes.
+    """
+
+    init_hidden: bool
+    _hidden: Any
+
+    def _start_hidden(self, init_hidden: bool) -> None:
+        self.init_hidden = init_hidden
+        self._hidden = None
+
+    def _initial_state(self, input_: Tensor) -> Any:
+        raise NotImplementedError
+
+    def _fits(self, state: Any, input_: Tensor) -> bool:
+        raise NotImplementedError
+
+    def _step(self, input_: Tensor, state: Any) -> tuple[Tensor, Any]:
+        raise NotImplementedError
+
+    def forward(self, input_: Tensor, state: Any = None) -> Any:
+        """Advance one step; see the class."""
+        if self.init_hidden:
+            if state is not None:
+                raise TypeError(
+                    f"{type(self).__name__} keeps its state itself (init_hidden=True); call it without one"
+                )
+            state = self._hidden
+            if state is not None and not self._fits(state, input_):
+                state = None
+        out, state = self._step(input_, self._initial_state(input_) if state is None else state)
+        if self.init_hidden:
+            self._hidden = state
+            return out
+        return out, state
+
+    def reset_mem(self) -> Any:
+        """Forget the inference so far. Returns the state to start a hand-written loop with."""
+        self._hidden = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Tensors inside an autograd graph cannot be deep-copied; the copy starts from their values.
+        state = self.__dict__.copy()
+        if state["_hidden"] is not None:
+            state["_hidden"] = type(state["_hidden"])(*(value.detach() for value in state["_hidden"]))
+        return state
+
+
+class TTFSNeuron(StatefulModule, SpikingNeuron):
+    r"""A layer of neurons that fire at most once, for snnTorch loops and Norse's SequentialState alike.
+
+    Non-leaky neurons that integrate current; at readout their current becomes 1 and they climb to the
+    threshold, so that the time of the one spike says ``floor(S y + 1/2) / S``, with ``y`` the weighted sum of
+    the input's values, ``S = t_max - 1`` (arXiv:2309.16795). The layers in front must have ``bias=False``.
+
+    Parameters
+    ----------
+    t_max : int
+        ``T``, at least 2; a window has ``S = t_max - 1`` steps.
+    layer : int
+        ``l``, counted from 1: the neurons are read out ``l S`` steps after reset and spike in ``[l S, (l+1) S]``.
+    hold : bool
+        No spike before readout; values clip at 1.
+    rectifier : "spike", "silent" or None
+        At step ``(l+1) S``, who has not fired fires ("spike") or is switched off ("silent"): the ReLU.
+        None: an output layer, which may fire until it has said -1, at ``(l+2) S``.
+    bias : Tensor, optional
+        Broadcastable to the neurons' shape without the batch (``[C]``, ``[C, 1, 1]``, a map); a buffer.
+    spike_grad : callable, optional
+        Surrogate gradient, as in :mod:`snntorch.surrogate`.
+    init_hidden : bool
+        Keep the state inside: ``spk = neuron(cur)``.
+    output : bool
+        With `init_hidden`, return ``(spk, mem)``, both tensors.
+    bias_code : "synapse" or "spike"
+        How the bias arrives: as a synapse from a unit that says 1, or as the authors' spike in time.
+    readout, input_window : int, optional
+        Readout step and longest source window, where they are not ``l S`` and ``S``.
+
+    Raises
+    ------
+    ValueError
+        If `t_max` < 2, `layer` < 1, the bias is not finite, or the combination is refused.
+    TypeError
+        For keywords of SpikingNeuron that mean nothing here.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from quartz_plugin import TTFSNeuron, decode, encode
+    >>> neuron = TTFSNeuron(t_max=5)
+    >>> state, spikes = None, []
+    >>> for cur in encode(torch.tensor([[0.25, 0.75]]), t_max=5, steps=9):
+    ...     spk, state = neuron(cur, state)
+    ...     spikes.append(spk)
+    >>> decode(torch.stack(spikes), t_max=5, start=4)
+    tensor([[0.2500, 0.7500]])
+    """
+
+    bias: Tensor | None
+
+    def __init__(
+        self,
+        t_max: int,
+        layer: int = 1,
+        *,
+        hold: bool = False,
+        rectifier: Rectifier | None = "spike",
+        bias: Tensor | None = None,
+        spike_grad: Surrogate | None = None,
+        init_hidden: bool = False,
+        output: bool = False,
+        bias_code: BiasCode = "synapse",
+        readout: int | None = None,
+        input_window: int | None = None,
+        **meaningless: Any,
+    ) -> None:
+        for name in meaningless:
+            reason = _MEANINGLESS.get(name, "it is not a parameter of this neuron")
+            raise TypeError(f"TTFSNeuron takes no {name!r}: {reason}")
+        parameters = TTFSParameters(
+            t_max, layer, hold, rectifier, bias, bias_code, readout, input_window, spike_grad or arctan_surrogate
+        ).check()
+        super().__init__(
+            threshold=parameters.clock.threshold,
+            spike_grad=parameters.spike_grad,
+            init_hidden=init_hidden,
+            output=output,
+            reset_mechanism="none",
+        )
+        _forget_instance(self)
+        for constant in ("threshold", "graded_spikes_factor", "reset_mechanism_val"):
+            self.register_buffer(constant, self._buffers[constant], persistent=False)
+        self._start_hidden(init_hidden)
+        self._parameters_but_bias = parameters._replace(bias=None)
+        self.register_buffer("bias", None if bias is None else bias.detach().clone())
+
+    @property
+    def p(self) -> TTFSParameters:
+        """The parameters, with the bias as it now is."""
+        return self._parameters_but_bias._replace(bias=self.bias, spike_grad=self.spike_grad)
+
+    @property
+    def clock(self) -> NeuronClock:
+        """When this layer is read out, rectified and done."""
+        return self._parameters_but_bias.clock
+
+    @property
+    def mem(self) -> Tensor:
+        """Membrane after the last step (with init_hidden), a tensor; empty before the first."""
+        return torch.zeros(0) if self._hidden is None else self._hidden.v
+
+    def _initial_state(self, input_: Tensor) -> TTFSState:
+        return initial_state(input_)
+
+    def _fits(self, state: TTFSState, input_: Tensor) -> bool:
+        fresh_dtype = torch.promote_types(input_.dtype, torch.float32)
+        return (state.v.shape, state.v.device, state.v.dtype) == (input_.shape, input_.device, fresh_dtype)
+
+    def _step(self, input_: Tensor, state: TTFSState) -> tuple[Tensor, TTFSState]:
+        return ttfs_step(input_, state, self.p)
+
+    def forward(self, input_: Tensor, state: TTFSState | None = None) -> Any:
+        """Advance one step.
+
+        Parameters
+        ----------
+        input_ : Tensor
+            Current that arrives now, ``[B, ...]``.
+        state : TTFSState, optional
+            State after the step before; None starts an inference. Not with `init_hidden`.
+
+        Returns
+        -------
+        Tensor or tuple
+            ``(spk, state)``; with `init_hidden` ``spk``, or ``(spk, mem)`` with `output`.
+        """
+        out = super().forward(input_, state)
+        return (out, self.mem) if self.init_hidden and self.output else out
+
+    def extra_repr(self) -> str:
+        """Show the parameters that say what the layer does."""
+        p = self._parameters_but_bias
+        shape = None if self.bias is None else tuple(self.bias.shape)
+        return (
+            f"t_max={p.t_max}, readout={p.clock.readout}, hold={p.hold}, rectifier={p.rectifier!r}, "
+            f"bias={shape}" + (', bias_code="spike"' if p.bias_code == "spike" else "")
+        )
+
+
+class PoolState(NamedTuple):
+    """Which pooled units have passed their spike on: 1 or 0."""
+
+    fired: Tensor
+
+
+class FirstSpikeMaxPool(StatefulModule):
+    """Max pooling of spikes: the first spike in each pooling window passes, once.
+
+    Parameters
+    ----------
+    pool : nn.Module
+        A max-pooling module of torch (``nn.MaxPool2d(2)``, ``nn.AdaptiveMaxPool1d(1)``, ...).
+    init_hidden : bool
+        Keep the state inside.
+
+    Examples
+    --------
+    >>> pool = FirstSpikeMaxPool(nn.MaxPool1d(2), init_hidden=True)
+    >>> [pool(torch.tensor([[[a, b]]])).item() for a, b in [(0.0, 0.0), (0.0, 1.0), (1.0, 0.0)]]
+    [0.0, 1.0, 0.0]
+    """
+
+    def __init__(self, pool: nn.Module, init_hidden: bool = False) -> None:
+        super().__init__()
+        self.pool = pool
+        self._start_hidden(init_hidden)
+
+    def _initial_state(self, input_: Tensor) -> PoolState:
+        return PoolState(torch.zeros_like(self.pool(input_)))
+
+    def _fits(self, state: PoolState, input_: Tensor) -> bool:
+        same_kind = (state.fired.device, state.fired.dtype) == (input_.device, input_.dtype)
+        return same_kind and state.fired.shape[0] == input_.shape[0]
+
+    def _step(self, input_: Tensor, state: PoolState) -> tuple[Tensor, PoolState]:
+        spikes = self.pool(input_) * (1 - state.fired)
+        return spikes, PoolState(state.fired + spikes)
+
+
+class DelayState(NamedTuple):
+    """Spikes on their way, the next to arrive first: ``[steps, B, ...]``."""
+
+    queue: Tensor
+
+
+class AxonalDelay(StatefulModule):
+    """Delays spikes by a fixed number of steps.
+
+    Parameters
+    ----------
+    steps : int
+        Delay, 0 or more.
+    init_hidden : bool
+        Keep the state inside.
+
+    Examples
+    --------
+    >>> delay = AxonalDelay(2, init_hidden=True)
+    >>> [delay(torch.tensor([float(spike)])).item() for spike in (1, 0, 0, 0)]
+    [0.0, 0.0, 1.0, 0.0]
+    """
+
+    def __init__(self, steps: int, init_hidden: bool = False) -> None:
+        super().__init__()
+        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 0:
+            raise ValueError(f"a delay is a whole number of steps, 0 or more, got {steps!r}")
+        self.steps = steps
+        self._start_hidden(init_hidden)
+
+    def _initial_state(self, input_: Tensor) -> DelayState:
+        return DelayState(input_.new_zeros((self.steps, *input_.shape)))
+
+    def _fits(self, state: DelayState, input_: Tensor) -> bool:
+        same_kind = (state.queue.device, state.queue.dtype) == (input_.device, input_.dtype)
+        return same_kind and state.queue.shape[1:] == input_.shape
+
+    def _step(self, input_: Tensor, state: DelayState) -> tuple[Tensor, DelayState]:
+        queue = torch.cat([state.queue, input_.unsqueeze(0)])
+        return queue[0], DelayState(queue[1:])
+
+    def extra_repr(self) -> str:
+        """Show the delay."""
+        return f"steps={self.steps}"
+
+
+def reset(net: nn.Module) -> None:
+    """Reset every neuron inside `net`, nested or deep-copied, and no other network's.
+
+    snnTorch's own neurons inside `net` are reset with ours.
+
+    Parameters
+    ----------
+    net : nn.Module
+        Any module; nothing happens where it holds no state.
+
+    Examples
+    --------
+    >>> net = nn.Sequential(nn.Sequential(TTFSNeuron(t_max=4, init_hidden=True)))
+    >>> _ = net(torch.ones(2, 3)); net[0][0].mem.shape
+    torch.Size([2, 3])
+    >>> reset(net); net[0][0].mem.shape
+    torch.Size([0])
+    """
+    for module in net.modules():
+        reset_mem = getattr(module, "reset_mem", None)
+        if callable(reset_mem):
+            reset_mem()
+
+
+def _forget_instance(neuron: SpikingNeuron) -> None:
+    """Take `neuron` out of snnTorch's class-wide list, which would keep it alive for ever."""
+    instances = SpikingNeuron.instances
+    for index in range(len(instances) - 1, -1, -1):
+        if instances[index] is neuron:
+            del instances[index]
+            return
