@@ -1,6 +1,25 @@
 """Quartz for snnTorch and Norse: trained ReLU networks as spiking networks whose neurons fire at most once."""
 
 from quartz_plugin.coding import decode, encode
+from quartz_plugin.convert import PAPER, ConversionError, convert
+from quartz_plugin.engines import SimulationResult
+from quartz_plugin.network import SpikingNetwork, load
 from quartz_plugin.neuron import AxonalDelay, FirstSpikeMaxPool, TTFSNeuron, reset
+from quartz_plugin.verification import Verification, verify
 
-__all__ = ["AxonalDelay", "FirstSpikeMaxPool", "TTFSNeuron", "decode", "encode", "reset"]
+__all__ = [
+    "PAPER",
+    "AxonalDelay",
+    "ConversionError",
+    "FirstSpikeMaxPool",
+    "SimulationResult",
+    "SpikingNetwork",
+    "TTFSNeuron",
+    "Verification",
+    "convert",
+    "decode",
+    "encode",
+    "load",
+    "reset",
+    "verify",
+]

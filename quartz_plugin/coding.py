@@ -96,7 +96,9 @@ class NeuronClock(NamedTuple):
         """Clock of layer `layer` (counted from 1) where all windows are alike."""
         length = window_length(t_max)
         if isinstance(layer, bool) or not isinstance(layer, int) or layer < 1:
-            raise ValueError(f"layer must be a whole number of at least 1 (the input is layer 0), got {layer!r}")
+            raise ValueError(
+                f"layer must be a whole number of at least 1 (the input is layer 0), got {layer!r}"
+            )
         return cls(readout=layer * length, window=length, input_window=length)
 
     @property
@@ -169,7 +171,9 @@ def check_unit_interval(x: Tensor, what: str = "x") -> None:
         return
     if low != low or high != high:
         raise ValueError(f"{what} contains NaN")
-    hint = "; it looks normalised: pass raw images and preprocessing=(mean, std) to convert" if low < 0 else ""
+    hint = (
+        "; it looks normalised: pass raw images and preprocessing=(mean, std) to convert" if low < 0 else ""
+    )
     raise ValueError(f"{what} must lie in [0, 1], got values from {low:.4g} to {high:.4g}{hint}")
 
 
@@ -182,8 +186,22 @@ def to_levels(x: Tensor, t_max: int) -> Tensor:
     tensor([0., 2., 3.])
     """
     length = window_length(t_max)
-    x = x.to(at_least_float32(x.dtype))
-    return (x * length + 0.5).floor()
+    return round_half_up(x.to(at_least_float32(x.dtype)) * length)
+
+
+def round_half_up(x: Tensor, *, inplace: bool = False) -> Tensor:
+    r""":math:`\lfloor x + 1/2 \rfloor`, with gradient 1 (straight-through).
+
+    `inplace` overwrites `x` where no gradient is wanted.
+
+    Examples
+    --------
+    >>> round_half_up(torch.tensor([0.4, 0.5, -0.5]))
+    tensor([0., 1., 0.])
+    """
+    if torch.is_grad_enabled() and x.requires_grad:
+        return x + ((x + 0.5).floor() - x).detach()
+    return (x.add_(0.5) if inplace else x + 0.5).floor_()
 
 
 def encode(x: Tensor, t_max: int, steps: int | None = None, *, silent_zeros: bool = False) -> Tensor:
@@ -263,9 +281,13 @@ def decode(spikes: Tensor, t_max: int, start: int = 0) -> Tensor:
     """
     length = window_length(t_max)
     if spikes.dim() == 0 or spikes.shape[0] == 0:
-        raise ValueError(f"spikes must have a time axis first, [steps, B, ...], got shape {tuple(spikes.shape)}")
+        raise ValueError(
+            f"spikes must have a time axis first, [steps, B, ...], got shape {tuple(spikes.shape)}"
+        )
     fired = spikes != 0
     window = Window(start, length)
     levels = window.end - fired.to(torch.int8).argmax(dim=0)
     dtype = at_least_float32(spikes.dtype)
-    return torch.where(fired.any(dim=0), levels.to(dtype) / length, torch.zeros((), dtype=dtype, device=spikes.device))
+    return torch.where(
+        fired.any(dim=0), levels.to(dtype) / length, torch.zeros((), dtype=dtype, device=spikes.device)
+    )

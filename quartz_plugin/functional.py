@@ -24,7 +24,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from quartz_plugin.coding import NeuronClock, at_least_float32, window_length
+from quartz_plugin.coding import NeuronClock, at_least_float32, round_half_up, window_length
 
 Rectifier = Literal["spike", "silent"]
 BiasCode = Literal["synapse", "spike"]
@@ -108,7 +108,9 @@ class TTFSParameters(NamedTuple):
         window_length(self.t_max)
         clock = self.clock
         if self.rectifier not in ("spike", "silent", None):
-            raise ValueError(f'rectifier must be "spike", "silent" or None (an output layer), got {self.rectifier!r}')
+            raise ValueError(
+                f'rectifier must be "spike", "silent" or None (an output layer), got {self.rectifier!r}'
+            )
         if self.bias_code not in ("synapse", "spike"):
             raise ValueError(f'bias_code must be "synapse" or "spike", got {self.bias_code!r}')
         if clock.first_input < 0:
@@ -269,8 +271,5 @@ def closed_form(drive: Tensor, window: int, lowest: int = 0, *, inplace: bool = 
     >>> closed_form(torch.tensor([-3.0, 1.4, 1.5, 99.0]), window=15)
     tensor([ 0.,  1.,  2., 15.])
     """
-    if torch.is_grad_enabled() and drive.requires_grad:
-        rounded = drive + ((drive + 0.5).floor() - drive).detach()
-        return rounded.clamp(lowest, window)
-    levels = drive.add_(0.5) if inplace else drive + 0.5
-    return levels.floor_().clamp_(lowest, window)
+    levels = round_half_up(drive, inplace=inplace)
+    return levels.clamp(lowest, window) if levels.requires_grad else levels.clamp_(lowest, window)

@@ -164,7 +164,15 @@ class TTFSNeuron(StatefulModule, SpikingNeuron):
             reason = _MEANINGLESS.get(name, "it is not a parameter of this neuron")
             raise TypeError(f"TTFSNeuron takes no {name!r}: {reason}")
         parameters = TTFSParameters(
-            t_max, layer, hold, rectifier, bias, bias_code, readout, input_window, spike_grad or arctan_surrogate
+            t_max,
+            layer,
+            hold,
+            rectifier,
+            bias,
+            bias_code,
+            readout,
+            input_window,
+            spike_grad or arctan_surrogate,
         ).check()
         super().__init__(
             threshold=parameters.clock.threshold,

@@ -1,0 +1,240 @@
+"""Stage 4, calibrate: the value of each layer that the spiking network will call 1."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from quartz_plugin.coding import check_unit_interval
+from quartz_plugin.convert.draft import Draft
+from quartz_plugin.convert.operators import ConversionError, Role, role_of
+
+Granularity = Literal["layer", "channel"]
+Calibration = Tensor | Iterable[Any]
+CHUNK = 64
+
+
+class QuantileSketch:
+    """Streaming quantiles of non-negative values: a histogram that is linear within each octave.
+
+    Bins cover the `OCTAVES` octaves below the largest value seen; what is smaller counts as 0. The window
+    moves up when larger values arrive, so no range need be known. Two sketches merge exactly.
+
+    Parameters
+    ----------
+    channels : int
+        One histogram for each.
+    bins_per_octave : int
+        Resolution: a bin is at most ``1 / bins_per_octave`` of its value wide, and quantiles interpolate in it.
+
+    Examples
+    --------
+    >>> sketch = QuantileSketch(1, bins_per_octave=512)
+    >>> sketch.update(torch.linspace(0, 1, 10001).reshape(1, -1))
+    >>> round(float(sketch.quantile(99.0)), 3), float(sketch.quantile(100.0))
+    (0.99, 1.0)
+    """
+
+    OCTAVES = 16
+
+    def __init__(self, channels: int, bins_per_octave: int) -> None:
+        self.bins_per_octave = bins_per_octave
+        self.counts = torch.zeros(channels, self.OCTAVES * bins_per_octave, dtype=torch.int64)
+        self.zeros = torch.zeros(channels, dtype=torch.int64)
+        self.largest = torch.zeros(channels, dtype=torch.float64)
+        self.top_octave: int | None = None
+
+    def update(self, values: Tensor) -> None:
+        """Count values ``[channels, n]``, all at least 0 and finite."""
+        channels = self.counts.shape[0]
+        if values.numel() == 0:
+            return
+        self.largest = torch.maximum(self.largest, values.amax(dim=1).double().cpu())
+        self._cover(float(self.largest.max()))
+        if self.top_octave is None:
+            self.zeros += values.shape[1]
+            return
+        mantissa, exponent = torch.frexp(values)
+        octave = exponent - (self.top_octave - self.OCTAVES + 1)
+        within = ((mantissa - 0.5) * (2 * self.bins_per_octave)).long()
+        bins = octave * self.bins_per_octave + within
+        counted = (bins >= 0) & (values > 0)
+        width = self.counts.shape[1]
+        offsets = torch.arange(channels, device=values.device).unsqueeze(1) * width
+        counts = (
+            torch.bincount((bins + offsets)[counted], minlength=channels * width).view(channels, width).cpu()
+        )
+        self.counts += counts
+        self.zeros += values.shape[1] - counts.sum(dim=1)
+
+    def merge(self, other: QuantileSketch) -> None:
+        """Add the counts of another sketch of the same shape, as from another process."""
+        if other.counts.shape != self.counts.shape:
+            raise ValueError(f"sketches differ in shape: {self.counts.shape} and {other.counts.shape}")
+        self.largest = torch.maximum(self.largest, other.largest)
+        self._cover(float(self.largest.max()))
+        counts, lost = other.counts, torch.zeros_like(other.zeros)
+        if self.top_octave is not None and other.top_octave is not None:
+            counts, lost = _shifted(counts, (self.top_octave - other.top_octave) * self.bins_per_octave)
+        self.counts += counts
+        self.zeros += other.zeros + lost
+
+    def quantile(self, percentile: float) -> Tensor:
+        """Percentile (0 to 100) of each channel, float64 ``[channels]``; exact at 100."""
+        total = self.zeros + self.counts.sum(dim=1)
+        if self.top_octave is None or percentile >= 100.0:
+            return self.largest.clone()
+        rank = total.double() * (percentile / 100.0) - self.zeros
+        below = self.counts.cumsum(dim=1).double()
+        index = torch.searchsorted(below, rank.unsqueeze(1).clamp(min=0)).clamp(max=self.counts.shape[1] - 1)
+        count = self.counts.gather(1, index).double().clamp(min=1)
+        into = (rank.unsqueeze(1) - (below.gather(1, index) - count)) / count
+        octave = index // self.bins_per_octave + (self.top_octave - self.OCTAVES + 1)
+        within = (index % self.bins_per_octave + into.clamp(0, 1)) / (2 * self.bins_per_octave) + 0.5
+        value = torch.ldexp(within, octave.double()).squeeze(1)
+        value = torch.where(rank <= 0, torch.zeros_like(value), value)
+        return torch.minimum(value, self.largest)
+
+    def _cover(self, largest: float) -> None:
+        if largest <= 0.0:
+            return
+        top = int(torch.frexp(torch.tensor(largest, dtype=torch.float64)).exponent)
+        if self.top_octave is None:
+            self.top_octave = top
+        elif top > self.top_octave:
+            self.counts, lost = _shifted(self.counts, (top - self.top_octave) * self.bins_per_octave)
+            self.zeros += lost
+            self.top_octave = top
+
+
+def calibrate(
+    draft: Draft,
+    images: Iterable[Tensor],
+    *,
+    percentile: float = 99.9,
+    output_percentile: float = 100.0,
+    granularity: Granularity = "layer",
+    progress: Callable[[int], None] | None = None,
+) -> dict[str, Tensor]:
+    """Scales: percentiles of what each ReLU and the output (its size) give on the calibration images.
+
+    Activations are counted as they come; memory is that of the network and one chunk of images.
+
+    Parameters
+    ----------
+    draft : Draft
+        The folded network, unscaled.
+    images : iterable of Tensor
+        Chunks ``[n, ...]`` of raw training images; see :func:`chunks`.
+    percentile, output_percentile : float
+        In (0, 100]; over all values after each ReLU, zeros included, and over ``|logit|``.
+    granularity : "layer" or "channel"
+        One scale a layer, or one a channel; the output has one.
+    progress : callable, optional
+        Called with the number of images seen so far.
+
+    Returns
+    -------
+    dict
+        Path -> float64 scale, 0-dimensional or ``[C, 1, ...]``.
+
+    Raises
+    ------
+    ConversionError
+        If a layer or the output gives only zeros, or NaN.
+    ValueError
+        If there are no images, or all of them are 0.
+    """
+    steps = draft.steps()
+    output = steps[-1][0]
+    watched = {node for node, module in steps if role_of(module) is Role.RECTIFIER} | {output}
+    sketches: dict[Any, QuantileSketch] = {}
+    seen, brightest = 0, 0.0
+    for chunk in images:
+        brightest = max(brightest, float(chunk.max()))
+        for node, value in draft.run(chunk):
+            if node in watched:
+                per_channel = granularity == "channel" and node is not output
+                values = value.abs().transpose(0, 1).flatten(1) if per_channel else value.abs().reshape(1, -1)
+                if not bool(torch.isfinite(values).all()):
+                    raise ConversionError(f"{node.target!r} gives NaN or infinity on the calibration images")
+                if node not in sketches:
+                    sketches[node] = QuantileSketch(values.shape[0], 64 if per_channel else 512)
+                sketches[node].update(values.float())
+        seen += len(chunk)
+        if progress is not None:
+            progress(seen)
+    if seen == 0:
+        raise ValueError("calibration is empty: give at least one batch of training images")
+    if brightest == 0.0:
+        raise ValueError("calibration is all zero: give training images, with values in [0, 1]")
+
+    scales = {}
+    for node, sketch in sketches.items():
+        if float(sketch.largest.max()) == 0.0:
+            raise ConversionError(
+                f"{node.target!r} is 0 on all {seen} calibration images, so it has no scale; "
+                "give more varied training images, or look whether the layer is dead"
+            )
+        scale = sketch.quantile(output_percentile if node is output else percentile)
+        # A channel seldom active has a percentile of 0: its largest value then; a dead one takes the layer's.
+        scale = torch.where(scale > 0, scale, sketch.largest)
+        scale = torch.where(scale > 0, scale, scale.max())
+        shape = node.meta["shape"]
+        scales[str(node.target)] = (
+            scale.reshape(()) if len(scale) == 1 else scale.view(-1, *[1] * (len(shape) - 1))
+        )
+    return scales
+
+
+def chunks(calibration: Calibration, size: int = CHUNK) -> Iterator[Tensor]:
+    """Yield checked chunks of at most `size` images from a tensor, or from batches of images or (images, labels).
+
+    Raises
+    ------
+    TypeError
+        If `calibration` is neither.
+    ValueError
+        If a value lies outside [0, 1] or is NaN, or shapes differ.
+    """
+    if isinstance(calibration, Tensor):
+        batches: Iterable[Any] = [calibration]
+    elif isinstance(calibration, Iterable) and not isinstance(calibration, str | bytes | dict):
+        batches = calibration
+    else:
+        raise TypeError(
+            "calibration must be a Tensor [N, ...] or an iterable of batches (images, or (images, labels)), "
+            f"got {type(calibration).__name__}"
+        )
+    shape = None
+    for batch in batches:
+        images = batch[0] if isinstance(batch, tuple | list) and len(batch) > 0 else batch
+        check_unit_interval(images, "calibration")
+        if images.dim() < 2:
+            raise ValueError(
+                f"calibration images must have a batch dimension, [N, ...], got {list(images.shape)}"
+            )
+        shape = shape or images.shape[1:]
+        if images.shape[1:] != shape:
+            raise ValueError(
+                f"calibration images differ in shape: {list(shape)} and {list(images.shape[1:])}"
+            )
+        yield from (chunk for chunk in images.split(size) if len(chunk))
+
+
+def peek(images: Iterator[Tensor]) -> tuple[Tensor | None, Iterator[Tensor]]:
+    """Return the first chunk (None where there is none), and the chunks with it in front."""
+    first = next(images, None)
+    return first, images if first is None else itertools.chain([first], images)
+
+
+def _shifted(counts: Tensor, bins: int) -> tuple[Tensor, Tensor]:
+    """Move counts down by some bins; also what falls off the lower end, for each channel."""
+    bins = min(bins, counts.shape[1])
+    moved = torch.zeros_like(counts)
+    moved[:, : counts.shape[1] - bins] = counts[:, bins:]
+    return moved, counts[:, :bins].sum(dim=1)

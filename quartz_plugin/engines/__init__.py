@@ -1,0 +1,83 @@
+"""Engines: ways to find the same spike steps.
+
+``analytic`` uses the closed form (hold only), ``stepped`` walks through time and judges the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import torch
+from torch import Tensor
+
+from quartz_plugin.engines.analytic import run_analytic
+from quartz_plugin.engines.result import SimulationResult
+from quartz_plugin.engines.stepped import run_stepped
+from quartz_plugin.functional import closed_form
+from quartz_plugin.graph import INPUT, ConvertedGraph
+
+__all__ = ["ENGINES", "SimulationResult", "run"]
+
+ENGINES = {"analytic": run_analytic, "stepped": run_stepped}
+
+
+def run(graph: ConvertedGraph, images: Tensor, engine: str = "auto", record: bool = True) -> SimulationResult:
+    """Simulate one inference for each image.
+
+    Parameters
+    ----------
+    graph : ConvertedGraph
+        The network.
+    images : Tensor
+        ``[B, *input_shape]``, values in [0, 1].
+    engine : "auto", "analytic" or "stepped"
+        "auto" takes "analytic" where neurons are held, else "stepped".
+    record : bool
+        Keep the spikes of all layers, not of the output alone.
+
+    Raises
+    ------
+    ValueError
+        For images of a wrong shape or outside [0, 1], an unknown engine, or one that cannot be exact here.
+    """
+    if engine == "auto":
+        engine = "analytic" if graph.hold else "stepped"
+    if engine not in ENGINES:
+        raise ValueError(f'engine must be "auto" or one of {sorted(ENGINES)}, got {engine!r}')
+    if engine == "analytic" and not graph.hold:
+        raise ValueError(
+            'engine="analytic" is exact with hold=True only (early spikes have no closed form); use engine="stepped"'
+        )
+    graph.check_images(images)
+    window = graph.input_window
+    with _full_precision(images.device):
+        drive = images.to(device=graph.device, dtype=graph.dtype) * window.length
+        input_levels = closed_form(drive, window.length)
+        spike_steps, output_levels = ENGINES[engine](graph, input_levels, record)
+    if record:
+        steps = window.steps_of(input_levels.detach())
+        if graph.silent:
+            steps[input_levels == 0] = -1
+        spike_steps = {INPUT: steps, **spike_steps}
+    output = graph.layers[-1]
+    return SimulationResult(
+        logits=output_levels * (graph.output_scale / output.neuron.clock.window),
+        spike_steps=spike_steps,
+        windows=graph.windows(),
+        n_steps=graph.n_steps,
+        engine=engine,
+    )
+
+
+@contextmanager
+def _full_precision(device: torch.device) -> Iterator[None]:
+    """Neither TF32 nor autocast: both round the membrane."""
+    with ExitStack() as stack:
+        stack.enter_context(torch.autocast(device.type, enabled=False))
+        if device.type == "cuda":
+            stack.enter_context(torch.backends.cudnn.flags(allow_tf32=False))
+            before = torch.get_float32_matmul_precision()
+            torch.set_float32_matmul_precision("highest")
+            stack.callback(torch.set_float32_matmul_precision, before)
+        yield

@@ -1,0 +1,111 @@
+"""The analytic engine: one ordinary forward pass on levels, with a rounding in place of each ReLU.
+
+Exact for held neurons at any ``T``, on any device, and differentiable (straight-through).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, fx, nn
+from torch.nn import functional as F
+
+from quartz_plugin.coding import NO_SPIKE
+from quartz_plugin.functional import closed_form
+from quartz_plugin.graph import ConvertedGraph, call_node
+from quartz_plugin.neuron import AxonalDelay, FirstSpikeMaxPool, TTFSNeuron
+
+
+def run_analytic(
+    graph: ConvertedGraph, input_levels: Tensor, record: bool = True
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Find every held neuron's level by the closed form ``clip(floor(W n + S b + 1/2), 0, S)``.
+
+    Parameters and returns are those of :func:`~quartz_plugin.engines.stepped.run_stepped`.
+    """
+    module = graph.module
+    last_use = {source: node for node in module.graph.nodes for source in node.all_input_nodes}
+    expiring: dict[fx.Node, list[fx.Node]] = {}
+    for source, user in last_use.items():
+        expiring.setdefault(user, []).append(source)
+    output = graph.layers[-1].node
+
+    values: dict[fx.Node, Any] = {}
+    spike_steps: dict[str, Tensor] = {}
+    biased: set[fx.Node] = set()
+    for node in module.graph.nodes:
+        if node.op == "placeholder":
+            values[node] = input_levels
+        elif node.op == "output":
+            break
+        else:
+            target = module.get_submodule(str(node.target)) if node.op == "call_module" else None
+            if isinstance(target, TTFSNeuron):
+                levels, fired = _fire(target, values[source := node.all_input_nodes[0]], source in biased)
+                if record or node is output:
+                    spike_steps[str(node.target)] = _steps(target, levels, fired)
+                values[node] = levels
+            elif isinstance(target, FirstSpikeMaxPool):
+                values[node] = target.pool(values[node.all_input_nodes[0]])
+            elif isinstance(target, AxonalDelay):
+                values[node] = values[node.all_input_nodes[0]]
+            else:
+                bias = _bias_to_fuse(module, node)
+                if bias is None:
+                    values[node] = call_node(module, node, values)
+                else:
+                    values[node] = _call_with_bias(target, values[node.all_input_nodes[0]], bias)
+                    biased.add(node)
+        for source in expiring.get(node, ()):
+            if source is not output:
+                del values[source]
+    return spike_steps, values[output]
+
+
+def _fire(neuron: TTFSNeuron, current: Tensor, bias_is_in: bool) -> tuple[Tensor, Tensor | None]:
+    """Levels, and which neurons fired (None: all of them)."""
+    clock, p = neuron.clock, neuron.p
+    # Without a bias the current may be another layer's levels, merely routed here.
+    own = p.bias is not None
+    if p.bias is not None and not bias_is_in:
+        current = current + clock.input_window * p.bias
+    if p.rectifier is None:
+        # The drive decides who says -1 in time, so it is looked at before it is clipped.
+        fired = current.detach() >= -clock.window - 0.5
+        return closed_form(current, clock.window, -clock.window), fired
+    return closed_form(current, clock.window, inplace=own), None
+
+
+def _steps(neuron: TTFSNeuron, levels: Tensor, fired: Tensor | None) -> Tensor:
+    steps = neuron.clock.output_window.steps_of(levels.detach())
+    if fired is not None:
+        steps[~fired] = NO_SPIKE
+    if neuron.p.rectifier == "silent":
+        steps[levels == 0] = NO_SPIKE
+    return steps
+
+
+def _bias_to_fuse(module: fx.GraphModule, node: fx.Node) -> Tensor | None:
+    """Bias of the only layer behind this convolution or linear layer, if it is one number a channel."""
+    if node.op != "call_module" or len(node.users) != 1:
+        return None
+    synapses, user = module.get_submodule(str(node.target)), next(iter(node.users))
+    if user.op != "call_module" or not isinstance(synapses, (nn.Conv1d, nn.Conv2d, nn.Linear)):
+        return None
+    neuron = module.get_submodule(str(user.target))
+    if not isinstance(neuron, TTFSNeuron) or neuron.bias is None:
+        return None
+    channels = synapses.weight.shape[0]
+    per_channel = (
+        (channels,) if isinstance(synapses, nn.Linear) else (channels, *[1] * (synapses.weight.dim() - 2))
+    )
+    if tuple(neuron.bias.shape) != per_channel:
+        return None
+    return neuron.bias.flatten() * neuron.clock.input_window
+
+
+def _call_with_bias(synapses: nn.Module, x: Tensor, bias: Tensor) -> Tensor:
+    if isinstance(synapses, nn.Linear):
+        return F.linear(x, synapses.weight, bias)
+    assert isinstance(synapses, (nn.Conv1d, nn.Conv2d))
+    return synapses._conv_forward(x, synapses.weight, bias)  # type: ignore[arg-type]

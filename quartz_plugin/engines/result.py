@@ -1,0 +1,73 @@
+"""What a simulation tells."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from quartz_plugin.coding import NO_SPIKE, Window
+from quartz_plugin.graph import INPUT
+
+
+@dataclass
+class SimulationResult:
+    """Spikes and logits of one batch of inferences.
+
+    Attributes
+    ----------
+    logits : Tensor
+        ``[B, classes]``: the output layer's values in the ANN's units. Equal values are equal first spikes;
+        ``argmax`` then takes the smallest class index.
+    spike_steps : dict
+        Layer name -> int32 ``[B, ...]``: step on the global clock, -1 where there was no spike.
+        "input" included; with ``record=False`` the output layer alone.
+    windows : dict
+        Layer name -> the :class:`~quartz_plugin.coding.Window` in which its spikes say 1 to 0.
+    n_steps : int
+        Steps an inference takes.
+    engine : str
+        The engine that ran.
+    """
+
+    logits: Tensor
+    spike_steps: dict[str, Tensor]
+    windows: dict[str, Window]
+    n_steps: int
+    engine: str
+
+    @property
+    def output(self) -> str:
+        """Name of the output layer."""
+        return list(self.windows)[-1]
+
+    @property
+    def early(self) -> dict[str, Tensor]:
+        """Layer name -> bool ``[B, ...]``: the spike came before the layer's readout (never the input's)."""
+        return {
+            name: (steps != NO_SPIKE) & (steps < self.windows[name].start)
+            for name, steps in self.spike_steps.items()
+            if name != INPUT
+        }
+
+    def levels(self, name: str) -> Tensor:
+        """Levels (int32) that the spikes of a layer say; 0 for silence, ``-S`` for a silent output."""
+        window = self.windows[name]
+        silent = -window.length if name == self.output else 0
+        return window.levels_at(self.spike_steps[name], silent)
+
+    @property
+    def decision_steps(self) -> Tensor:
+        """``[B]`` int32: step of the first output spike, when a decision can be made.
+
+        The inference's last step where no output fired.
+        """
+        steps = self.spike_steps[self.output].flatten(1)
+        return torch.where(steps == NO_SPIKE, self.n_steps - 1, steps).amin(dim=1)
+
+    @property
+    def ties(self) -> Tensor:
+        """``[B]`` bool: several outputs share the first spike, so that the class index decides."""
+        logits = self.logits.flatten(1)
+        return (logits == logits.amax(dim=1, keepdim=True)).sum(dim=1) > 1

@@ -1,0 +1,94 @@
+"""The stepped engine: dense time steps, layer after layer; the plain reading that judges the others."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, fx
+
+from quartz_plugin.coding import NO_SPIKE, Window
+from quartz_plugin.functional import initial_state, ttfs_step
+from quartz_plugin.graph import ConvertedGraph, Layer, call_node
+from quartz_plugin.neuron import AxonalDelay, FirstSpikeMaxPool
+
+
+@torch.no_grad()
+def run_stepped(
+    graph: ConvertedGraph, input_levels: Tensor, record: bool = True
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Step each layer from the earliest spike that reaches it to the end of its window.
+
+    Parameters
+    ----------
+    graph : ConvertedGraph
+        The network.
+    input_levels : Tensor
+        Levels of the input, ``[B, *input_shape]``.
+    record : bool
+        Return the spikes of all layers, not of the output alone.
+
+    Returns
+    -------
+    spike_steps : dict
+        Layer name -> int32 global steps, -1 for no spike.
+    output_levels : Tensor
+        Levels of the output layer, ``-S`` where it did not fire.
+    """
+    windows = graph.source_windows()
+    layers = {layer.node: layer for layer in graph.layers}
+    output = list(layers.values())[-1]
+    levels: dict[fx.Node, Tensor] = {}
+    spike_steps: dict[str, Tensor] = {}
+    for node in graph.module.graph.nodes:
+        if node.op == "placeholder":
+            levels[node] = input_levels
+        elif node in layers:
+            layer = layers[node]
+            steps = step_layer(
+                layer, {source: levels[source] for source in layer.projection.sources}, windows
+            )
+            signed = layer.neuron.p.rectifier is None
+            window = layer.neuron.clock.output_window
+            levels[node] = window.levels_at(steps, -window.length if signed else 0).to(input_levels.dtype)
+            if record or layer is output:
+                spike_steps[layer.name] = steps
+        elif node.op == "call_module":
+            module = graph.module.get_submodule(str(node.target))
+            if isinstance(module, AxonalDelay):
+                levels[node] = levels[node.all_input_nodes[0]]
+            elif isinstance(module, FirstSpikeMaxPool):
+                levels[node] = module.pool(_routed_levels(graph.module, node.all_input_nodes[0], levels))
+    return spike_steps, levels[output.node]
+
+
+def step_layer(layer: Layer, levels: dict[fx.Node, Tensor], windows: dict[fx.Node, Window]) -> Tensor:
+    """Global spike steps (int32, -1 for none) of one layer, given the levels of its sources."""
+    p, clock = layer.neuron.p, layer.neuron.clock
+    first = clock.first_input
+    for source, source_levels in levels.items():
+        first = min(first, windows[source].step_of(int(source_levels.max())))
+    if p.bias is not None and p.bias_code == "spike":
+        first = min(first, int(clock.bias_spike_steps(p.bias).min()))
+
+    # A first look at no spikes gives the neurons' shape.
+    silence = layer.projection({source: torch.zeros_like(value) for source, value in levels.items()})
+    state = initial_state(silence)._replace(step=torch.tensor(first))
+    steps = torch.full(silence.shape, NO_SPIKE, dtype=torch.int32, device=silence.device)
+    for step in range(first, p.last_step + 1):
+        current = silence
+        if step < clock.readout:
+            spikes = {
+                source: (value == windows[source].level_at(step)).to(value.dtype)
+                for source, value in levels.items()
+            }
+            current = layer.projection(spikes)
+        fired, state = ttfs_step(current, state, p)
+        steps[fired != 0] = step
+    return steps
+
+
+def _routed_levels(module: fx.GraphModule, node: fx.Node, levels: dict[fx.Node, Tensor]) -> Tensor:
+    """Levels at a node between a spike source and a pool, where only routing can stand."""
+    if node not in levels:
+        inputs = {source: _routed_levels(module, source, levels) for source in node.all_input_nodes}
+        levels[node] = call_node(module, node, inputs)
+    return levels[node]

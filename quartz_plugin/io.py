@@ -1,0 +1,231 @@
+"""Files: a converted network as one safetensors file, its structure as JSON in the header. No code."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as to_bytes
+from torch import Tensor, fx, nn
+
+from quartz_plugin.graph import INPUT, ConvertedGraph, OneToOne
+from quartz_plugin.neuron import AxonalDelay, FirstSpikeMaxPool, TTFSNeuron
+
+FORMAT = "quartz_plugin.network"
+VERSION = 1
+
+_CONVOLUTION = (
+    "in_channels",
+    "out_channels",
+    "kernel_size",
+    "stride",
+    "padding",
+    "dilation",
+    "groups",
+    "padding_mode",
+)
+_AVERAGE_1D = ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad")
+_MAX = ("kernel_size", "stride", "padding", "dilation", "ceil_mode")
+
+ATTRIBUTES: dict[type[nn.Module], tuple[str, ...]] = {
+    nn.Conv1d: _CONVOLUTION,
+    nn.Conv2d: _CONVOLUTION,
+    nn.Linear: ("in_features", "out_features"),
+    nn.AvgPool1d: _AVERAGE_1D,
+    nn.AvgPool2d: (*_AVERAGE_1D, "divisor_override"),
+    nn.AdaptiveAvgPool1d: ("output_size",),
+    nn.AdaptiveAvgPool2d: ("output_size",),
+    nn.MaxPool1d: _MAX,
+    nn.MaxPool2d: _MAX,
+    nn.AdaptiveMaxPool1d: ("output_size",),
+    nn.AdaptiveMaxPool2d: ("output_size",),
+    nn.Flatten: ("start_dim", "end_dim"),
+    nn.Unflatten: ("dim", "unflattened_size"),
+    nn.ZeroPad1d: ("padding",),
+    nn.ZeroPad2d: ("padding",),
+    AxonalDelay: ("steps",),
+}
+"""Modules a file may hold, with what builds them again."""
+
+_NEURON = ("t_max", "hold", "rectifier", "bias_code", "readout", "input_window")
+
+
+def write(graph: ConvertedGraph, path: str | PathLike[str]) -> None:
+    """Write a network to one file, all or nothing.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be written; an older one is then left as it was.
+    ValueError
+        If the graph holds a module (put there by hand) that the format does not know.
+    """
+    modules = {
+        str(node.target): _describe(graph.module.get_submodule(str(node.target)), str(node.target))
+        for node in graph.module.graph.nodes
+        if node.op == "call_module"
+    }
+    nodes = [
+        {"module": str(node.target), "inputs": [_label(source) for source in node.all_input_nodes]}
+        for node in graph.module.graph.nodes
+        if node.op == "call_module"
+    ]
+    header = {
+        "format": FORMAT,
+        "version": VERSION,
+        "t_max": graph.t_max,
+        "input_shape": list(graph.input_shape),
+        "output_scale": graph.output_scale,
+        "settings": graph.settings,
+        "report": graph.report,
+        "modules": modules,
+        "nodes": nodes,
+    }
+    tensors = {
+        f"module.{name}": value.contiguous().cpu() for name, value in graph.module.state_dict().items()
+    }
+    tensors |= {f"scale.{name}": value.contiguous().cpu() for name, value in graph.scales.items()}
+    write_atomically(path, to_bytes(tensors, metadata={FORMAT: json.dumps(header)}))
+
+
+def write_atomically(path: str | PathLike[str], data: bytes) -> None:
+    """Write `data` to `path` through a temporary file beside it, so that no half of it is ever there."""
+    path = Path(path)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def read(path: str | PathLike[str]) -> ConvertedGraph:
+    """Read what :func:`write` wrote.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If it is damaged, truncated, of another kind, or of an unknown version.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no such file: {path}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as error:
+        raise ValueError(f"{path} is not a readable safetensors file, or it is truncated: {error}") from error
+    if FORMAT not in metadata:
+        raise ValueError(f"{path} holds no converted network: write one with snn.save(path)")
+    try:
+        header = json.loads(metadata[FORMAT])
+        version = header["version"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is damaged: its header is not readable") from error
+    if version != VERSION:
+        raise ValueError(
+            f"{path} is of version {version!r}, and this package reads version {VERSION}; update it"
+        )
+    try:
+        return _build(header, tensors)
+    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, IndexError) as error:
+        raise ValueError(
+            f"{path} is damaged: {str(error).splitlines()[0] if str(error) else error!r}"
+        ) from error
+
+
+def _build(header: dict[str, Any], tensors: dict[str, Tensor]) -> ConvertedGraph:
+    weights = {name.removeprefix("module."): t for name, t in tensors.items() if name.startswith("module.")}
+    scales = {name.removeprefix("scale."): t for name, t in tensors.items() if name.startswith("scale.")}
+    modules = {path: _rebuild(entry, path, weights) for path, entry in header["modules"].items()}
+    graph = fx.Graph()
+    built = {INPUT: graph.placeholder(INPUT)}
+    last = built[INPUT]
+    for entry in header["nodes"]:
+        if entry["module"] not in modules:
+            raise ValueError(f"no module {entry['module']!r}")
+        last = graph.call_module(entry["module"], tuple(built[name] for name in entry["inputs"]))
+        built[entry["module"]] = last
+    graph.output(last)
+    module = fx.GraphModule(modules, graph, "SpikingGraph")
+    module.load_state_dict(weights, strict=True)
+    module.eval()
+    result = ConvertedGraph(
+        module=module,
+        t_max=int(header["t_max"]),
+        input_shape=tuple(int(size) for size in header["input_shape"]),
+        output_scale=float(header["output_scale"]),
+        scales=scales,
+        settings=dict(header["settings"]),
+        report=list(header["report"]),
+    )
+    layers = result.layers
+    if not layers or {layer.name for layer in layers} != set(scales):
+        raise ValueError("its layers and scales do not belong together")
+    return result
+
+
+def _describe(module: nn.Module, path: str) -> dict[str, Any]:
+    if isinstance(module, TTFSNeuron):
+        options = {name: getattr(module.p, name) for name in _NEURON}
+        return {"class": "TTFSNeuron", **options, "readout": module.clock.readout, "layer": module.p.layer}
+    if isinstance(module, FirstSpikeMaxPool):
+        return {"class": "FirstSpikeMaxPool", "pool": _describe(module.pool, path)}
+    if isinstance(module, OneToOne):
+        return {"class": "OneToOne"}
+    if type(module) not in ATTRIBUTES:
+        raise ValueError(f"cannot save {path!r}: the file format does not know {type(module).__name__}")
+    return {
+        "class": type(module).__name__,
+        **{name: _plain(getattr(module, name)) for name in ATTRIBUTES[type(module)]},
+    }
+
+
+def _rebuild(entry: dict[str, Any], path: str, weights: dict[str, Tensor]) -> nn.Module:
+    options = {name: tuple(value) if isinstance(value, list) else value for name, value in entry.items()}
+    name = options.pop("class")
+    if name == "TTFSNeuron":
+        return TTFSNeuron(**options, bias=weights.get(f"{path}.bias"), init_hidden=True)
+    if name == "FirstSpikeMaxPool":
+        return FirstSpikeMaxPool(_rebuild(entry["pool"], path, weights), init_hidden=True)
+    if name == "OneToOne":
+        return OneToOne(weights[f"{path}.weight"])
+    kinds: dict[str, Callable[..., nn.Module]] = {kind.__name__: kind for kind in ATTRIBUTES}
+    if name not in kinds:
+        raise ValueError(f"unknown module class {name!r}")
+    if name == "AxonalDelay":
+        options["init_hidden"] = True
+    weight = weights.get(f"{path}.weight")
+    if weight is not None:
+        options |= {"bias": False, "dtype": weight.dtype, "device": "meta"}
+        return kinds[name](**options).to_empty(device="cpu").requires_grad_(False)
+    return kinds[name](**options)
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple | torch.Size) else value
+
+
+def _label(node: fx.Node) -> str:
+    return INPUT if node.op == "placeholder" else str(node.target)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,139 @@
+"""The spiking network that users hold: one graph, and doors to its readers."""
+
+from __future__ import annotations
+
+import copy
+from os import PathLike
+from typing import Any
+
+from torch import Tensor, nn
+
+from quartz_plugin import engines, export, io
+from quartz_plugin.coding import Window
+from quartz_plugin.engines import SimulationResult
+from quartz_plugin.graph import ConvertedGraph
+from quartz_plugin.neuron import reset
+from quartz_plugin.report import Report
+
+
+class SpikingNetwork(nn.Module):
+    """A converted network; made by :func:`quartz_plugin.convert` or :func:`quartz_plugin.load`.
+
+    Calling it with images ``[B, ...]`` in [0, 1] gives the output layer's values in the ANN's units,
+    ``[B, classes]``.
+
+    Attributes
+    ----------
+    graph : ConvertedGraph
+        What engines, exporters, metrics and files read.
+    graph_module : torch.fx.GraphModule
+        The network itself, to be printed, edited or stepped by hand.
+
+    Examples
+    --------
+    >>> import torch, quartz_plugin
+    >>> _ = torch.manual_seed(0)
+    >>> ann = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+    >>> images = torch.rand(32, 4)
+    >>> snn = quartz_plugin.convert(ann, images, t_max=64)
+    >>> bool((snn(images) - ann(images)).abs().max() < 0.05)
+    True
+    """
+
+    def __init__(self, graph: ConvertedGraph) -> None:
+        super().__init__()
+        self.graph_module = graph.module
+        self.graph = graph
+        self.requires_grad_(False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits ``[B, classes]`` of images in [0, 1], by the fastest engine that is exact here."""
+        return self.run(images, record=False).logits
+
+    def run(self, images: Tensor, engine: str = "auto", record: bool = True) -> SimulationResult:
+        """Simulate one inference for each image.
+
+        Parameters
+        ----------
+        images : Tensor
+            ``[B, *input_shape]``, raw values in [0, 1].
+        engine : "auto", "analytic" or "stepped"
+            They give the same spike steps. "analytic" needs ``hold=True``.
+        record : bool
+            Keep the spikes of all layers, not of the output alone.
+
+        Raises
+        ------
+        ValueError
+            For images of a wrong shape or outside [0, 1], an unknown engine, or one that cannot be exact here.
+        """
+        return engines.run(self.graph, images, engine, record)
+
+    @property
+    def t_max(self) -> int:
+        """``T`` of the input's window."""
+        return self.graph.t_max
+
+    @property
+    def n_steps(self) -> int:
+        """Global steps an inference takes, the signed half of the output included."""
+        return self.graph.n_steps
+
+    @property
+    def windows(self) -> dict[str, Window]:
+        """Layer name -> the window of its spikes, "input" first."""
+        return self.graph.windows()
+
+    @property
+    def report(self) -> Report:
+        """What became of every module; prints as a table."""
+        return Report(self.graph.report)
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write the network to one safetensors file (weights + JSON, no code); all or nothing.
+
+        Raises
+        ------
+        OSError
+            If the file cannot be written; an older file of that name is then left as it was.
+        """
+        io.write(self.graph, path)
+
+    def to_snntorch(self) -> nn.Module:
+        """Return plain modules for a loop: ``for s in encode(x, T, snn.n_steps): out = net(s)``.
+
+        The copy is independent of this network. Call ``quartz_plugin.reset(net)`` between inferences.
+        """
+        return export.to_snntorch(self.graph)
+
+    def to_norse(self) -> nn.Module:
+        """Return the network in Norse's idiom: ``out, state = net(s, state)`` for each step.
+
+        Raises
+        ------
+        ImportError
+            Where Norse is not installed.
+        """
+        return export.to_norse(self.graph)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> SpikingNetwork:
+        graph = copy.copy(self.graph)
+        graph.module = copy.deepcopy(self.graph_module, memo)
+        graph.scales = {name: scale.clone() for name, scale in self.graph.scales.items()}
+        clone = SpikingNetwork(graph)
+        clone.train(self.training)
+        reset(clone)
+        return clone
+
+
+def load(path: str | PathLike[str]) -> SpikingNetwork:
+    """Read a network that :meth:`SpikingNetwork.save` wrote. No code is run from the file.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If it is damaged, truncated, of another kind, or of a version this package does not know.
+    """
+    return SpikingNetwork(io.read(path))

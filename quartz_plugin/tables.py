@@ -1,0 +1,41 @@
+"""Plain-text tables."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+def format_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """Align columns under their header: numbers to the right, words to the left.
+
+    Examples
+    --------
+    >>> print(format_table(["layer", "spikes"], [["input", 784], ["1", 12.5]]))
+    layer  spikes
+    -----  ------
+    input     784
+    1        12.5
+    """
+    texts = [[_text(cell) for cell in row] for row in rows]
+    widths = [max(len(line[column]) for line in [list(header), *texts]) for column in range(len(header))]
+    numeric = [
+        bool(rows) and all(isinstance(row[column], (int, float)) or row[column] is None for row in rows)
+        for column in range(len(header))
+    ]
+
+    def line(cells: Sequence[str]) -> str:
+        aligned = [
+            cell.rjust(width) if right else cell.ljust(width)
+            for cell, width, right in zip(cells, widths, numeric, strict=True)
+        ]
+        return "  ".join(aligned).rstrip()
+
+    return "\n".join([line(header), line(["-" * width for width in widths]), *map(line, texts)])
+
+
+def _text(cell: object) -> str:
+    if cell is None:
+        return "-"
+    if isinstance(cell, float):
+        return f"{cell:.4g}"
+    return str(cell)
