@@ -96,9 +96,7 @@ class NeuronClock(NamedTuple):
         """Clock of layer `layer` (counted from 1) where all windows are alike."""
         length = window_length(t_max)
         if isinstance(layer, bool) or not isinstance(layer, int) or layer < 1:
-            raise ValueError(
-                f"layer must be a whole number of at least 1 (the input is layer 0), got {layer!r}"
-            )
+            raise ValueError(f"layer must be a whole number of at least 1 (the input is layer 0), got {layer!r}")
         return cls(readout=layer * length, window=length, input_window=length)
 
     @property
@@ -171,9 +169,7 @@ def check_unit_interval(x: Tensor, what: str = "x") -> None:
         return
     if low != low or high != high:
         raise ValueError(f"{what} contains NaN")
-    hint = (
-        "; it looks normalised: pass raw images and preprocessing=(mean, std) to convert" if low < 0 else ""
-    )
+    hint = "; it looks normalised: pass raw images and preprocessing=(mean, std) to convert" if low < 0 else ""
     raise ValueError(f"{what} must lie in [0, 1], got values from {low:.4g} to {high:.4g}{hint}")
 
 
@@ -281,13 +277,9 @@ def decode(spikes: Tensor, t_max: int, start: int = 0) -> Tensor:
     """
     length = window_length(t_max)
     if spikes.dim() == 0 or spikes.shape[0] == 0:
-        raise ValueError(
-            f"spikes must have a time axis first, [steps, B, ...], got shape {tuple(spikes.shape)}"
-        )
+        raise ValueError(f"spikes must have a time axis first, [steps, B, ...], got shape {tuple(spikes.shape)}")
     fired = spikes != 0
     window = Window(start, length)
     levels = window.end - fired.to(torch.int8).argmax(dim=0)
     dtype = at_least_float32(spikes.dtype)
-    return torch.where(
-        fired.any(dim=0), levels.to(dtype) / length, torch.zeros((), dtype=dtype, device=spikes.device)
-    )
+    return torch.where(fired.any(dim=0), levels.to(dtype) / length, torch.zeros((), dtype=dtype, device=spikes.device))

@@ -33,12 +33,10 @@ def to_norse(graph: ConvertedGraph) -> nn.Module:
             return AxonalDelay(module.steps)
         return module
 
-    return SequentialState(*(with_state_outside(module) for _, module in _in_order(graph)))
+    net: nn.Module = SequentialState(*(with_state_outside(module) for _, module in _in_order(graph)))
+    return net
 
 
 def _in_order(graph: ConvertedGraph) -> list[tuple[str, nn.Module]]:
     """Copies of the modules of a chain, named by their paths with "_" for "."."""
-    return [
-        (str(node.target).replace(".", "_"), copy.deepcopy(module))
-        for node, module in module_nodes(graph.module)
-    ]
+    return [(str(node.target).replace(".", "_"), copy.deepcopy(module)) for node, module in module_nodes(graph.module)]

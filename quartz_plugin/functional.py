@@ -108,9 +108,7 @@ class TTFSParameters(NamedTuple):
         window_length(self.t_max)
         clock = self.clock
         if self.rectifier not in ("spike", "silent", None):
-            raise ValueError(
-                f'rectifier must be "spike", "silent" or None (an output layer), got {self.rectifier!r}'
-            )
+            raise ValueError(f'rectifier must be "spike", "silent" or None (an output layer), got {self.rectifier!r}')
         if self.bias_code not in ("synapse", "spike"):
             raise ValueError(f'bias_code must be "synapse" or "spike", got {self.bias_code!r}')
         if clock.first_input < 0:
@@ -154,9 +152,7 @@ def initial_state(input_: Tensor) -> TTFSState:
     return TTFSState(torch.zeros((), dtype=torch.int64), zeros, zeros, zeros)
 
 
-def ttfs_step(
-    input_: Tensor, state: TTFSState | None, p: TTFSParameters, dt: float = 1.0
-) -> tuple[Tensor, TTFSState]:
+def ttfs_step(input_: Tensor, state: TTFSState | None, p: TTFSParameters, dt: float = 1.0) -> tuple[Tensor, TTFSState]:
     r"""One time step of time-to-first-spike neurons, a pure function.
 
     In this order: arrivals and bias add to the current; at readout the current becomes 1; the membrane adds

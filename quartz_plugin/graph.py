@@ -128,7 +128,7 @@ class ConvertedGraph:
     @property
     def silent(self) -> bool:
         """Whether zeros are said by silence."""
-        return self.settings["rectifier"] == "silent"
+        return bool(self.settings["rectifier"] == "silent")
 
     @property
     def hold(self) -> bool:
@@ -181,8 +181,7 @@ class ConvertedGraph:
         if tuple(images.shape[1:]) != self.input_shape or images.dim() != len(self.input_shape) + 1:
             expected = ", ".join(["B", *map(str, self.input_shape)])
             raise ValueError(
-                f"images must have the shape the network was converted for, [{expected}], "
-                f"got {list(images.shape)}"
+                f"images must have the shape the network was converted for, [{expected}], got {list(images.shape)}"
             )
 
     @property

@@ -88,9 +88,7 @@ def write(graph: ConvertedGraph, path: str | PathLike[str]) -> None:
         "modules": modules,
         "nodes": nodes,
     }
-    tensors = {
-        f"module.{name}": value.contiguous().cpu() for name, value in graph.module.state_dict().items()
-    }
+    tensors = {f"module.{name}": value.contiguous().cpu() for name, value in graph.module.state_dict().items()}
     tensors |= {f"scale.{name}": value.contiguous().cpu() for name, value in graph.scales.items()}
     write_atomically(path, to_bytes(tensors, metadata={FORMAT: json.dumps(header)}))
 
@@ -138,15 +136,11 @@ def read(path: str | PathLike[str]) -> ConvertedGraph:
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is damaged: its header is not readable") from error
     if version != VERSION:
-        raise ValueError(
-            f"{path} is of version {version!r}, and this package reads version {VERSION}; update it"
-        )
+        raise ValueError(f"{path} is of version {version!r}, and this package reads version {VERSION}; update it")
     try:
         return _build(header, tensors)
     except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, IndexError) as error:
-        raise ValueError(
-            f"{path} is damaged: {str(error).splitlines()[0] if str(error) else error!r}"
-        ) from error
+        raise ValueError(f"{path} is damaged: {str(error).splitlines()[0] if str(error) else error!r}") from error
 
 
 def _build(header: dict[str, Any], tensors: dict[str, Tensor]) -> ConvertedGraph:
@@ -197,7 +191,9 @@ def _describe(module: nn.Module, path: str) -> dict[str, Any]:
 
 
 def _rebuild(entry: dict[str, Any], path: str, weights: dict[str, Tensor]) -> nn.Module:
-    options = {name: tuple(value) if isinstance(value, list) else value for name, value in entry.items()}
+    options: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in entry.items()
+    }
     name = options.pop("class")
     if name == "TTFSNeuron":
         return TTFSNeuron(**options, bias=weights.get(f"{path}.bias"), init_hidden=True)

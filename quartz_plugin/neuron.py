@@ -67,9 +67,7 @@ class StatefulModule(nn.Module):
         """Advance one step; see the class."""
         if self.init_hidden:
             if state is not None:
-                raise TypeError(
-                    f"{type(self).__name__} keeps its state itself (init_hidden=True); call it without one"
-                )
+                raise TypeError(f"{type(self).__name__} keeps its state itself (init_hidden=True); call it without one")
             state = self._hidden
             if state is not None and not self._fits(state, input_):
                 state = None
@@ -143,6 +141,7 @@ class TTFSNeuron(StatefulModule, SpikingNeuron):
     """
 
     bias: Tensor | None
+    spike_grad: Surrogate
 
     def __init__(
         self,
@@ -235,9 +234,8 @@ class TTFSNeuron(StatefulModule, SpikingNeuron):
         """Show the parameters that say what the layer does."""
         p = self._parameters_but_bias
         shape = None if self.bias is None else tuple(self.bias.shape)
-        return (
-            f"t_max={p.t_max}, readout={p.clock.readout}, hold={p.hold}, rectifier={p.rectifier!r}, "
-            f"bias={shape}" + (', bias_code="spike"' if p.bias_code == "spike" else "")
+        return f"t_max={p.t_max}, readout={p.clock.readout}, hold={p.hold}, rectifier={p.rectifier!r}, bias={shape}" + (
+            ', bias_code="spike"' if p.bias_code == "spike" else ""
         )
 
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from quartz_plugin.functional import TTFSParameters, TTFSState, initial_state, ttfs_step
 
@@ -30,6 +30,8 @@ __all__ = ["TTFS", "TTFSCell", "TTFSParameters", "TTFSState", "ttfs_step"]
 
 class _BiasAsBuffer(nn.Module):
     """Keeps the bias of ``p`` as a buffer: tensors inside a NamedTuple reach neither state_dict nor ``.to``."""
+
+    bias: Tensor | None
 
     @property
     def p(self) -> TTFSParameters:

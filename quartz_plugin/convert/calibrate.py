@@ -65,9 +65,7 @@ class QuantileSketch:
         counted = (bins >= 0) & (values > 0)
         width = self.counts.shape[1]
         offsets = torch.arange(channels, device=values.device).unsqueeze(1) * width
-        counts = (
-            torch.bincount((bins + offsets)[counted], minlength=channels * width).view(channels, width).cpu()
-        )
+        counts = torch.bincount((bins + offsets)[counted], minlength=channels * width).view(channels, width).cpu()
         self.counts += counts
         self.zeros += values.shape[1] - counts.sum(dim=1)
 
@@ -185,9 +183,7 @@ def calibrate(
         scale = torch.where(scale > 0, scale, sketch.largest)
         scale = torch.where(scale > 0, scale, scale.max())
         shape = node.meta["shape"]
-        scales[str(node.target)] = (
-            scale.reshape(()) if len(scale) == 1 else scale.view(-1, *[1] * (len(shape) - 1))
-        )
+        scales[str(node.target)] = scale.reshape(()) if len(scale) == 1 else scale.view(-1, *[1] * (len(shape) - 1))
     return scales
 
 
@@ -215,14 +211,10 @@ def chunks(calibration: Calibration, size: int = CHUNK) -> Iterator[Tensor]:
         images = batch[0] if isinstance(batch, tuple | list) and len(batch) > 0 else batch
         check_unit_interval(images, "calibration")
         if images.dim() < 2:
-            raise ValueError(
-                f"calibration images must have a batch dimension, [N, ...], got {list(images.shape)}"
-            )
+            raise ValueError(f"calibration images must have a batch dimension, [N, ...], got {list(images.shape)}")
         shape = shape or images.shape[1:]
         if images.shape[1:] != shape:
-            raise ValueError(
-                f"calibration images differ in shape: {list(shape)} and {list(images.shape[1:])}"
-            )
+            raise ValueError(f"calibration images differ in shape: {list(shape)} and {list(images.shape[1:])}")
         yield from (chunk for chunk in images.split(size) if len(chunk))
 
 

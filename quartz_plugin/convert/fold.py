@@ -114,7 +114,7 @@ def _move_last_relu_to_the_end(draft: Draft) -> None:
             with draft.module.graph.inserting_after(last):
                 moved = draft.module.graph.call_module(path, (last,))
             draft.module.set_submodule(path, relu)
-            last.replace_all_uses_with(moved, delete_user_cb=lambda user: user is not moved)
+            _insert_behind(last, moved)
             moved.meta["shape"] = last.meta["shape"]
         return
 
@@ -137,21 +137,17 @@ def _prepend(draft: Draft, preprocessing: Preprocessing) -> None:
         return
     shape = (-1, *[1] * (len(draft.input_shape) - 1))
     parameter = next(draft.module.parameters(), None)
-    kind = {} if parameter is None else {"dtype": parameter.dtype, "device": parameter.device}
+    kind = torch.zeros(()) if parameter is None else parameter
     path = "preprocessing"
     while path in draft.names():
         path += "_"
-    draft.module.add_submodule(
-        path, Affine((1 / std).view(shape).to(**kind), (-mean / std).view(shape).to(**kind))
-    )
+    draft.module.add_submodule(path, Affine((1 / std).view(shape).to(kind), (-mean / std).view(shape).to(kind)))
     source = first.all_input_nodes[0]
     with draft.module.graph.inserting_after(source):
         node = draft.module.graph.call_module(path, (source,))
-    source.replace_all_uses_with(node, delete_user_cb=lambda user: user is not node)
+    _insert_behind(source, node)
     node.meta["shape"] = draft.input_shape
-    draft.log(
-        path, operation="(x - mean) / std", became="folded into the synapses that follow", exact="exact"
-    )
+    draft.log(path, operation="(x - mean) / std", became="folded into the synapses that follow", exact="exact")
 
 
 def _role(draft: Draft, node: fx.Node) -> Role:
@@ -166,3 +162,8 @@ def _move_in_front(draft: Draft, node: fx.Node, target: fx.Node) -> None:
         moved = draft.module.graph.call_module(str(node.target), (source,))
     target.replace_input_with(source, moved)
     moved.meta["shape"] = source.meta.get("shape", draft.input_shape)
+
+
+def _insert_behind(source: fx.Node, node: fx.Node) -> None:
+    """Let all users of `source` but `node` use `node`."""
+    source.replace_all_uses_with(node, delete_user_cb=lambda user: user is not node)

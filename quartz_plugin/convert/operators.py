@@ -113,9 +113,7 @@ OPERATORS: dict[type[nn.Module], Operator] = {
     nn.BatchNorm1d: _NORM,
     nn.BatchNorm2d: _NORM,
     Affine: Operator(Role.SYNAPSE, "folded into neighbouring weights where there are any"),
-    nn.ReLU: Operator(
-        Role.RECTIFIER, "a layer of TTFSNeuron", "exact with hold; without, but for early spikes"
-    ),
+    nn.ReLU: Operator(Role.RECTIFIER, "a layer of TTFSNeuron", "exact with hold; without, but for early spikes"),
     nn.MaxPool1d: _MAX_POOL,
     nn.MaxPool2d: _MAX_POOL,
     nn.AdaptiveMaxPool1d: _MAX_POOL,

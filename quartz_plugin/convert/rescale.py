@@ -156,9 +156,7 @@ def _scaled_synapses(segment: _Segment, scale_out: Tensor, name: str) -> list[Sy
 
     for path, module in segment.steps:
         with torch.no_grad():
-            out_shape = tuple(
-                module.double()(torch.zeros((1, *shape), dtype=torch.float64, device=device)).shape[1:]
-            )
+            out_shape = tuple(module.double()(torch.zeros((1, *shape), dtype=torch.float64, device=device)).shape[1:])
         if isinstance(module, Affine):
             gain = gain * module.weight.detach()
         elif isinstance(module, nn.Conv1d | nn.Conv2d | nn.Linear):
@@ -187,9 +185,7 @@ def _per_channel(gain: Tensor) -> bool:
     return gain.dim() == 0 or all(size == 1 for size in gain.shape[1:])
 
 
-def _times_input_gain(
-    module: nn.Conv1d | nn.Conv2d | nn.Linear, gain: Tensor, shape: tuple[int, ...]
-) -> bool:
+def _times_input_gain(module: nn.Conv1d | nn.Conv2d | nn.Linear, gain: Tensor, shape: tuple[int, ...]) -> bool:
     """Multiply the weights by a gain on their inputs; False where one weight serves several gains."""
     weight = module.weight.detach().double()
     if gain.dim() > 0 and not (_per_channel(gain) if not isinstance(module, nn.Linear) else len(shape) == 1):
@@ -210,9 +206,7 @@ def _times_output_gain(synapses: list[Synapse], gain: Tensor) -> bool:
         if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Linear):
             flat = gain.flatten()
             along_outputs = gain.dim() == 1 or not isinstance(module, nn.Linear)
-            fits = gain.dim() == 0 or (
-                _per_channel(gain) and along_outputs and len(flat) == module.weight.shape[0]
-            )
+            fits = gain.dim() == 0 or (_per_channel(gain) and along_outputs and len(flat) == module.weight.shape[0])
             if not fits:
                 return False
             weight = module.weight.detach()

@@ -16,9 +16,7 @@ from quartz_plugin.graph import ConvertedGraph, call_node
 from quartz_plugin.neuron import AxonalDelay, FirstSpikeMaxPool, TTFSNeuron
 
 
-def run_analytic(
-    graph: ConvertedGraph, input_levels: Tensor, record: bool = True
-) -> tuple[dict[str, Tensor], Tensor]:
+def run_analytic(graph: ConvertedGraph, input_levels: Tensor, record: bool = True) -> tuple[dict[str, Tensor], Tensor]:
     """Find every held neuron's level by the closed form ``clip(floor(W n + S b + 1/2), 0, S)``.
 
     Parameters and returns are those of :func:`~quartz_plugin.engines.stepped.run_stepped`.
@@ -51,7 +49,7 @@ def run_analytic(
                 values[node] = values[node.all_input_nodes[0]]
             else:
                 bias = _bias_to_fuse(module, node)
-                if bias is None:
+                if bias is None or target is None:
                     values[node] = call_node(module, node, values)
                 else:
                     values[node] = _call_with_bias(target, values[node.all_input_nodes[0]], bias)
@@ -96,9 +94,7 @@ def _bias_to_fuse(module: fx.GraphModule, node: fx.Node) -> Tensor | None:
     if not isinstance(neuron, TTFSNeuron) or neuron.bias is None:
         return None
     channels = synapses.weight.shape[0]
-    per_channel = (
-        (channels,) if isinstance(synapses, nn.Linear) else (channels, *[1] * (synapses.weight.dim() - 2))
-    )
+    per_channel = (channels,) if isinstance(synapses, nn.Linear) else (channels, *[1] * (synapses.weight.dim() - 2))
     if tuple(neuron.bias.shape) != per_channel:
         return None
     return neuron.bias.flatten() * neuron.clock.input_window
@@ -108,4 +104,5 @@ def _call_with_bias(synapses: nn.Module, x: Tensor, bias: Tensor) -> Tensor:
     if isinstance(synapses, nn.Linear):
         return F.linear(x, synapses.weight, bias)
     assert isinstance(synapses, (nn.Conv1d, nn.Conv2d))
-    return synapses._conv_forward(x, synapses.weight, bias)  # type: ignore[arg-type]
+    current: Tensor = synapses._conv_forward(x, synapses.weight, bias)
+    return current

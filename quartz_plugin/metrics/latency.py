@@ -1,0 +1,52 @@
+"""When a decision can be made."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from quartz_plugin.engines.result import SimulationResult
+
+
+def decision_latency(result: SimulationResult) -> Tensor:
+    """Steps until the first output spike: ``[B]``, counted from 1; all steps where no output fires."""
+    return result.decision_steps + 1
+
+
+class DecisionLatency(Metric):
+    """Mean number of steps until the first output spike.
+
+    Examples
+    --------
+    >>> import quartz_plugin
+    >>> ann = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
+    >>> snn = quartz_plugin.convert(ann, torch.rand(32, 4), t_max=8)
+    >>> metric = DecisionLatency()
+    >>> metric.update(snn.run(torch.rand(5, 4)))
+    >>> 15 <= metric.compute() <= snn.n_steps
+    tensor(True)
+    """
+
+    is_differentiable = False
+    higher_is_better = False
+    full_state_update = False
+
+    steps: Tensor
+    total: Tensor
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.add_state("steps", torch.tensor(0), dist_reduce_fx="sum")
+        self.add_state("total", torch.tensor(0), dist_reduce_fx="sum")
+
+    def update(self, result: SimulationResult) -> None:
+        """Add a simulation."""
+        self.steps += decision_latency(result).sum().to(self.steps)
+        self.total += len(result.logits)
+
+    def compute(self) -> Tensor:
+        """Mean over images, float64."""
+        return self.steps.double() / self.total

@@ -1,0 +1,45 @@
+"""MNIST with the network of the Quartz paper (arXiv:2309.16795): fit, convert, test.
+
+    python recipes/mnist.py run                       # all of it on 5,000 digits that need no download: about a minute
+
+    python recipes/mnist.py fit --data.root data      # the real 60,000 + 10,000 (downloaded unless data/MNIST is there)
+    python recipes/mnist.py convert --data.root data --ckpt_path runs/mnist/best.ckpt --t_max 16
+    python recipes/mnist.py test --data.root data --ckpt_path runs/mnist/best.ckpt --snn runs/mnist/snn.safetensors
+    python recipes/mnist.py sweep --data.root data --ckpt_path runs/mnist/best.ckpt
+
+Everything is written to runs/mnist: best.ckpt, last.ckpt, snn.safetensors, logs/ (CSV), tensorboard/.
+`--help` behind a command lists its options; `--config FILE.yaml` reads them from a file.
+"""
+
+from quartz_plugin.lightning import Classifier, MNISTData, QuartzCLI, quartz_mnist
+
+
+class MNISTClassifier(Classifier):
+    """The paper's network: conv6@5, pool, conv12@5, pool, conv120@4, fc10; 4,354 neurons.
+
+    Args:
+        weights: State dict to start from (.safetensors or .pt).
+        lr: Highest learning rate of the cycle.
+        weight_decay: AdamW's.
+    """
+
+    def __init__(self, weights: str | None = None, lr: float = 5e-3, weight_decay: float = 1e-2) -> None:
+        super().__init__(quartz_mnist(), classes=10, weights=weights, lr=lr, weight_decay=weight_decay)
+
+
+def main() -> None:
+    """Run the command line."""
+    QuartzCLI.main(
+        MNISTClassifier,
+        MNISTData,
+        trainer_defaults={
+            "default_root_dir": "runs/mnist",
+            "max_epochs": -1,
+            "max_steps": 5000,
+            "log_every_n_steps": 10,
+        },
+    )
+
+
+if __name__ == "__main__":
+    main()
