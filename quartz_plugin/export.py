@@ -20,9 +20,9 @@ def to_snntorch(graph: ConvertedGraph) -> nn.Module:
 
 def to_norse(graph: ConvertedGraph) -> nn.Module:
     """Return an independent :class:`norse.torch.SequentialState` of the network."""
-    from norse.torch import SequentialState
-
-    from quartz_plugin.norse import TTFSCell  # first: it says what to install
+    # Ours first: where Norse is missing, it says what to install.
+    from quartz_plugin.norse import TTFSCell  # isort: skip
+    from norse.torch import SequentialState  # isort: skip
 
     def with_state_outside(module: nn.Module) -> nn.Module:
         if isinstance(module, TTFSNeuron):

@@ -106,6 +106,9 @@ class TTFSParameters(NamedTuple):
     def check(self) -> TTFSParameters:
         """Return self, or raise ValueError or TypeError in one line for what cannot be simulated."""
         window_length(self.t_max)
+        for name, steps, least in (("readout", self.readout, 0), ("input_window", self.input_window, 1)):
+            if steps is not None and (isinstance(steps, bool) or not isinstance(steps, int) or steps < least):
+                raise ValueError(f"{name} must be a whole number of steps, at least {least}, or None, got {steps!r}")
         clock = self.clock
         if self.rectifier not in ("spike", "silent", None):
             raise ValueError(f'rectifier must be "spike", "silent" or None (an output layer), got {self.rectifier!r}')
@@ -267,5 +270,7 @@ def closed_form(drive: Tensor, window: int, lowest: int = 0, *, inplace: bool = 
     >>> closed_form(torch.tensor([-3.0, 1.4, 1.5, 99.0]), window=15)
     tensor([ 0.,  1.,  2., 15.])
     """
-    levels = round_half_up(drive, inplace=inplace)
-    return levels.clamp(lowest, window) if levels.requires_grad else levels.clamp_(lowest, window)
+    # Clipped before it is rounded (the bounds are whole): values that round to a bound keep their gradient.
+    inplace = inplace and not drive.requires_grad
+    clipped = drive.clamp_(lowest, window) if inplace else drive.clamp(lowest, window)
+    return round_half_up(clipped, inplace=not clipped.requires_grad)

@@ -265,6 +265,7 @@ class FirstSpikeMaxPool(StatefulModule):
     def __init__(self, pool: nn.Module, init_hidden: bool = False) -> None:
         super().__init__()
         self.pool = pool
+        self._input_shape: torch.Size | None = None
         self._start_hidden(init_hidden)
 
     def _initial_state(self, input_: Tensor) -> PoolState:
@@ -272,9 +273,10 @@ class FirstSpikeMaxPool(StatefulModule):
 
     def _fits(self, state: PoolState, input_: Tensor) -> bool:
         same_kind = (state.fired.device, state.fired.dtype) == (input_.device, input_.dtype)
-        return same_kind and state.fired.shape[0] == input_.shape[0]
+        return same_kind and self._input_shape == input_.shape
 
     def _step(self, input_: Tensor, state: PoolState) -> tuple[Tensor, PoolState]:
+        self._input_shape = input_.shape
         spikes = self.pool(input_) * (1 - state.fired)
         return spikes, PoolState(state.fired + spikes)
 

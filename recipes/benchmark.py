@@ -9,6 +9,7 @@ Everything runs in one process, interleaved: ANN, engine, engine, ..., ANN, engi
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from jsonargparse import auto_cli
@@ -34,15 +35,14 @@ def benchmark(
     torch.manual_seed(seed)
     ann = quartz_mnist().eval()
     images = torch.rand(batch_size, 1, 28, 28)
-    contenders: dict[tuple[str, int | None], Callable[[], object]] = {("ANN", None): lambda: ann(images)}
+    contenders: dict[tuple[str, int | None], Callable[[], object]] = {("ANN", None): partial(ann, images)}
     for t in t_max:
         held = quartz_plugin.convert(ann, images, t_max=t)
-        contenders["analytic, logits alone", t] = lambda snn=held: snn(images)
-        contenders["analytic, all spikes", t] = lambda snn=held: snn.run(images)
+        contenders["analytic, logits alone", t] = partial(held, images)
+        contenders["analytic, all spikes", t] = partial(held.run, images)
         paper = quartz_plugin.convert(ann, images, t_max=t, **quartz_plugin.PAPER)
-        contenders["stepped, the paper's neuron", t] = lambda snn=paper: snn.run(images, engine="stepped")
-        loop = paper.to_snntorch()
-        contenders["to_snntorch() in a loop", t] = lambda net=loop, snn=paper: _loop(net, snn, images)
+        contenders["stepped, the paper's neuron", t] = partial(paper.run, images, engine="stepped")
+        contenders["to_snntorch() in a loop", t] = partial(_loop, paper.to_snntorch(), paper, images)
 
     seconds: dict[tuple[str, int | None], list[float]] = {name: [] for name in contenders}
     with torch.no_grad():

@@ -11,7 +11,7 @@ from typing import Any, TypedDict
 import torch
 from torch import Tensor, nn
 
-from quartz_plugin.coding import window_length
+from quartz_plugin.coding import at_least_float32, window_length
 from quartz_plugin.convert.calibrate import Calibration, Granularity, calibrate, chunks, peek
 from quartz_plugin.convert.check import check
 from quartz_plugin.convert.emit import NeuronKind, emit
@@ -114,7 +114,7 @@ def convert(
     if first is None:
         raise ValueError("calibration is empty: give at least one batch of training images")
     parameter = next((p for p in ann.parameters()), None) if isinstance(ann, nn.Module) else None
-    dtype = torch.float32 if parameter is None else parameter.dtype
+    dtype = torch.float32 if parameter is None else at_least_float32(parameter.dtype)
     device = first.device if parameter is None else parameter.device
     example = (first[:1] if example_input is None else example_input[:1]).to(device=device, dtype=dtype)
 

@@ -25,7 +25,7 @@ def check(draft: Draft) -> Draft:
         elif row.role is Role.MAX_POOL and signed_since is not None:
             raise ConversionError(
                 f"cannot convert {path!r} ({type(module).__name__}): it pools signed values (from {signed_since!r}), "
-                "and a first spike says the largest value only of a ReLU's; put a ReLU in front of it or right behind it"
+                "and a first spike says the largest value only of a ReLU's; put a ReLU before or right behind it"
             )
         if row.role is not Role.ROUTE:
             last = row.role

@@ -37,7 +37,8 @@ def trace(ann: nn.Module, example: Tensor) -> Draft:
     if not isinstance(ann, nn.Module):
         raise TypeError(f"ann must be a torch.nn.Module, got {type(ann).__name__}")
     _check_finite(ann)
-    root = copy.deepcopy(ann).eval()
+    # The draft computes in the example's type, which is float32 at least.
+    root = copy.deepcopy(ann).eval().to(example.dtype)
     if not isinstance(root, nn.Sequential) and type(root).__module__.startswith("torch.nn"):
         root = nn.Sequential(root)
     try:

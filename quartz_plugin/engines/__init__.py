@@ -39,7 +39,8 @@ def run(graph: ConvertedGraph, images: Tensor, engine: str = "auto", record: boo
     Raises
     ------
     ValueError
-        For images of a wrong shape or outside [0, 1], an unknown engine, or one that cannot be exact here.
+        For images of a wrong shape or outside [0, 1], an unknown engine, one that cannot be exact here, or
+        synapses in a type narrower than float32.
     """
     if engine == "auto":
         engine = "analytic" if graph.hold else "stepped"
@@ -49,6 +50,8 @@ def run(graph: ConvertedGraph, images: Tensor, engine: str = "auto", record: boo
         raise ValueError(
             'engine="analytic" is exact with hold=True only (early spikes have no closed form); use engine="stepped"'
         )
+    if graph.dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"{graph.dtype} cannot hold the membrane; use snn.to(torch.float32)")
     graph.check_images(images)
     window = graph.input_window
     with _full_precision(images.device):

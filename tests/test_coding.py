@@ -1,0 +1,294 @@
+"""Values <-> spike steps <-> spike trains, and the clock, against plain arithmetic with fractions."""
+
+import math
+from fractions import Fraction
+
+import pytest
+import torch
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from quartz_plugin import decode, encode
+from quartz_plugin.coding import NO_SPIKE, NeuronClock, Window, at_least_float32, round_half_up, to_levels
+
+HALF = Fraction(1, 2)
+
+t_maxes = st.integers(2, 70)
+# k / 2^12 times S < 2^7 and the half behind it are exact in float32.
+exact_values = st.lists(st.integers(0, 4096).map(lambda k: Fraction(k, 4096)), min_size=1, max_size=30)
+any_values = st.lists(st.floats(0, 1, width=32), min_size=1, max_size=30)
+
+
+def plain_step(x, t_max):
+    """``ceil(S (1 - x) - 1/2)``."""
+    return math.ceil((t_max - 1) * (1 - x) - HALF)
+
+
+def tensor(fractions, dtype=torch.float32):
+    return torch.tensor([float(x) for x in fractions], dtype=dtype)
+
+
+# ------------------------------------------------------------------------------------------------ encode
+
+
+@given(exact_values, t_maxes, st.sampled_from([torch.float32, torch.float64]))
+def test_each_value_is_one_spike_at_the_step_of_the_formula(values, t_max, dtype):
+    spikes = encode(tensor(values, dtype).unsqueeze(0), t_max)
+    assert spikes.dtype == dtype
+    assert spikes.shape == (t_max, 1, len(values))
+    expected = torch.zeros(t_max, 1, len(values), dtype=dtype)
+    for index, x in enumerate(values):
+        expected[plain_step(x, t_max), 0, index] = 1
+    assert torch.equal(spikes, expected)
+
+
+@given(st.integers(0, 6), st.data())
+def test_halves_between_two_levels_round_up(log_window, data):
+    window = 2**log_window
+    level = data.draw(st.integers(0, window - 1))
+    x = (level + HALF) / window
+    assert to_levels(tensor([x]), window + 1).tolist() == [level + 1]
+    assert encode(tensor([x]), window + 1)[:, 0].argmax() == window - level - 1 == plain_step(x, window + 1)
+
+
+def test_one_fires_at_once_and_zero_at_the_end_of_the_window():
+    for t_max in (2, 3, 16, 64):
+        steps = encode(torch.tensor([[1.0, 0.0]]), t_max).argmax(0)
+        assert steps.tolist() == [[0, t_max - 1]]
+
+
+@given(t_maxes)
+def test_every_level_keeps_its_level(t_max):
+    levels = torch.arange(t_max)
+    assert to_levels(levels.float() / (t_max - 1), t_max).tolist() == levels.tolist()
+
+
+@given(st.lists(st.integers(1, 3), min_size=1, max_size=4), t_maxes, st.integers(0, 9), st.integers(0, 10**6))
+def test_time_is_the_first_axis_and_as_long_as_asked(shape, t_max, more, seed):
+    torch.manual_seed(seed)
+    x = torch.rand(shape)
+    short, long = encode(x, t_max), encode(x, t_max, t_max + more)
+    assert short.shape == (t_max, *shape)
+    assert long.shape == (t_max + more, *shape)
+    assert torch.equal(long[:t_max], short)
+    assert long[t_max:].count_nonzero() == 0
+
+
+@given(exact_values, t_maxes)
+def test_silent_zeros_leave_out_exactly_the_spikes_that_say_zero(values, t_max):
+    x = tensor(values)
+    spikes, silent = encode(x, t_max), encode(x, t_max, silent_zeros=True)
+    assert torch.equal(silent[:-1], spikes[:-1])
+    assert silent[-1].count_nonzero() == 0
+    assert torch.equal(silent.sum(0), torch.tensor([float(plain_step(v, t_max) < t_max - 1) for v in values]))
+    assert torch.equal(decode(silent, t_max), decode(spikes, t_max))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+def test_spikes_have_the_dtype_of_the_values_but_levels_are_not_rounded_by_it(dtype):
+    x = torch.arange(257, dtype=torch.float32).div(256).to(dtype)
+    spikes = encode(x, 201)
+    assert spikes.dtype == dtype
+    expected = [plain_step(Fraction(float(value)), 201) for value in x]
+    assert spikes.argmax(0).tolist() == expected
+
+
+def test_encode_leaves_its_input_alone_and_accepts_an_empty_batch():
+    x = torch.rand(3, 4)
+    before = x.clone()
+    encode(x, 5, silent_zeros=True)
+    assert torch.equal(x, before)
+    assert encode(torch.empty(0, 4), 5).shape == (5, 0, 4)
+
+
+@pytest.mark.parametrize("t_max", [1, 0, -3, 4.0, 2.5, "4", None, True])
+@pytest.mark.parametrize(
+    "use",
+    [lambda t: encode(torch.rand(2), t), lambda t: decode(torch.ones(9, 2), t)],
+    ids=["encode", "decode"],
+)
+def test_t_max_must_be_a_whole_number_of_at_least_two(use, t_max):
+    with pytest.raises(ValueError, match="t_max must be a whole number of at least 2"):
+        use(t_max)
+
+
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        (torch.tensor([0.5, 1.001]), r"must lie in \[0, 1\].* to 1.001"),
+        (torch.tensor([0.5, math.inf]), r"must lie in \[0, 1\]"),
+        (torch.tensor([0.5, -0.001]), r"must lie in \[0, 1\].*looks normalised"),
+        (torch.tensor([0.5, math.nan]), "NaN"),
+        (torch.tensor([0, 1]), "floating point"),
+        (torch.tensor([0, 255], dtype=torch.uint8), "divide raw bytes by 255"),
+        (torch.tensor([True, False]), "floating point"),
+    ],
+)
+def test_values_that_have_no_code_are_refused(x, message):
+    with pytest.raises(ValueError, match=message):
+        encode(x, 4)
+
+
+def test_a_list_is_not_a_tensor():
+    with pytest.raises(TypeError, match=r"torch\.Tensor, got list"):
+        encode([0.5], 4)
+
+
+@pytest.mark.parametrize("steps", [3, 1, 0, -1])
+def test_too_few_steps_for_the_window_are_refused(steps):
+    with pytest.raises(ValueError, match="steps must be at least t_max = 4"):
+        encode(torch.rand(2), 4, steps)
+
+
+# ------------------------------------------------------------------------------------------------ decode
+
+
+@given(any_values, t_maxes, st.integers(0, 5))
+def test_decode_of_encode_is_within_half_a_level(values, t_max, more):
+    x = torch.tensor(values, dtype=torch.float32)
+    back = decode(encode(x, t_max, t_max + more), t_max)
+    assert back.dtype == torch.float32
+    assert (back.double() - x.double()).abs().max() <= 0.5 / (t_max - 1) + 1e-6
+
+
+@given(t_maxes, st.data())
+def test_decode_says_the_level_of_the_first_spike(t_max, data):
+    start = data.draw(st.integers(0, 100))
+    steps = data.draw(st.lists(st.integers(0, 150), min_size=1, max_size=3))
+    spikes = torch.zeros(151, 1)
+    spikes[steps] = 1
+    value = Fraction(start + t_max - 1 - min(steps), t_max - 1)
+    assert decode(spikes, t_max, start).item() == pytest.approx(float(value), abs=1e-6)
+
+
+def test_no_spike_decodes_to_zero_an_early_spike_to_more_than_one_a_late_one_to_less_than_zero():
+    spikes = torch.zeros(13, 3)
+    spikes[1, 1] = 1
+    spikes[12, 2] = 1
+    assert decode(spikes, t_max=5, start=4).tolist() == [0.0, 1.75, -1.0]
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.bfloat16, torch.float32, torch.float64])
+def test_decode_takes_spikes_of_any_dtype_and_answers_in_at_least_float32(dtype):
+    spikes = encode(torch.tensor([[0.0, 0.25, 1.0]]), 5).to(dtype)
+    values = decode(spikes, 5)
+    assert values.tolist() == [[0.0, 0.25, 1.0]]
+    assert values.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+
+
+@pytest.mark.parametrize("spikes", [torch.tensor(1.0), torch.zeros(0, 3)])
+def test_decode_wants_a_time_axis(spikes):
+    with pytest.raises(ValueError, match="time axis"):
+        decode(spikes, 4)
+
+
+# ---------------------------------------------------------------------------------------------- rounding
+
+
+@given(st.lists(st.integers(-(2**14), 2**14), min_size=1))
+def test_round_half_up_is_the_floor_of_a_half_more(eighths):
+    x = torch.tensor(eighths) / 8
+    expected = [math.floor(Fraction(value, 8) + HALF) for value in eighths]
+    assert round_half_up(x).tolist() == expected
+    assert torch.equal(x, torch.tensor(eighths) / 8)
+    assert round_half_up(x, inplace=True) is not None
+    assert x.tolist() == expected
+
+
+@given(st.lists(st.integers(-(2**14), 2**14), min_size=1))
+def test_round_half_up_passes_gradients_straight_through_and_leaves_its_input_alone(eighths):
+    x = (torch.tensor(eighths) / 8).requires_grad_()
+    before = x.detach().clone()
+    rounded = round_half_up(x, inplace=True)
+    weights = torch.arange(1.0, len(eighths) + 1)
+    (rounded * weights).sum().backward()
+    assert rounded.tolist() == [math.floor(Fraction(value, 8) + HALF) for value in eighths]
+    assert torch.equal(x.grad, weights)
+    assert torch.equal(x.detach(), before)
+
+
+def test_a_membrane_is_never_narrower_than_float32():
+    narrow = [torch.float16, torch.bfloat16, torch.uint8, torch.int64, torch.bool, torch.float32]
+    assert {at_least_float32(dtype) for dtype in narrow} == {torch.float32}
+    assert at_least_float32(torch.float64) == torch.float64
+
+
+# ------------------------------------------------------------------------------------------------- clock
+
+
+@given(t_maxes, st.integers(1, 40))
+def test_layer_l_is_read_out_at_l_windows_and_rectified_one_later(t_max, layer):
+    s = t_max - 1
+    clock = NeuronClock.of_layer(t_max, layer)
+    assert (clock.first_input, clock.readout, clock.rectify) == ((layer - 1) * s, layer * s, (layer + 1) * s)
+    assert clock.output_window == Window(start=layer * s, length=s)
+    assert clock.output_window.end == NeuronClock.of_layer(t_max, layer + 1).readout
+    assert clock.threshold == t_max - 0.5
+    assert clock.last_step(signed=False) == (layer + 1) * s
+    assert clock.last_step(signed=True) == (layer + 2) * s
+
+
+@given(st.integers(0, 200), st.integers(1, 60), st.integers(1, 60))
+def test_a_layer_may_have_another_window_than_its_sources(extra, window, input_window):
+    clock = NeuronClock(readout=input_window + extra, window=window, input_window=input_window)
+    assert clock.first_input == extra
+    assert clock.rectify == clock.output_window.end == input_window + extra + window
+    assert clock.threshold == window + 0.5
+    assert clock.last_step(signed=False) == clock.rectify
+    assert clock.last_step(signed=True) == clock.readout + 2 * window
+
+
+@given(
+    st.lists(st.integers(-512, 512).map(lambda k: Fraction(k, 256)), min_size=1),
+    st.integers(1, 60),
+    st.integers(1, 60),
+    st.integers(0, 200),
+)
+@example(biases=[Fraction(1, 2), -HALF, 3 * HALF, -3 * HALF], window=2, input_window=1, extra=0)
+@example(biases=[Fraction(1, 2), -HALF, 3 * HALF, -3 * HALF], window=2, input_window=3, extra=0)
+@example(biases=[Fraction(2), Fraction(-2)], window=5, input_window=5, extra=7)
+def test_bias_spikes_come_at_the_formulas_step_half_to_even_and_clamped(biases, window, input_window, extra):
+    clock = NeuronClock(readout=input_window + extra, window=window, input_window=input_window)
+    clamped = [max(-3 * HALF, min(3 * HALF, b)) for b in biases]
+    # Python's round of a Fraction is half to even.
+    local = [round(input_window * (2 - b)) - input_window for b in clamped]
+    assert clock.bias_spike_steps(tensor(biases)).tolist() == [extra + step for step in local]
+
+
+def test_bias_spikes_of_one_zero_and_minus_one_frame_the_windows():
+    clock = NeuronClock.of_layer(t_max=9, layer=3)
+    steps = clock.bias_spike_steps(torch.tensor([1.0, 0.0, -1.0]))
+    assert steps.tolist() == [clock.first_input, clock.readout, clock.rectify]
+
+
+@pytest.mark.parametrize("layer", [0, -1, 1.0, True, None, "1"])
+def test_a_layer_is_a_whole_number_from_one(layer):
+    with pytest.raises(ValueError, match="layer must be a whole number of at least 1"):
+        NeuronClock.of_layer(4, layer)
+
+
+# ------------------------------------------------------------------------------------------------ window
+
+
+@given(st.integers(0, 100), st.integers(1, 60), st.lists(st.integers(-60, 120), min_size=1), st.integers(0, 50))
+def test_levels_count_down_to_zero_at_the_end_of_a_window(start, length, levels, delay):
+    window = Window(start, length)
+    assert window.level_at(start) == length
+    assert window.level_at(window.end) == 0
+    assert [window.level_at(window.step_of(level)) for level in levels] == levels
+    steps = window.steps_of(torch.tensor(levels))
+    assert steps.dtype == torch.int32
+    assert steps.tolist() == [window.step_of(level) for level in levels]
+    later = window.delayed(delay)
+    assert (later.start, later.length) == (start + delay, length)
+    assert later.steps_of(torch.tensor(levels)).tolist() == [step + delay for step in steps.tolist()]
+
+
+@given(st.integers(0, 100), st.integers(1, 60), st.integers(-60, 0))
+def test_levels_of_steps_give_silence_its_own_level(start, length, silent):
+    window = Window(start, length)
+    steps = torch.tensor([NO_SPIKE, start, window.end, NO_SPIKE], dtype=torch.int32)
+    levels = window.levels_at(steps, silent)
+    assert levels.dtype == torch.int32
+    assert levels.tolist() == [silent, length, 0, silent]
+    assert window.levels_at(steps).tolist() == [0, length, 0, 0]

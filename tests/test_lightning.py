@@ -1,0 +1,256 @@
+"""The shared parts of the recipes: data, modules, command line."""
+
+import csv
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import SHARED
+from safetensors.torch import save_file
+from torch import nn
+
+pytest.importorskip("lightning", reason="needs the extra recipes")
+
+import quartz_plugin
+from quartz_plugin.lightning import Classifier, MNISTData, SpikingClassifier, quartz_mnist
+from quartz_plugin.lightning.cli import load_checkpoint
+from quartz_plugin.lightning.data import DIGITS, FULL_MNIST, random_affine, stratified_split
+from quartz_plugin.lightning.modules import load_weights, warn_if_seen
+
+ROOT = Path(__file__).parents[1]
+
+# Runs a recipe with sockets that refuse to be opened.
+WITHOUT_NETWORK = """
+import runpy, socket, sys
+def refuse(*args, **kwargs):
+    raise RuntimeError("a socket was opened")
+socket.socket.__init__ = refuse
+socket.create_connection = refuse
+socket.getaddrinfo = refuse
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def recipe(*arguments, cwd):
+    """Run recipes/mnist.py without a network; its output."""
+    command = [sys.executable, "-c", WITHOUT_NETWORK, str(ROOT / "recipes" / "mnist.py"), *map(str, arguments)]
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    return done.stdout
+
+
+QUICK = ("--trainer.max_epochs=1", "--data.passes=1", "--trainer.limit_test_batches=2", "--data.calibration_images=200")
+
+
+@pytest.fixture(scope="module")
+def after_run(tmp_path_factory):
+    """Folder and output of a short `run`."""
+    folder = tmp_path_factory.mktemp("run")
+    return folder, recipe("run", "--t_max=8", *QUICK, cwd=folder)
+
+
+def test_run_opens_no_socket_and_ends_in_one_table_and_two_pictures(after_run):
+    folder, output = after_run
+    table = output[output.index("1,000 test images") :]
+    for row in (
+        "accuracy",
+        "agreement",
+        "spikes that say zero",
+        "spikes x synapses",
+        "merged",
+        "steps of an inference",
+    ):
+        assert row in table
+    assert "225,840 MACs" in table
+    assert "43.0" in table
+    for name in ("chronogram.png", "raster.png"):
+        assert (folder / "runs" / "mnist" / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_run_logs_to_csv_and_tensorboard_and_keeps_best_and_last(after_run):
+    folder = after_run[0] / "runs" / "mnist"
+    (log,) = folder.glob("logs/*/metrics.csv")
+    columns = next(csv.reader(log.open()))
+    assert {"train_loss", "val_accuracy", "accuracy", "agreement", "synops", "zero_spikes", "steps"} <= set(columns)
+    assert list(folder.glob("tensorboard/*/events*"))
+    assert (folder / "best.ckpt").exists()
+    assert (folder / "last.ckpt").exists()
+    assert quartz_plugin.load(folder / "snn.safetensors").t_max == 8
+
+
+def test_a_checkpoint_is_converted_and_tested_beside_the_ann(after_run):
+    folder = after_run[0]
+    checkpoint = folder / "runs" / "mnist" / "best.ckpt"
+    output = recipe(
+        "convert", f"--ckpt_path={checkpoint}", "--t_max=4", "--hold=false", "--rectifier=silent",
+        "--output=small.safetensors", "--verify_images=20", *QUICK, cwd=folder,
+    )  # fmt: skip
+    assert "top-1 agreement with the ANN" in output
+    snn = quartz_plugin.load(folder / "small.safetensors")
+    assert (snn.t_max, snn.graph.hold, snn.graph.silent) == (4, False, True)
+    assert snn.graph.settings["fitted_on"] == DIGITS
+    output = recipe("test", "--snn=small.safetensors", f"--ckpt_path={checkpoint}", *QUICK, cwd=folder)
+    assert "SNN, T = 4" in output
+    assert "agreement with the ANN" in output
+
+
+def test_sweep_writes_one_row_for_each_t_max_and_neuron(after_run):
+    folder = after_run[0]
+    checkpoint = folder / "runs" / "mnist" / "last.ckpt"
+    recipe("sweep", f"--ckpt_path={checkpoint}", "--t_max=[2,3]", "--output=s.csv", *QUICK, cwd=folder)
+    rows = list(csv.DictReader((folder / "s.csv").open()))
+    assert [row["t_max"] for row in rows] == ["2"] * 5 + ["3"] * 5
+    assert {(row["hold"], row["bias"], row["rectifier"]) for row in rows} == {
+        ("False", "spike", "spike"),
+        ("False", "synapse", "spike"),
+        ("False", "synapse", "silent"),
+        ("True", "synapse", "spike"),
+        ("True", "synapse", "silent"),
+    }
+    by_kind = {row["rectifier"]: row for row in rows if row["hold"] == "True" and row["t_max"] == "3"}
+    assert by_kind["spike"]["accuracy"] == by_kind["silent"]["accuracy"]
+    assert float(by_kind["spike"]["synops"]) == 225_840
+    assert float(by_kind["silent"]["synops"]) < 225_840
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("test", "--snn=nowhere.safetensors"), "no such file: nowhere.safetensors"),
+        (("convert", "--ckpt_path=nowhere.ckpt"), "no checkpoint nowhere.ckpt"),
+        (("convert", "--model.weights=nowhere.pt"), "no weights file nowhere.pt"),
+        (("convert", "--t_max=1"), "t_max must be a whole number of at least 2"),
+        (("convert", "--bias=spike"), "hold=False"),
+    ],
+    ids=["snn", "checkpoint", "weights", "t_max", "options"],
+)
+def test_what_a_user_can_mend_ends_in_one_line(tmp_path, monkeypatch, arguments, says):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["mnist.py", *arguments])
+    with pytest.raises(SystemExit) as stopped:
+        runpy.run_path(str(ROOT / "recipes" / "mnist.py"), run_name="__main__")
+    (line,) = str(stopped.value).splitlines()
+    assert line.startswith("error: ")
+    assert says in line
+    assert not list(tmp_path.glob("**/*.safetensors"))
+
+
+def test_digits_are_real_disjoint_and_split_alike_every_time():
+    data, again = MNISTData(), MNISTData(validation_share=0.5)
+    data.setup()
+    again.setup()
+    parts = {name: part.tensors for name, part in data._parts.items()}
+    assert [len(parts[name][0]) for name in ("train", "validation", "test")] == [3600, 400, 1000]
+    assert parts["test"][1].bincount().tolist() == [100] * 10
+    assert torch.equal(parts["test"][0], again._parts["test"].tensors[0])
+    seen = {image.numpy().tobytes() for name in ("train", "validation") for image in parts[name][0]}
+    assert not any(image.numpy().tobytes() in seen for image in parts["test"][0])
+    images = torch.cat([part[0] for part in parts.values()])
+    assert (float(images.min()), float(images.max())) == (0.0, 1.0)
+
+
+def test_calibration_is_on_training_images_alone():
+    data = MNISTData(calibration_images=50)
+    images = torch.cat([batch[0] for batch in data.calibration_dataloader()])
+    assert torch.equal(images, data._parts["train"].tensors[0][:50])
+
+
+@pytest.mark.shared
+def test_the_full_mnist_is_read_from_its_folder():
+    data = MNISTData(root=str(SHARED / "data"))
+    data.prepare_data()
+    data.setup()
+    train, validation, test = (data._parts[name] for name in ("train", "validation", "test"))
+    assert (len(train) + len(validation), len(test)) == (60_000, 10_000)
+    assert abs(len(validation) - 6_000) < 10
+
+
+def test_a_missing_folder_says_what_to_do(tmp_path, monkeypatch):
+    import torchvision
+
+    def no_network(self):
+        raise RuntimeError("Error downloading")
+
+    monkeypatch.setattr(torchvision.datasets.MNIST, "download", no_network)
+    with pytest.raises(FileNotFoundError, match=r"MNIST.raw.*--data.root"):
+        MNISTData(root=str(tmp_path)).prepare_data()
+
+
+def test_stratified_split_keeps_classes_and_refuses_bad_shares():
+    labels = torch.arange(4).repeat_interleave(10)
+    rest, part = stratified_split(labels, 0.3, seed=3)
+    assert labels[part].bincount().tolist() == [3] * 4
+    assert sorted(torch.cat([rest, part]).tolist()) == list(range(40))
+    assert torch.equal(part, stratified_split(labels, 0.3, seed=3)[1])
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        stratified_split(labels, 1.0, seed=0)
+
+
+def test_random_affine_moves_each_image_a_little_and_stays_in_range():
+    images = torch.zeros(20, 1, 28, 28)
+    images[:, :, 10:18, 10:18] = 1.0
+    moved = random_affine(images)
+    assert moved.shape == images.shape
+    assert float(moved.min()) >= 0.0
+    assert float(moved.max()) <= 1.0 + 1e-6
+    assert not torch.equal(moved[0], moved[1])
+    ink = moved.sum((1, 2, 3)) / images.sum((1, 2, 3))
+    assert ((ink > 0.7) & (ink < 1.4)).all()
+
+
+def test_the_warning_comes_for_digits_among_the_training_images_only():
+    class FakeTrainer:
+        datamodule = MNISTData()
+
+    with pytest.warns(UserWarning, match="seen images"):
+        warn_if_seen(FULL_MNIST, FakeTrainer())
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warn_if_seen(DIGITS, FakeTrainer())
+        warn_if_seen(None, FakeTrainer())
+
+
+def test_weights_are_loaded_from_safetensors_and_pt_and_refused_from_elsewhere(tmp_path):
+    torch.manual_seed(1)
+    source, target = quartz_mnist(), quartz_mnist()
+    save_file(source.state_dict(), tmp_path / "w.safetensors")
+    torch.save(source.state_dict(), tmp_path / "w.pt")
+    (tmp_path / "bad.pt").write_bytes(b"no weights")
+    torch.save({"__reduce__": Path("x")}, tmp_path / "code.pt")
+    torch.save(nn.Linear(2, 2).state_dict(), tmp_path / "other.pt")
+    for name in ("w.safetensors", "w.pt"):
+        load_weights(target, str(tmp_path / name))
+        assert torch.equal(target[0].weight, source[0].weight)
+    for name in ("bad.pt", "code.pt"):
+        with pytest.raises(ValueError, match="not a readable file of weights"):
+            load_weights(target, str(tmp_path / name))
+    with pytest.raises(ValueError, match="another network"):
+        load_weights(target, str(tmp_path / "other.pt"))
+    with pytest.raises(ValueError, match="not a readable checkpoint"):
+        load_checkpoint(Classifier(target, 10), str(tmp_path / "w.pt"))
+
+
+def test_fit_and_test_work_without_the_command_line(tmp_path):
+    import lightning
+
+    ann = nn.Sequential(nn.Flatten(), nn.Linear(784, 32), nn.ReLU(), nn.Linear(32, 10))
+    model, data = Classifier(ann, 10, lr=1e-2), MNISTData(passes=1)
+    trainer = lightning.Trainer(
+        max_epochs=2, logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, default_root_dir=tmp_path,
+    )  # fmt: skip
+    trainer.fit(model, datamodule=data)
+    (ann_figures,) = trainer.test(model, datamodule=data, verbose=False)
+    assert ann_figures["accuracy"] > 0.7
+    snn = quartz_plugin.convert(ann, data.calibration_dataloader(), 64)
+    (figures,) = trainer.test(SpikingClassifier(snn, 10, ann), datamodule=data, verbose=False)
+    assert figures["agreement"] > 0.97
+    assert figures["steps"] == 4 * 63 + 1
+    images, labels = data._parts["test"].tensors
+    assert figures["accuracy"] == pytest.approx(float((snn(images).argmax(1) == labels).float().mean()), abs=1e-6)
