@@ -39,4 +39,10 @@ def to_norse(graph: ConvertedGraph) -> nn.Module:
 
 def _in_order(graph: ConvertedGraph) -> list[tuple[str, nn.Module]]:
     """Copies of the modules of a chain, named by their paths with "_" for "."."""
-    return [(str(node.target).replace(".", "_"), copy.deepcopy(module)) for node, module in module_nodes(graph.module)]
+    copies: dict[str, nn.Module] = {}
+    for node, module in module_nodes(graph.module):
+        name = str(node.target).replace(".", "_")
+        while name in copies:
+            name += "_"
+        copies[name] = copy.deepcopy(module)
+    return list(copies.items())

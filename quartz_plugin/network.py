@@ -44,7 +44,6 @@ class SpikingNetwork(nn.Module):
         super().__init__()
         self.graph_module = graph.module
         self.graph = graph
-        self.requires_grad_(False)
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits ``[B, classes]`` of images in [0, 1], by the fastest engine that is exact here."""
@@ -117,10 +116,7 @@ class SpikingNetwork(nn.Module):
         return export.to_norse(self.graph)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> SpikingNetwork:
-        graph = copy.copy(self.graph)
-        graph.module = copy.deepcopy(self.graph_module, memo)
-        graph.scales = {name: scale.clone() for name, scale in self.graph.scales.items()}
-        clone = SpikingNetwork(graph)
+        clone = SpikingNetwork(copy.deepcopy(self.graph, memo))
         clone.train(self.training)
         reset(clone)
         return clone

@@ -22,12 +22,16 @@ class Draft:
         The network so far; every node calls a module of its own.
     input_shape : tuple of int
         One input, without the batch.
+    dtype, device
+        Those the network computes in.
     report : dict
         Module path -> row of the report, in the order of the network.
     """
 
     module: fx.GraphModule
     input_shape: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
     report: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def steps(self) -> list[tuple[fx.Node, nn.Module]]:
@@ -68,6 +72,10 @@ class Draft:
                 for source in node.all_input_nodes:
                     if last_use[source] is node:
                         values.pop(source, None)
+
+    def output(self, images: Tensor) -> Tensor:
+        """What the network gives on `images`."""
+        return [value for _, value in self.run(images)][-1]
 
     def record_shapes(self, example: Tensor) -> None:
         """Note each node's output shape, without the batch, as ``node.meta["shape"]``."""

@@ -136,8 +136,7 @@ def _prepend(draft: Draft, preprocessing: Preprocessing) -> None:
     if first is None:
         return
     shape = (-1, *[1] * (len(draft.input_shape) - 1))
-    parameter = next(draft.module.parameters(), None)
-    kind = torch.zeros(()) if parameter is None else parameter
+    kind = torch.zeros((), dtype=draft.dtype, device=draft.device)
     path = "preprocessing"
     while path in draft.names():
         path += "_"

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from quartz_plugin.convert.draft import Draft
-from quartz_plugin.convert.operators import Affine, Role, role_of
+from quartz_plugin.convert.operators import Affine, ConversionError, Role, role_of
 from quartz_plugin.graph import INPUT, OneToOne
 
 Path = str
@@ -86,9 +86,15 @@ def rescale(draft: Draft, scales: dict[str, Tensor]) -> list[ScaledLayer]:
         path, role = str(node.target), role_of(module)
         if role is Role.MAX_POOL:
             # Only routing can stand before it: the check has seen to that.
-            segment.pools += [*segment.steps, (path, copy.deepcopy(module))]
-            segment.scale = _routed(segment.scale, segment.shape, segment.steps)
-            segment.steps, segment.shape = [], node.meta["shape"]
+            scale = _routed(segment.scale, segment.shape, segment.steps)
+            if not _alike_in_windows(scale, module):
+                raise ConversionError(
+                    f"cannot convert {path!r} ({type(module).__name__}) with a scale for each channel: it pools "
+                    'channels of different scales; use granularity="layer"'
+                )
+            segment = _Segment(
+                scale, node.meta["shape"], [*segment.pools, *segment.steps, (path, copy.deepcopy(module))]
+            )
         elif role is not Role.RECTIFIER:
             segment.steps.append((path, copy.deepcopy(module)))
         ends = role is Role.RECTIFIER or node is steps[-1][0]
@@ -99,8 +105,8 @@ def rescale(draft: Draft, scales: dict[str, Tensor]) -> list[ScaledLayer]:
                 ScaledLayer(
                     name=name,
                     pools=segment.pools,
-                    bias=_bias(segment, scale),
-                    synapses=_scaled_synapses(segment, scale, name),
+                    bias=_bias(segment, scale, draft.dtype, draft.device),
+                    synapses=_scaled_synapses(segment, scale, name, draft.dtype, draft.device),
                     scale=scale,
                     rectified=role is Role.RECTIFIER,
                     shape=node.meta["shape"],
@@ -117,16 +123,8 @@ def unique_name(wanted: str, taken: set[str]) -> str:
     return wanted
 
 
-def _kind(segment: _Segment) -> tuple[torch.dtype, torch.device]:
-    for _, module in segment.steps:
-        for parameter in module.parameters():
-            return torch.promote_types(parameter.dtype, torch.float32), parameter.device
-    return torch.float32, torch.device("cpu")
-
-
-def _bias(segment: _Segment, scale: Tensor) -> Tensor | None:
+def _bias(segment: _Segment, scale: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor | None:
     """``A(0) / s_out``, as small a tensor as says it."""
-    dtype, device = _kind(segment)
     value = torch.zeros((1, *segment.shape), dtype=torch.float64, device=device)
     with torch.no_grad():
         for _, module in segment.steps:
@@ -140,9 +138,10 @@ def _bias(segment: _Segment, scale: Tensor) -> Tensor | None:
     return bias
 
 
-def _scaled_synapses(segment: _Segment, scale_out: Tensor, name: str) -> list[Synapse]:
+def _scaled_synapses(
+    segment: _Segment, scale_out: Tensor, name: str, dtype: torch.dtype, device: torch.device
+) -> list[Synapse]:
     """Scale the linear part: gains in front and behind are merged into weights wherever these can take them."""
-    dtype, device = _kind(segment)
     gain = segment.scale.to(device)
     out_gain = 1 / scale_out.to(device)
     if out_gain.dim() == 0:
@@ -167,7 +166,7 @@ def _scaled_synapses(segment: _Segment, scale_out: Tensor, name: str) -> list[Sy
             synapses.append((path, module.to(dtype)))
             gain = torch.ones((), dtype=torch.float64, device=device)
         elif isinstance(module, _SPATIAL):
-            if not _per_channel(gain):
+            if not _alike_in_windows(gain, module):
                 place(f"{path}_gain", gain)
                 gain = torch.ones((), dtype=torch.float64, device=device)
             synapses.append((path, module.to(dtype)))
@@ -218,11 +217,25 @@ def _times_output_gain(synapses: list[Synapse], gain: Tensor) -> bool:
     return False
 
 
+def _alike_in_windows(gain: Tensor, pool: nn.Module) -> bool:
+    """Whether all values that a pooling module puts together have the same gain."""
+    dims = 2 if type(pool).__name__.endswith("2d") else 1
+    return gain.dim() == 0 or all(size == 1 for size in gain.shape[-dims:])
+
+
 def _routed(gain: Tensor, shape: tuple[int, ...], routes: list[Synapse]) -> Tensor:
-    """Carry a gain through routing modules."""
-    if gain.dim() == 0 or not routes:
-        return gain
-    value = gain.expand(shape).unsqueeze(0)
+    """Carry a gain through routing modules; of size 1 along each dimension in which it does not differ."""
     for _, module in routes:
-        value = module(value)
-    return value[0]
+        if gain.dim() == 0:
+            break
+        full = gain.expand(shape).unsqueeze(0)
+        if isinstance(module, nn.ZeroPad1d | nn.ZeroPad2d):
+            # Nothing spikes in a border, so its gain may be that of the edge.
+            routed = nn.functional.pad(full, module.padding, mode="replicate")[0]
+        else:
+            routed = module(full)[0]
+        shape, gain = tuple(routed.shape), routed
+        for dim in range(gain.dim()):
+            first = gain.narrow(dim, 0, 1)
+            gain = first if bool((gain == first).all()) else gain
+    return gain

@@ -10,6 +10,7 @@ from torch import Tensor, fx, nn
 
 from quartz_plugin.convert.draft import Draft
 from quartz_plugin.convert.operators import FUNCTIONS, OPERATORS, REASONS, ConversionError
+from quartz_plugin.graph import INPUT
 
 
 class _Tracer(fx.Tracer):
@@ -41,6 +42,7 @@ def trace(ann: nn.Module, example: Tensor) -> Draft:
     root = copy.deepcopy(ann).eval().to(example.dtype)
     if not isinstance(root, nn.Sequential) and type(root).__module__.startswith("torch.nn"):
         root = nn.Sequential(root)
+    hooked = _without_hooks(root, example)
     try:
         graph = _Tracer().trace(root)
         module = fx.GraphModule(root, graph)
@@ -53,7 +55,7 @@ def trace(ann: nn.Module, example: Tensor) -> Draft:
     _check_known(module)
     _check_chain(module)
     _one_module_a_node(module)
-    draft = Draft(module, tuple(example.shape[1:]))
+    draft = Draft(module, tuple(example.shape[1:]), example.dtype, example.device)
     for node, submodule in draft.steps():
         draft.log(str(node.target), operation=type(submodule).__name__)
     try:
@@ -62,6 +64,11 @@ def trace(ann: nn.Module, example: Tensor) -> Draft:
         raise ConversionError(
             f"the network does not run on inputs of shape {list(example.shape)}: {_first_line(error)}"
         ) from error
+    if hooked is not None and not torch.allclose(hooked, draft.output(example), rtol=1e-3, atol=1e-5):
+        raise ConversionError(
+            "a forward hook changes what the network computes, and a spiking network cannot carry it; "
+            "put it into the network's forward, or remove it (handle.remove())"
+        )
     return draft
 
 
@@ -71,6 +78,18 @@ def _check_finite(ann: nn.Module) -> None:
             raise ConversionError(f"{name} is not initialised; run the network once before converting it")
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise ValueError(f"{name} contains NaN or infinity; the network cannot be converted")
+
+
+def _without_hooks(root: nn.Module, example: Tensor) -> Tensor | None:
+    """Take all hooks from `root`; what it gave with them, None if there were none."""
+    hooks = [hooks for m in root.modules() for hooks in (m._forward_hooks, m._forward_pre_hooks) if hooks]
+    if not hooks:
+        return None
+    with torch.no_grad():
+        hooked: Tensor = root(example)
+    for each in hooks:
+        each.clear()
+    return hooked
 
 
 def _functions_to_modules(module: fx.GraphModule) -> None:
@@ -122,17 +141,19 @@ def _check_chain(module: fx.GraphModule) -> None:
 
 def _one_module_a_node(module: fx.GraphModule) -> None:
     """Give each call of a shared module (one ReLU used three times) its own copy under its own name."""
+    taken = {name for name, _ in module.named_modules()} | {INPUT}
     seen: set[str] = set()
     for node in module.graph.nodes:
         if node.op != "call_module":
             continue
-        path, count = str(node.target), 1
-        while str(node.target) in seen:
-            count += 1
+        path, count = str(node.target), 2
+        if path in seen or path == INPUT:
+            while f"{path}_{count}" in taken:
+                count += 1
             node.target = f"{path}_{count}"
-        if count > 1:
+            taken.add(node.target)
             module.add_submodule(node.target, copy.deepcopy(module.get_submodule(path)))
-        seen.add(str(node.target))
+        seen.add(path)
 
 
 def _refusal(where: str, operation: str, reason: str | None) -> str:

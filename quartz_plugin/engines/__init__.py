@@ -70,6 +70,7 @@ def run(graph: ConvertedGraph, images: Tensor, engine: str = "auto", record: boo
         windows=graph.windows(),
         n_steps=graph.n_steps,
         engine=engine,
+        signed_output=output.neuron.p.rectifier is None,
     )
 
 

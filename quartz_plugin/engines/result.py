@@ -29,6 +29,8 @@ class SimulationResult:
         Steps an inference takes.
     engine : str
         The engine that ran.
+    signed_output : bool
+        Whether silence of an output says -1 (0 where the network ends in a ReLU).
     """
 
     logits: Tensor
@@ -36,6 +38,7 @@ class SimulationResult:
     windows: dict[str, Window]
     n_steps: int
     engine: str
+    signed_output: bool = True
 
     @property
     def output(self) -> str:
@@ -52,9 +55,9 @@ class SimulationResult:
         }
 
     def levels(self, name: str) -> Tensor:
-        """Levels (int32) that the spikes of a layer say; 0 for silence, ``-S`` for a silent output."""
+        """Levels (int32) that the spikes of a layer say; 0 for silence, ``-S`` for a silent signed output."""
         window = self.windows[name]
-        silent = -window.length if name == self.output else 0
+        silent = -window.length if name == self.output and self.signed_output else 0
         return window.levels_at(self.spike_steps[name], silent)
 
     @property

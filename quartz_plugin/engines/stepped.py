@@ -76,7 +76,8 @@ def walk_layer(
     p, clock = layer.neuron.p, layer.neuron.clock
     first = clock.first_input
     for source, source_levels in levels.items():
-        first = min(first, windows[source].step_of(int(source_levels.max())))
+        if source_levels.numel():
+            first = min(first, windows[source].step_of(int(source_levels.max())))
     if p.bias is not None and p.bias_code == "spike":
         first = min(first, int(clock.bias_spike_steps(p.bias).min()))
 

@@ -223,6 +223,7 @@ class QuartzTrainer(lightning.Trainer):
         ckpt_path: str | None = None,
         t_max: list[int] = [2, 4, 8, 16, 32],  # noqa: B006
         percentile: float = 99.0,
+        output_percentile: float = 99.0,
         output: str | None = None,
     ) -> None:
         """Convert at several T_max with every kind of neuron and test each: one CSV and one table.
@@ -233,6 +234,7 @@ class QuartzTrainer(lightning.Trainer):
             ckpt_path: Checkpoint that fit wrote; without it the model is taken as it is (--model.weights).
             t_max: The T to convert at.
             percentile: Percentile of each ReLU's values that becomes the value 1.
+            output_percentile: The same for the output, of the size of the logits.
             output: File to write; default sweep.csv in the trainer's folder.
         """
         if ckpt_path is not None:
@@ -244,7 +246,7 @@ class QuartzTrainer(lightning.Trainer):
         points = list(itertools.product(t_max, KINDS))
         for number, (t, kind) in enumerate(points, 1):
             started = time.perf_counter()
-            options = {"t_max": t, "percentile": percentile, **kind}
+            options = {"t_max": t, "percentile": percentile, "output_percentile": output_percentile, **kind}
             snn = convert_with_progress(model, datamodule, options)
             figures = super().test(
                 SpikingClassifier(snn, model.classes, model.network), datamodule=datamodule, verbose=False
