@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import tempfile
 from collections.abc import Callable
 from os import PathLike
@@ -15,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor, fx, nn
 
+from quartz_plugin.coding import window_length
 from quartz_plugin.graph import INPUT, ConvertedGraph, OneToOne
 from quartz_plugin.neuron import AxonalDelay, FirstSpikeMaxPool, TTFSNeuron
 
@@ -54,7 +56,7 @@ ATTRIBUTES: dict[type[nn.Module], tuple[str, ...]] = {
 }
 """Modules a file may hold, with what builds them again."""
 
-_NEURON = ("t_max", "hold", "rectifier", "bias_code", "readout", "input_window")
+_NEURON = ("t_max", "layer", "hold", "rectifier", "bias_code", "readout", "input_window")
 
 
 def write(graph: ConvertedGraph, path: str | PathLike[str]) -> None:
@@ -140,21 +142,28 @@ def read(path: str | PathLike[str]) -> ConvertedGraph:
     try:
         return _build(header, tensors)
     except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, IndexError) as error:
-        raise ValueError(f"{path} is damaged: {str(error).splitlines()[0] if str(error) else error!r}") from error
+        what = f"no {error}" if isinstance(error, KeyError) else str(error).partition("\n")[0]
+        raise ValueError(f"{path} is damaged: {what}") from error
 
 
 def _build(header: dict[str, Any], tensors: dict[str, Tensor]) -> ConvertedGraph:
     weights = {name.removeprefix("module."): t for name, t in tensors.items() if name.startswith("module.")}
     scales = {name.removeprefix("scale."): t for name, t in tensors.items() if name.startswith("scale.")}
+    _check_header(header)
     modules = {path: _rebuild(entry, path, weights) for path, entry in header["modules"].items()}
     graph = fx.Graph()
     built = {INPUT: graph.placeholder(INPUT)}
     last = built[INPUT]
     for entry in header["nodes"]:
-        if entry["module"] not in modules:
-            raise ValueError(f"no module {entry['module']!r}")
-        last = graph.call_module(entry["module"], tuple(built[name] for name in entry["inputs"]))
-        built[entry["module"]] = last
+        path, inputs = entry["module"], entry["inputs"]
+        if path not in modules or path in built:
+            raise ValueError(f"no module {path!r}, or it is called twice")
+        if not isinstance(inputs, list) or len(inputs) != 1 or inputs[0] not in built:
+            raise ValueError(f"{path!r} listens to {inputs!r}, which is no one module before it")
+        last = graph.call_module(path, (built[inputs[0]],))
+        built[path] = last
+    if len(built) != len(modules) + 1:
+        raise ValueError("it holds modules that are never called")
     graph.output(last)
     module = fx.GraphModule(modules, graph, "SpikingGraph")
     module.load_state_dict(weights, strict=True)
@@ -169,15 +178,34 @@ def _build(header: dict[str, Any], tensors: dict[str, Tensor]) -> ConvertedGraph
         report=list(header["report"]),
     )
     layers = result.layers
-    if not layers or {layer.name for layer in layers} != set(scales):
+    if not layers or layers[-1].node is not last or {layer.name for layer in layers} != set(scales):
         raise ValueError("its layers and scales do not belong together")
     return result
+
+
+def _check_header(header: dict[str, Any]) -> None:
+    """Refuse what would go wrong only later, and names that torch.fx would write into code as they are."""
+    window_length(header["t_max"])
+    shape, scale, settings = header["input_shape"], header["output_scale"], header["settings"]
+    if not isinstance(shape, list) or not shape or any(type(size) is not int or size < 1 for size in shape):
+        raise ValueError(f"its input shape is {shape!r}")
+    if type(scale) not in (int, float) or not 0.0 < scale < float("inf"):
+        raise ValueError(f"its output scale is {scale!r}")
+    if not isinstance(settings, dict) or settings.get("rectifier") not in ("spike", "silent"):
+        raise ValueError("its settings lack the rectifier")
+    if "preprocessing" not in settings or not isinstance(header["report"], list):
+        raise ValueError("its settings or its report are incomplete")
+    if not isinstance(header["modules"], dict) or not isinstance(header["nodes"], list):
+        raise ValueError("its modules or its nodes are not there")
+    for path in header["modules"]:
+        if not re.fullmatch(r"[\w -]+(\.[\w -]+)*", path) or "__" in path:
+            raise ValueError(f"it names a module {path!r}")
 
 
 def _describe(module: nn.Module, path: str) -> dict[str, Any]:
     if isinstance(module, TTFSNeuron):
         options = {name: getattr(module.p, name) for name in _NEURON}
-        return {"class": "TTFSNeuron", **options, "readout": module.clock.readout, "layer": module.p.layer}
+        return {"class": "TTFSNeuron", **options, "has_bias": module.bias is not None}
     if isinstance(module, FirstSpikeMaxPool):
         return {"class": "FirstSpikeMaxPool", "pool": _describe(module.pool, path)}
     if isinstance(module, OneToOne):
@@ -196,7 +224,8 @@ def _rebuild(entry: dict[str, Any], path: str, weights: dict[str, Tensor]) -> nn
     }
     name = options.pop("class")
     if name == "TTFSNeuron":
-        return TTFSNeuron(**options, bias=weights.get(f"{path}.bias"), init_hidden=True)
+        bias = weights[f"{path}.bias"] if options.pop("has_bias") else None
+        return TTFSNeuron(**options, bias=bias, init_hidden=True)
     if name == "FirstSpikeMaxPool":
         return FirstSpikeMaxPool(_rebuild(entry["pool"], path, weights), init_hidden=True)
     if name == "OneToOne":

@@ -34,8 +34,7 @@ def main() -> None:
         MNISTData,
         trainer_defaults={
             "default_root_dir": "runs/mnist",
-            "max_epochs": -1,
-            "max_steps": 5000,
+            "max_epochs": 20,
             "log_every_n_steps": 10,
         },
     )

@@ -33,7 +33,7 @@ class MNISTData(lightning.LightningDataModule):
         validation_share: Share of the training images set aside for validation.
         calibration_images: Training images that conversion takes its percentiles from, at most.
         augment: Whether training images are shifted, turned and scaled a little.
-        passes: Passes over the training images that make an epoch; by default 1, and 4 with the few digits.
+        passes: Passes over the training images that make an epoch; by default 1, and 5 with the few digits.
         num_workers: Processes that load data.
     """
 
@@ -53,7 +53,7 @@ class MNISTData(lightning.LightningDataModule):
         self.validation_share = validation_share
         self.calibration_images = calibration_images
         self.augment = augment
-        self.passes = passes if passes is not None else 4 if root is None else 1
+        self.passes = passes if passes is not None else 5 if root is None else 1
         self.num_workers = num_workers
         self.source = DIGITS if root is None else FULL_MNIST
         self._parts: dict[str, TensorDataset] = {}
