@@ -10,11 +10,12 @@ def format_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str
 
     Examples
     --------
-    >>> print(format_table(["layer", "spikes"], [["input", 784], ["1", 12.5]]))
+    >>> print(format_table(["layer", "spikes"], [["input", 784], ["1", 12.5], ["2", 3456.0]]))
     layer  spikes
     -----  ------
     input     784
     1        12.5
+    2       3,456
     """
     texts = [[_text(cell) for cell in row] for row in rows]
     widths = [max(len(line[column]) for line in [list(header), *texts]) for column in range(len(header))]
@@ -37,5 +38,5 @@ def _text(cell: object) -> str:
     if cell is None:
         return "-"
     if isinstance(cell, float):
-        return f"{cell:.4g}"
+        return f"{cell:,.0f}" if abs(cell) >= 1000 else f"{cell:.4g}"
     return str(cell)

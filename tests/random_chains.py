@@ -19,9 +19,9 @@ from quartz_plugin import AxonalDelay, FirstSpikeMaxPool, TTFSNeuron
 torch.set_num_threads(1)  # On networks this small, threads only wait for each other.
 
 _QUICK_TO_FAIL = [Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink]  # Explaining takes minutes.
-MANY = settings(max_examples=4 * settings().max_examples, phases=_QUICK_TO_FAIL)
-SOME = settings(max_examples=2 * settings().max_examples, phases=_QUICK_TO_FAIL)
-"""Several times the profile's number of examples: on networks this small they take milliseconds."""
+MANY = settings(max_examples=3 * settings().max_examples, phases=_QUICK_TO_FAIL)
+"""Three times the profile's number of examples: on networks this small they take milliseconds."""
+SOME = settings(phases=_QUICK_TO_FAIL)
 
 TIE = 1e-4
 """Two engines may differ where a drive is this close to a half."""

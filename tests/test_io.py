@@ -124,6 +124,19 @@ class TestRoundTrip:
         snn.save(path)
         assert_same_spikes(quartz_plugin.load(path), snn, images)
 
+    @pytest.mark.parametrize("name", ["conv__1", "3x3+relu", "a/b", "relu!", "größe", "a'b", "a-b c", "0"])
+    def test_a_name_that_can_be_converted_can_be_saved_and_loaded(self, path, name):
+        ann = nn.Sequential()
+        ann.add_module(name, nn.Linear(4, 5))
+        ann.add_module(f"{name}relu", nn.ReLU())
+        ann.add_module("last", nn.Linear(5, 2))
+        with torch.no_grad():
+            ann[0].bias.add_(0.5)
+        images = torch.rand(30, 4)
+        snn = quartz_plugin.convert(ann, images)
+        snn.save(path)
+        assert_same_spikes(quartz_plugin.load(path), snn, images)
+
     def test_trained_networks_keep_what_they_learned(self, snn, path):
         with torch.no_grad():
             for parameter in snn.parameters():

@@ -186,6 +186,8 @@ class QuartzTrainer(lightning.Trainer):
         t_max: int = 16,
         hold: bool = True,
         percentile: float = 99.9,
+        output_percentile: float = 99.0,
+        granularity: Literal["layer", "channel"] = "channel",
     ) -> None:
         """Fit, convert, test, and end with one table and two pictures.
 
@@ -195,15 +197,23 @@ class QuartzTrainer(lightning.Trainer):
             t_max: T: every value is one of T levels, and a layer takes T - 1 steps.
             hold: No neuron may fire before its readout; false is the paper's neuron.
             percentile: Percentile of each ReLU's values that becomes the value 1.
+            output_percentile: The same for the output, of the size of the logits.
+            granularity: One scale for each layer, or for each channel.
         """
         root = Path(self.default_root_dir)
         self.fit(model, datamodule=datamodule)
         best = str(getattr(self.checkpoint_callback, "best_model_path", ""))
         if best:
             load_checkpoint(model, best)
-        snn = self.convert(model, datamodule, t_max=t_max, hold=hold, percentile=percentile)
-        options = {"t_max": t_max, "hold": hold, "rectifier": "silent", "percentile": percentile}
-        silent = convert_with_progress(model, datamodule, options)
+        options: dict[str, Any] = {
+            "t_max": t_max,
+            "hold": hold,
+            "percentile": percentile,
+            "output_percentile": output_percentile,
+            "granularity": granularity,
+        }
+        snn = self.convert(model, datamodule, **options)
+        silent = convert_with_progress(model, datamodule, {**options, "rectifier": "silent"})
         figures = {"ANN": super().test(model, datamodule=datamodule, verbose=False)[0]}
         for name, network in ((f"SNN, T = {t_max}", snn), ("the same, silent zeros", silent)):
             spiking = SpikingClassifier(network, model.classes, model.network)

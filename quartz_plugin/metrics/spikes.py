@@ -43,7 +43,7 @@ class SpikeCount(PerLayerMetric):
 
     Examples
     --------
-    >>> import quartz_plugin
+    >>> import torch, quartz_plugin
     >>> ann = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
     >>> snn = quartz_plugin.convert(ann, torch.rand(32, 4))
     >>> metric = SpikeCount(snn)
@@ -81,7 +81,7 @@ class EarlySpikeRate(PerLayerMetric):
 
     Examples
     --------
-    >>> import quartz_plugin
+    >>> import torch, quartz_plugin
     >>> ann = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
     >>> snn = quartz_plugin.convert(ann, torch.rand(32, 4))
     >>> metric = EarlySpikeRate(snn)
