@@ -13,6 +13,7 @@ arXiv:2309.16795.
 
 from __future__ import annotations
 
+import operator
 from typing import NamedTuple
 
 import torch
@@ -41,6 +42,11 @@ class Window(NamedTuple):
 
     start: int
     length: int
+
+    @classmethod
+    def of_input(cls, t_max: int) -> Window:
+        """Window of the input encoder: the clock starts with it."""
+        return cls(0, window_length(t_max))
 
     @property
     def end(self) -> int:
@@ -146,9 +152,9 @@ def window_length(t_max: int) -> int:
     >>> window_length(16)
     15
     """
-    if isinstance(t_max, bool) or not isinstance(t_max, int) or t_max < 2:
+    if isinstance(t_max, bool) or not hasattr(t_max, "__index__") or operator.index(t_max) < 2:
         raise ValueError(f"t_max must be a whole number of at least 2 (two levels), got {t_max!r}")
-    return t_max - 1
+    return operator.index(t_max) - 1
 
 
 def at_least_float32(dtype: torch.dtype) -> torch.dtype:
@@ -237,8 +243,8 @@ def encode(x: Tensor, t_max: int, steps: int | None = None, *, silent_zeros: boo
     length = window_length(t_max)
     check_unit_interval(x)
     steps = t_max if steps is None else steps
-    if steps < t_max:
-        raise ValueError(f"steps must be at least t_max = {t_max}, got {steps}")
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < t_max:
+        raise ValueError(f"steps must be at least t_max = {t_max}, a whole number, got {steps!r}")
     levels = to_levels(x, t_max)
     spikes = x.new_zeros((steps, *x.shape))
     spikes.scatter_(0, (length - levels).long().unsqueeze(0), 1.0)

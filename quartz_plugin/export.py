@@ -7,7 +7,7 @@ from collections import OrderedDict
 
 from torch import nn
 
-from quartz_plugin.graph import ConvertedGraph, module_nodes
+from quartz_plugin.graph import ConvertedGraph, check_chain, module_nodes
 from quartz_plugin.neuron import AxonalDelay, FirstSpikeMaxPool, TTFSNeuron, reset
 
 
@@ -39,6 +39,7 @@ def to_norse(graph: ConvertedGraph) -> nn.Module:
 
 def _in_order(graph: ConvertedGraph) -> list[tuple[str, nn.Module]]:
     """Copies of the modules of a chain, named by their paths with "_" for "."."""
+    check_chain(graph)
     copies: dict[str, nn.Module] = {}
     for node, module in module_nodes(graph.module):
         name = str(node.target).replace(".", "_")

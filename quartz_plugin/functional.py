@@ -122,6 +122,10 @@ class TTFSParameters(NamedTuple):
             raise ValueError(
                 'bias_code="spike" is the paper\'s neuron: it goes with hold=False and rectifier="spike" only'
             )
+        if self.spike_grad is not None and not callable(self.spike_grad):
+            raise TypeError(
+                f"spike_grad must be a function of a tensor, as in snntorch.surrogate, got {self.spike_grad!r}"
+            )
         if self.bias is not None:
             if not isinstance(self.bias, Tensor):
                 raise TypeError(f"bias must be a Tensor or None, got {type(self.bias).__name__}")
@@ -172,6 +176,11 @@ def ttfs_step(input_: Tensor, state: TTFSState | None, p: TTFSParameters, dt: fl
     dt : float
         For Norse's signature; time is counted in steps, so it changes nothing.
 
+    Raises
+    ------
+    ValueError
+        At step 0, if the bias does not fit the neurons' shape.
+
     Returns
     -------
     spikes : Tensor
@@ -195,6 +204,8 @@ def ttfs_step(input_: Tensor, state: TTFSState | None, p: TTFSParameters, dt: fl
     if state is None:
         state = initial_state(input_)
     clock, step = p.clock, int(state.step)
+    if step == 0:
+        _check_bias_shape(p.bias, input_)
     i = state.i + input_.to(state.i.dtype)
     bias = None if p.bias is None else p.bias.to(i)
     if bias is not None and p.bias_code == "spike":
@@ -216,6 +227,22 @@ def ttfs_step(input_: Tensor, state: TTFSState | None, p: TTFSParameters, dt: fl
         spikes = crossed * (1 - state.fired)
     state = TTFSState(state.step + 1, i, v, state.fired + spikes)
     return spikes.to(input_.dtype if input_.is_floating_point() else v.dtype), state
+
+
+def _check_bias_shape(bias: Tensor | None, input_: Tensor) -> None:
+    if bias is None:
+        return
+    neurons = input_.shape[1:]
+    try:
+        fits = torch.broadcast_shapes(bias.shape, neurons) == neurons
+    except RuntimeError:
+        fits = False
+    # [C] would broadcast along the last dimension of [C, H, W], not along the channels.
+    if not fits or (bias.dim() == 1 and len(neurons) == 3 and len(bias) > 1):
+        hint = "; for channels give bias.view(-1, 1, 1)" if bias.dim() == 1 and len(neurons) > 1 else ""
+        raise ValueError(
+            f"a bias of shape {list(bias.shape)} does not fit neurons of shape {list(neurons)} (no batch){hint}"
+        )
 
 
 def may_fire(p: TTFSParameters, step: int) -> bool:
@@ -247,6 +274,11 @@ def threshold(x: Tensor, spike_grad: Surrogate | None = None) -> Tensor:
         return crossed
     smooth = (spike_grad or arctan_surrogate)(x)
     return crossed + (smooth - smooth.detach())
+
+
+def says_in_time(drive: Tensor, window: int) -> Tensor:
+    """Whether a signed output with this drive (in levels) fires by its last step, which says -1."""
+    return drive >= -window - 0.5
 
 
 def closed_form(drive: Tensor, window: int, lowest: int = 0, *, inplace: bool = False) -> Tensor:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from quartz_plugin.coding import Window, check_unit_interval, window_length
+from quartz_plugin.coding import Window, check_unit_interval
 from quartz_plugin.neuron import AxonalDelay, FirstSpikeMaxPool, TTFSNeuron
 
 INPUT = "input"
@@ -123,7 +123,7 @@ class ConvertedGraph:
     @property
     def input_window(self) -> Window:
         """Window of the input's spikes."""
-        return Window(0, window_length(self.t_max))
+        return Window.of_input(self.t_max)
 
     @property
     def silent(self) -> bool:
@@ -193,6 +193,20 @@ class ConvertedGraph:
     def device(self) -> torch.device:
         """Where the synapses are."""
         return next((p.device for p in self.module.parameters()), torch.device("cpu"))
+
+
+def check_chain(graph: ConvertedGraph) -> None:
+    """Raise ValueError unless every node but input and output calls a module with one input.
+
+    A graph edited by hand may hold functions, which engines run but files and exporters cannot carry.
+    """
+    for node in graph.module.graph.nodes:
+        carried = node.op in ("placeholder", "output") or (node.op == "call_module" and len(node.all_input_nodes) == 1)
+        if not carried or (node.op != "output" and len(node.users) != 1):
+            raise ValueError(
+                f"node {node.name!r} ({node.op} {node.target}) is no module in a chain, so the network cannot be "
+                "saved or exported; put what it does into a module"
+            )
 
 
 def module_nodes(module: fx.GraphModule) -> Iterator[tuple[fx.Node, nn.Module]]:

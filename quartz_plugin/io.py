@@ -17,7 +17,7 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor, fx, nn
 
 from quartz_plugin.coding import window_length
-from quartz_plugin.graph import INPUT, ConvertedGraph, OneToOne
+from quartz_plugin.graph import INPUT, ConvertedGraph, OneToOne, check_chain
 from quartz_plugin.neuron import AxonalDelay, FirstSpikeMaxPool, TTFSNeuron
 
 FORMAT = "quartz_plugin.network"
@@ -56,6 +56,8 @@ ATTRIBUTES: dict[type[nn.Module], tuple[str, ...]] = {
 }
 """Modules a file may hold, with what builds them again."""
 
+_NAME = re.compile(r'[^"\\\x00-\x1f]+')
+_PLAIN_MODULE = nn.Module()
 _NEURON = ("t_max", "layer", "hold", "rectifier", "bias_code", "readout", "input_window")
 
 
@@ -67,8 +69,9 @@ def write(graph: ConvertedGraph, path: str | PathLike[str]) -> None:
     OSError
         If the file cannot be written; an older one is then left as it was.
     ValueError
-        If the graph holds a module (put there by hand) that the format does not know.
+        If the graph holds (put there by hand) what the format does not know, or a weight is not finite.
     """
+    check_chain(graph)
     modules = {
         str(node.target): _describe(graph.module.get_submodule(str(node.target)), str(node.target))
         for node in graph.module.graph.nodes
@@ -91,6 +94,7 @@ def write(graph: ConvertedGraph, path: str | PathLike[str]) -> None:
         "nodes": nodes,
     }
     tensors = {f"module.{name}": value.contiguous().cpu() for name, value in graph.module.state_dict().items()}
+    check_finite(tensors)
     tensors |= {f"scale.{name}": value.contiguous().cpu() for name, value in graph.scales.items()}
     write_atomically(path, to_bytes(tensors, metadata={FORMAT: json.dumps(header)}))
 
@@ -98,6 +102,8 @@ def write(graph: ConvertedGraph, path: str | PathLike[str]) -> None:
 def write_atomically(path: str | PathLike[str], data: bytes) -> None:
     """Write `data` to `path` through a temporary file beside it, so that no half of it is ever there."""
     path = Path(path)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"no folder {path.parent} to write {path.name} into")
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
@@ -141,7 +147,7 @@ def read(path: str | PathLike[str]) -> ConvertedGraph:
         raise ValueError(f"{path} is of version {version!r}, and this package reads version {VERSION}; update it")
     try:
         return _build(header, tensors)
-    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, IndexError) as error:
+    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, IndexError, SyntaxError) as error:
         what = f"no {error}" if isinstance(error, KeyError) else str(error).partition("\n")[0]
         raise ValueError(f"{path} is damaged: {what}") from error
 
@@ -150,6 +156,7 @@ def _build(header: dict[str, Any], tensors: dict[str, Tensor]) -> ConvertedGraph
     weights = {name.removeprefix("module."): t for name, t in tensors.items() if name.startswith("module.")}
     scales = {name.removeprefix("scale."): t for name, t in tensors.items() if name.startswith("scale.")}
     _check_header(header)
+    check_finite(tensors)
     modules = {path: _rebuild(entry, path, weights) for path, entry in header["modules"].items()}
     graph = fx.Graph()
     built = {INPUT: graph.placeholder(INPUT)}
@@ -198,8 +205,16 @@ def _check_header(header: dict[str, Any]) -> None:
     if not isinstance(header["modules"], dict) or not isinstance(header["nodes"], list):
         raise ValueError("its modules or its nodes are not there")
     for path in header["modules"]:
-        if not re.fullmatch(r"[\w -]+(\.[\w -]+)*", path) or "__" in path:
+        parts = path.split(".")
+        if any(not _NAME.fullmatch(part) or hasattr(_PLAIN_MODULE, part) for part in parts):
             raise ValueError(f"it names a module {path!r}")
+
+
+def check_finite(tensors: dict[str, Tensor]) -> None:
+    """Raise ValueError, naming the tensor, for NaN and infinity."""
+    for name, tensor in tensors.items():
+        if not bool(torch.isfinite(tensor).all()):
+            raise ValueError(f"{name} contains NaN or infinity")
 
 
 def _describe(module: nn.Module, path: str) -> dict[str, Any]:

@@ -19,7 +19,6 @@ from quartz_plugin.functional import (
     TTFSParameters,
     TTFSState,
     arctan_surrogate,
-    initial_state,
     ttfs_step,
 )
 
@@ -39,6 +38,10 @@ _MEANINGLESS = {
 }
 
 
+MAX_POOLS = (nn.MaxPool1d, nn.MaxPool2d, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d)
+"""Pooling modules that a first spike can stand for."""
+
+
 class StatefulModule(nn.Module):
     """A module that carries state from step to step: inside (`init_hidden`) or through its caller's hands.
 
@@ -54,13 +57,10 @@ class StatefulModule(nn.Module):
         self.init_hidden = init_hidden
         self._hidden = None
 
-    def _initial_state(self, input_: Tensor) -> Any:
-        raise NotImplementedError
-
     def _fits(self, state: Any, input_: Tensor) -> bool:
         raise NotImplementedError
 
-    def _step(self, input_: Tensor, state: Any) -> tuple[Tensor, Any]:
+    def _step(self, input_: Tensor, state: Any | None) -> tuple[Tensor, Any]:
         raise NotImplementedError
 
     def forward(self, input_: Tensor, state: Any = None) -> Any:
@@ -71,7 +71,12 @@ class StatefulModule(nn.Module):
             state = self._hidden
             if state is not None and not self._fits(state, input_):
                 state = None
-        out, state = self._step(input_, self._initial_state(input_) if state is None else state)
+        elif state is not None and not (isinstance(state, tuple) and self._fits(state, input_)):
+            raise ValueError(
+                f"the state given to {type(self).__name__} is not one it returned for input of shape "
+                f"{list(input_.shape)} and this dtype and device; start an inference with None"
+            )
+        out, state = self._step(input_, state)
         if self.init_hidden:
             self._hidden = state
             return out
@@ -108,7 +113,8 @@ class TTFSNeuron(StatefulModule, SpikingNeuron):
         At step ``(l+1) S``, who has not fired fires ("spike") or is switched off ("silent"): the ReLU.
         None: an output layer, which may fire until it has said -1, at ``(l+2) S``.
     bias : Tensor, optional
-        Broadcastable to the neurons' shape without the batch (``[C]``, ``[C, 1, 1]``, a map); a buffer.
+        Broadcastable to the neurons' shape without the batch: ``[F]`` behind a linear layer, ``[C, 1, 1]`` or a
+        map behind a convolution. An ``nn.Parameter`` stays one and is trained; another tensor becomes a buffer.
     spike_grad : callable, optional
         Surrogate gradient, as in :mod:`snntorch.surrogate`.
     init_hidden : bool
@@ -185,7 +191,7 @@ class TTFSNeuron(StatefulModule, SpikingNeuron):
             self.register_buffer(constant, self._buffers[constant], persistent=False)
         self._start_hidden(init_hidden)
         self._parameters_but_bias = parameters._replace(bias=None)
-        self.register_buffer("bias", None if bias is None else bias.detach().clone())
+        keep_bias(self, bias)
 
     @property
     def p(self) -> TTFSParameters:
@@ -202,14 +208,17 @@ class TTFSNeuron(StatefulModule, SpikingNeuron):
         """Membrane after the last step (with init_hidden), a tensor; empty before the first."""
         return torch.zeros(0) if self._hidden is None else self._hidden.v
 
-    def _initial_state(self, input_: Tensor) -> TTFSState:
-        return initial_state(input_)
+    def init_leaky(self) -> None:
+        """Do what :meth:`reset_mem` does, under snnTorch's older name."""
+        self.reset_mem()
 
     def _fits(self, state: TTFSState, input_: Tensor) -> bool:
+        if not isinstance(state, TTFSState):
+            return False
         fresh_dtype = torch.promote_types(input_.dtype, torch.float32)
         return (state.v.shape, state.v.device, state.v.dtype) == (input_.shape, input_.device, fresh_dtype)
 
-    def _step(self, input_: Tensor, state: TTFSState) -> tuple[Tensor, TTFSState]:
+    def _step(self, input_: Tensor, state: TTFSState | None) -> tuple[Tensor, TTFSState]:
         return ttfs_step(input_, state, self.p)
 
     def forward(self, input_: Tensor, state: TTFSState | None = None) -> Any:
@@ -255,6 +264,11 @@ class FirstSpikeMaxPool(StatefulModule):
     init_hidden : bool
         Keep the state inside.
 
+    Raises
+    ------
+    TypeError, ValueError
+        If `pool` is no max pooling, or returns indices.
+
     Examples
     --------
     >>> pool = FirstSpikeMaxPool(nn.MaxPool1d(2), init_hidden=True)
@@ -264,20 +278,26 @@ class FirstSpikeMaxPool(StatefulModule):
 
     def __init__(self, pool: nn.Module, init_hidden: bool = False) -> None:
         super().__init__()
+        if not isinstance(pool, MAX_POOLS):
+            raise TypeError(f"pool must be a max-pooling module of torch.nn, got {pool!r}")
+        if getattr(pool, "return_indices", False):
+            raise ValueError("the pool returns indices; use return_indices=False")
         self.pool = pool
         self._input_shape: torch.Size | None = None
         self._start_hidden(init_hidden)
 
-    def _initial_state(self, input_: Tensor) -> PoolState:
-        return PoolState(torch.zeros_like(self.pool(input_)))
-
     def _fits(self, state: PoolState, input_: Tensor) -> bool:
+        if not isinstance(state, PoolState):
+            return False
         same_kind = (state.fired.device, state.fired.dtype) == (input_.device, input_.dtype)
         return same_kind and self._input_shape == input_.shape
 
-    def _step(self, input_: Tensor, state: PoolState) -> tuple[Tensor, PoolState]:
+    def _step(self, input_: Tensor, state: PoolState | None) -> tuple[Tensor, PoolState]:
         self._input_shape = input_.shape
-        spikes = self.pool(input_) * (1 - state.fired)
+        spikes = self.pool(input_)
+        if state is None:
+            return spikes, PoolState(spikes)
+        spikes = spikes * (1 - state.fired)
         return spikes, PoolState(state.fired + spikes)
 
 
@@ -297,6 +317,11 @@ class AxonalDelay(StatefulModule):
     init_hidden : bool
         Keep the state inside.
 
+    Raises
+    ------
+    ValueError
+        If `steps` is not a whole number, 0 or more.
+
     Examples
     --------
     >>> delay = AxonalDelay(2, init_hidden=True)
@@ -311,15 +336,15 @@ class AxonalDelay(StatefulModule):
         self.steps = steps
         self._start_hidden(init_hidden)
 
-    def _initial_state(self, input_: Tensor) -> DelayState:
-        return DelayState(input_.new_zeros((self.steps, *input_.shape)))
-
     def _fits(self, state: DelayState, input_: Tensor) -> bool:
+        if not isinstance(state, DelayState):
+            return False
         same_kind = (state.queue.device, state.queue.dtype) == (input_.device, input_.dtype)
         return same_kind and state.queue.shape[1:] == input_.shape
 
-    def _step(self, input_: Tensor, state: DelayState) -> tuple[Tensor, DelayState]:
-        queue = torch.cat([state.queue, input_.unsqueeze(0)])
+    def _step(self, input_: Tensor, state: DelayState | None) -> tuple[Tensor, DelayState]:
+        waiting = input_.new_zeros((self.steps, *input_.shape)) if state is None else state.queue
+        queue = torch.cat([waiting, input_.unsqueeze(0)])
         return queue[0], DelayState(queue[1:])
 
     def extra_repr(self) -> str:
@@ -349,6 +374,14 @@ def reset(net: nn.Module) -> None:
         reset_mem = getattr(module, "reset_mem", None)
         if callable(reset_mem):
             reset_mem()
+
+
+def keep_bias(module: nn.Module, bias: Tensor | None) -> None:
+    """Give a module its bias: a parameter where it is one, else a buffer of its own."""
+    if isinstance(bias, nn.Parameter):
+        module.register_parameter("bias", bias)
+    else:
+        module.register_buffer("bias", None if bias is None else bias.detach().clone())
 
 
 def _forget_instance(neuron: SpikingNeuron) -> None:

@@ -19,6 +19,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from quartz_plugin.functional import TTFSParameters, TTFSState, initial_state, ttfs_step
+from quartz_plugin.neuron import keep_bias
 
 try:
     from norse.torch.module.snn import SNN, SNNCell
@@ -28,8 +29,8 @@ except ImportError as error:
 __all__ = ["TTFS", "TTFSCell", "TTFSParameters", "TTFSState", "ttfs_step"]
 
 
-class _BiasAsBuffer(nn.Module):
-    """Keeps the bias of ``p`` as a buffer: tensors inside a NamedTuple reach neither state_dict nor ``.to``."""
+class _BiasOfModule(nn.Module):
+    """Keeps the bias of ``p`` as the module's own: tensors inside a NamedTuple reach neither state_dict nor ``.to``."""
 
     bias: Tensor | None
 
@@ -42,16 +43,16 @@ class _BiasAsBuffer(nn.Module):
     @p.setter
     def p(self, parameters: TTFSParameters) -> None:
         self._parameters_but_bias = parameters.check()._replace(bias=None)
-        self.register_buffer("bias", None if parameters.bias is None else parameters.bias.detach().clone())
+        keep_bias(self, parameters.bias)
 
 
-class TTFSCell(_BiasAsBuffer, SNNCell):
+class TTFSCell(_BiasOfModule, SNNCell):
     """One time step of neurons that fire at most once, for :class:`norse.torch.SequentialState`.
 
     Parameters
     ----------
     p : TTFSParameters
-        The neurons' parameters; ``p.bias`` becomes a buffer of the module.
+        The neurons' parameters; ``p.bias`` becomes a buffer (or stays a parameter) of the module.
 
     Raises
     ------
@@ -73,13 +74,13 @@ class TTFSCell(_BiasAsBuffer, SNNCell):
         super().__init__(activation=ttfs_step, state_fallback=initial_state, p=p, **kwargs)
 
 
-class TTFS(_BiasAsBuffer, SNN):
+class TTFS(_BiasOfModule, SNN):
     """Whole sequences through neurons that fire at most once.
 
     Parameters
     ----------
     p : TTFSParameters
-        The neurons' parameters; ``p.bias`` becomes a buffer of the module.
+        The neurons' parameters; ``p.bias`` becomes a buffer (or stays a parameter) of the module.
     record_states : bool
         Return the states of all steps, stacked, in place of the last.
 

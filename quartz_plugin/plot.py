@@ -146,8 +146,8 @@ def raster(result: SimulationResult, image: int = 0, ax: Axes | None = None, *, 
         steps = all_steps[image].flatten().cpu()
         picked = torch.linspace(0, len(steps) - 1, min(len(steps), neurons)).long()
         height = neurons * (0.25 + 0.75 * len(picked) / neurons)
-        window, last = result.windows[name], name == result.output
-        end = window.end + (window.length if last else 0)
+        window = result.windows[name]
+        end = window.end + (window.length if name == result.output and result.signed_output else 0)
         ax.axvspan(
             window.start,
             end,

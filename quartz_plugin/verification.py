@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
+import torch
 from torch import Tensor, nn
 
 from quartz_plugin.coding import NO_SPIKE
+from quartz_plugin.convert.calibrate import CHUNK
 from quartz_plugin.convert.fold import fold
 from quartz_plugin.convert.operators import Role, role_of
 from quartz_plugin.convert.trace import trace
-from quartz_plugin.graph import INPUT
+from quartz_plugin.engines.result import SimulationResult
 from quartz_plugin.network import SpikingNetwork
 from quartz_plugin.tables import format_table
 
@@ -44,7 +46,19 @@ class LayerDeviation:
 
 @dataclass(frozen=True)
 class Verification:
-    """Result of :func:`verify`; prints as a table."""
+    """Result of :func:`verify`; prints as a table.
+
+    Attributes
+    ----------
+    layers : sequence of LayerDeviation
+        One for each spiking layer, in order.
+    agreement : float
+        Share of images for which ANN and spiking network have the same top class.
+    ties : float
+        Share of images for which several outputs share the first spike.
+    images : int
+        How many were compared.
+    """
 
     layers: Sequence[LayerDeviation]
     agreement: float
@@ -71,7 +85,7 @@ def verify(ann: nn.Module, snn: SpikingNetwork, images: Tensor, *, engine: str =
     snn : SpikingNetwork
         What became of it.
     images : Tensor
-        ``[B, ...]``, raw values in [0, 1]; all are simulated at once.
+        ``[B, ...]``, raw values in [0, 1]; at least one.
     engine : str
         As in :meth:`SpikingNetwork.run`.
 
@@ -92,45 +106,70 @@ def verify(ann: nn.Module, snn: SpikingNetwork, images: Tensor, *, engine: str =
     """
     graph = snn.graph
     graph.check_images(images)
-    images = images.to(device=graph.device, dtype=graph.dtype)
-    result = snn.run(images, engine=engine)
-
-    draft = trace(ann, images[:1])
-    draft = fold(draft, graph.settings["preprocessing"])
+    if len(images) == 0:
+        raise ValueError("verify needs at least one image")
+    draft = fold(trace(ann, images[:1].to(device=graph.device, dtype=graph.dtype)), graph.settings["preprocessing"])
     steps = draft.steps()
     ends = [node for node, module in steps if role_of(module) is Role.RECTIFIER or node is steps[-1][0]]
-    names = [name for name in result.windows if name != INPUT]
+    names = [layer.name for layer in graph.layers]
     if len(ends) != len(names):
         raise ValueError(
             f"ann has {len(ends)} layers of neurons and the spiking network {len(names)}: not the same network"
         )
     layer_of = dict(zip(ends, names, strict=True))
 
-    deviations, logits = [], images
-    for node, value in draft.run(images):
-        logits = value
-        if node in layer_of:
-            name = layer_of[node]
-            window, steps_of_layer = result.windows[name], result.spike_steps[name]
-            if value.shape != steps_of_layer.shape:
-                raise ValueError(
-                    f"layer {name!r} has the shape {list(value.shape)} in ann and {list(steps_of_layer.shape)} "
-                    "in the spiking network: not the same network"
-                )
-            exact = value * (window.length / graph.scales[name].to(value))
-            distance = (exact - result.levels(name)).abs()
-            deviations.append(
-                LayerDeviation(
-                    layer=name,
-                    mean=float(distance.mean()),
-                    worst=float(distance.max()),
-                    saturated=float((exact > window.length + 0.5).float().mean()),
-                    early=float(result.early[name].float().mean()),
-                    silent=float((steps_of_layer == NO_SPIKE).float().mean()),
-                )
+    sums = {name: _Sums() for name in names}
+    agreeing = ties = 0
+    for chunk in images.split(CHUNK):
+        chunk = chunk.to(device=graph.device, dtype=graph.dtype)
+        result = snn.run(chunk, engine=engine)
+        logits = chunk
+        for node, value in draft.run(chunk):
+            logits = value
+            if node in layer_of:
+                sums[layer_of[node]].add(layer_of[node], value, result, graph.scales[layer_of[node]])
+        agreeing += int((logits.flatten(1).argmax(1) == result.logits.flatten(1).argmax(1)).sum())
+        ties += int(result.ties.sum())
+    count = len(images)
+    return Verification([sums[name].deviation(name) for name in names], agreeing / count, ties / count, count)
+
+
+@dataclass
+class _Sums:
+    """What is summed up over the images of one layer."""
+
+    values: int = 0
+    distance: float = 0.0
+    worst: float = 0.0
+    saturated: int = 0
+    early: int = 0
+    silent: int = 0
+
+    def add(self, name: str, value: Tensor, result: SimulationResult, scale: Tensor) -> None:
+        window, spike_steps = result.windows[name], result.spike_steps[name]
+        if value.shape != spike_steps.shape:
+            raise ValueError(
+                f"layer {name!r} has the shape {list(value.shape[1:])} in ann and {list(spike_steps.shape[1:])} "
+                "in the spiking network: not the same network"
             )
-    agree = (logits.flatten(1).argmax(1) == result.logits.flatten(1).argmax(1)).float().mean()
-    return Verification(deviations, float(agree), float(result.ties.float().mean()), len(images))
+        exact = value * (window.length / scale.to(value))
+        distance = (exact - result.levels(name)).abs()
+        self.values += value.numel()
+        self.distance += float(distance.sum(dtype=torch.float64))
+        self.worst = max(self.worst, float(distance.max()))
+        self.saturated += int((exact > window.length + 0.5).sum())
+        self.early += int(result.early[name].sum())
+        self.silent += int((spike_steps == NO_SPIKE).sum())
+
+    def deviation(self, name: str) -> LayerDeviation:
+        return LayerDeviation(
+            name,
+            mean=self.distance / self.values,
+            worst=self.worst,
+            saturated=self.saturated / self.values,
+            early=self.early / self.values,
+            silent=self.silent / self.values,
+        )
 
 
 __all__ = ["LayerDeviation", "Verification", "verify"]

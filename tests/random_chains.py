@@ -93,7 +93,7 @@ class _Builder:
         return True
 
     def linear_map(self):
-        out = self.draw(st.integers(2, 5))
+        out = self.pick(2, 3, 4, 5, 6, 4)
         if self.dims == 0:
             self.add(nn.Linear(self.shape[0], out, bias=self.chance(70)))
             return
@@ -265,6 +265,11 @@ def chains(draw, *, exact=False, dtypes=(torch.float32, torch.float64)):
                 module.weight.mul_(1.5)
                 if module.bias is not None:
                     module.bias.add_(0.1)
+        first = next(m for m in b.modules if isinstance(m, nn.Conv1d | nn.Conv2d | nn.Linear))
+        if first.bias is not None and b.chance(25):
+            # Values below their bias: normalised biases above 1, spikes before the clock starts.
+            first.weight.abs_().neg_()
+            first.bias.uniform_(0.5, 2)
     chain = Chain(
         ann=_nested(draw, b.modules).to(draw(st.sampled_from(dtypes))),
         input_shape=shape,

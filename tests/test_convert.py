@@ -574,6 +574,30 @@ class TestChannelGranularity:
         assert levels["channel"][:, 1].max() == 16
         assert torch.equal(levels["layer"][:, 0], levels["channel"][:, 0])
 
+    @pytest.mark.parametrize("groups", [1, 2, 3, 6])
+    @pytest.mark.parametrize("norm", [True, False])
+    def test_scales_the_inputs_of_every_group_by_their_own_channel(self, groups, norm):
+        ann = nn.Sequential(
+            nn.Conv2d(2, 6, 1),
+            nn.ReLU(),
+            nn.BatchNorm2d(6) if norm else nn.Identity(),
+            nn.Conv2d(6, 6, 3, padding=1, groups=groups),
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.Linear(96, 3),
+        )
+        ann = ann.double().eval()
+        with torch.no_grad():
+            ann[0].bias.add_(1.0)
+            ann[0].weight.mul_(torch.arange(1, 7).view(6, 1, 1, 1))
+            if norm:
+                ann[2].weight.uniform_(0.5, 2)
+        images = torch.rand(50, 2, 4, 4)
+        wanted = ann(images.double()).detach()
+        snn = quartz_plugin.convert(ann, images, 1 << 20, granularity="channel", percentile=100)
+        assert snn.graph.scales["1"].unique().numel() == 6
+        torch.testing.assert_close(snn(images), wanted, rtol=0, atol=1e-3)
+
     @SOME
     @given(chains(dtypes=(torch.float64,)))
     def test_changes_nothing_at_large_t_max(self, chain):

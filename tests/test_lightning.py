@@ -18,7 +18,7 @@ import quartz_plugin
 from quartz_plugin.lightning import Classifier, MNISTData, SpikingClassifier, quartz_mnist
 from quartz_plugin.lightning.cli import load_checkpoint
 from quartz_plugin.lightning.data import DIGITS, FULL_MNIST, random_affine, stratified_split
-from quartz_plugin.lightning.modules import load_weights, warn_if_seen
+from quartz_plugin.lightning.modules import UNKNOWN_DATA, load_weights, warn_if_seen
 
 ROOT = Path(__file__).parents[1]
 
@@ -123,13 +123,21 @@ def test_sweep_writes_one_row_for_each_t_max_and_neuron(after_run):
         (("test", "--snn=nowhere.safetensors"), "no such file: nowhere.safetensors"),
         (("convert", "--ckpt_path=nowhere.ckpt"), "no checkpoint nowhere.ckpt"),
         (("convert", "--model.weights=nowhere.pt"), "no weights file nowhere.pt"),
-        (("convert", "--t_max=1"), "t_max must be a whole number of at least 2"),
-        (("convert", "--bias=spike"), "hold=False"),
+        (("convert",), "the network is untrained"),
+        (("test",), "the network is untrained"),
+        (("test", "--ckpt_path=CHECKPOINT_OF_NOTHING"), "not a readable checkpoint"),
+        (("convert", "--t_max=1", "--model.weights=WEIGHTS"), "t_max must be a whole number of at least 2"),
+        (("convert", "--bias=spike", "--model.weights=WEIGHTS"), "hold=False"),
     ],
-    ids=["snn", "checkpoint", "weights", "t_max", "options"],
+    ids=["snn", "checkpoint", "weights", "untrained", "untrained test", "junk", "t_max", "options"],
 )
 def test_what_a_user_can_mend_ends_in_one_line(tmp_path, monkeypatch, arguments, says):
     monkeypatch.chdir(tmp_path)
+    torch.save(quartz_mnist().state_dict(), tmp_path / "w.pt")
+    (tmp_path / "junk.ckpt").write_bytes(b"junk")
+    names = {"WEIGHTS": "w.pt", "CHECKPOINT_OF_NOTHING": "junk.ckpt"}
+    for name, path in names.items():
+        arguments = [argument.replace(name, path) for argument in arguments]
     monkeypatch.setattr(sys, "argv", ["mnist.py", *arguments])
     with pytest.raises(SystemExit) as stopped:
         runpy.run_path(str(ROOT / "recipes" / "mnist.py"), run_name="__main__")
@@ -206,8 +214,10 @@ def test_the_warning_comes_for_digits_among_the_training_images_only():
     class FakeTrainer:
         datamodule = MNISTData()
 
-    with pytest.warns(UserWarning, match="seen images"):
+    with pytest.warns(UserWarning, match="is of seen images"):
         warn_if_seen(FULL_MNIST, FakeTrainer())
+    with pytest.warns(UserWarning, match="nobody knows"):
+        warn_if_seen(UNKNOWN_DATA, FakeTrainer())
     import warnings
 
     with warnings.catch_warnings():

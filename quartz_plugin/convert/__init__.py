@@ -6,12 +6,12 @@ trace -> fold -> check -> calibrate -> rescale -> schedule -> emit.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypedDict
+from typing import Any, Literal, TypedDict
 
 import torch
 from torch import Tensor, nn
 
-from quartz_plugin.coding import at_least_float32, window_length
+from quartz_plugin.coding import at_least_float32, check_unit_interval, window_length
 from quartz_plugin.convert.calibrate import Calibration, Granularity, calibrate, chunks, peek
 from quartz_plugin.convert.check import check
 from quartz_plugin.convert.emit import NeuronKind, emit
@@ -44,6 +44,7 @@ def convert(
     hold: bool = True,
     rectifier: Rectifier = "spike",
     bias: BiasCode = "synapse",
+    linear: Literal["compose"] = "compose",
     percentile: float = 99.9,
     output_percentile: float = 100.0,
     granularity: Granularity = "layer",
@@ -72,8 +73,11 @@ def convert(
     bias : "synapse" or "spike"
         A bias as a synapse from a unit that says 1, or as the authors' unit-weight spike in time; the latter
         goes with ``hold=False, rectifier="spike"`` only.
+    linear : "compose"
+        Linear maps in a row, without a ReLU between them, act as the one map they compose to.
     percentile : float
-        Percentile of each ReLU's values (zeros included) that becomes the value 1; in (0, 100].
+        Percentile of each ReLU's values (zeros included) that becomes the value 1; in (0, 100]. Where it is 0
+        (a layer or channel that is seldom active), the largest value seen takes its place.
     output_percentile : float
         The same for the output, of ``|logit|``.
     granularity : "layer" or "channel"
@@ -81,7 +85,8 @@ def convert(
     preprocessing : (mean, std), optional
         What the ANN expects its input normalised by; folded in exactly.
     example_input : Tensor, optional
-        One raw input with a batch dimension, ``[1, ...]``, where its shape is not that of the calibration images.
+        One raw input with a batch dimension, ``[1, ...]``; by default the first calibration image. With it the
+        network is traced; calibration images of another shape are refused.
     progress : callable, optional
         Called with the number of calibration images seen so far.
 
@@ -96,6 +101,8 @@ def convert(
         If the network cannot be converted; names the module and what could be done.
     ValueError
         For NaN weights, bad calibration data, or options that do not go together.
+    TypeError
+        If `ann` is no module, or `calibration` neither a tensor nor an iterable.
 
     Examples
     --------
@@ -109,14 +116,22 @@ def convert(
     torch.Size([3, 2])
     """
     window_length(t_max)
-    _check_options(hold, rectifier, bias, percentile, output_percentile, granularity)
+    _check_options(hold, rectifier, bias, linear, percentile, output_percentile, granularity)
     first, images = peek(chunks(calibration))
     if first is None:
         raise ValueError("calibration is empty: give at least one batch of training images")
     parameter = next((p for p in ann.parameters()), None) if isinstance(ann, nn.Module) else None
     dtype = torch.float32 if parameter is None else at_least_float32(parameter.dtype)
     device = first.device if parameter is None else parameter.device
-    example = (first[:1] if example_input is None else example_input[:1]).to(device=device, dtype=dtype)
+    if example_input is not None:
+        check_unit_interval(example_input, "example_input")
+        if example_input.shape[1:] != first.shape[1:] or len(example_input) == 0:
+            raise ValueError(
+                f"example_input has the shape {list(example_input.shape)}, which is not one of calibration images "
+                f"of shape {list(first.shape)}"
+            )
+        first = example_input
+    example = first[:1].to(device=device, dtype=dtype)
 
     draft = trace(ann, example)
     fold(draft, preprocessing)
@@ -137,6 +152,7 @@ def convert(
         "hold": hold,
         "rectifier": rectifier,
         "bias": bias,
+        "linear": linear,
         "percentile": percentile,
         "output_percentile": output_percentile,
         "granularity": granularity,
@@ -148,8 +164,18 @@ def convert(
 
 
 def _check_options(
-    hold: bool, rectifier: str, bias: str, percentile: float, output_percentile: float, granularity: str
+    hold: bool,
+    rectifier: str,
+    bias: str,
+    linear: str,
+    percentile: float,
+    output_percentile: float,
+    granularity: str,
 ) -> None:
+    if not isinstance(hold, bool):
+        raise ValueError(f"hold must be True or False, got {hold!r}")
+    if linear != "compose":
+        raise ValueError(f'linear must be "compose" (pairs of neurons are not built yet), got {linear!r}')
     if rectifier not in ("spike", "silent"):
         raise ValueError(f'rectifier must be "spike" or "silent", got {rectifier!r}')
     if bias not in ("synapse", "spike"):

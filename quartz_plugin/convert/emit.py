@@ -8,15 +8,13 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from quartz_plugin.coding import NeuronClock, Window, window_length
+from quartz_plugin.coding import NeuronClock, Window
 from quartz_plugin.convert.draft import Draft
 from quartz_plugin.convert.rescale import ScaledLayer, unique_name
 from quartz_plugin.convert.schedule import delay_of
 from quartz_plugin.functional import BiasCode, Rectifier
 from quartz_plugin.graph import INPUT, ConvertedGraph
-from quartz_plugin.neuron import AxonalDelay, FirstSpikeMaxPool, TTFSNeuron
-
-_MAX_POOLS = (nn.MaxPool1d, nn.MaxPool2d, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d)
+from quartz_plugin.neuron import MAX_POOLS, AxonalDelay, FirstSpikeMaxPool, TTFSNeuron
 
 
 @dataclass(frozen=True)
@@ -43,12 +41,12 @@ def emit(
 
     def append(path: str, module: nn.Module) -> None:
         nonlocal node
-        if isinstance(module, _MAX_POOLS):
+        if isinstance(module, MAX_POOLS):
             module = FirstSpikeMaxPool(module, init_hidden=True)
         modules[path] = module
         node = graph.call_module(path, (node,))
 
-    source = Window(0, window_length(t_max))
+    source = Window.of_input(t_max)
     for layer, clock in zip(layers, clocks, strict=True):
         delay = delay_of(clock, source)
         if delay:

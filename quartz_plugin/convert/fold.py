@@ -87,7 +87,7 @@ def _move_pools_behind_relus(draft: Draft) -> None:
 
 
 def _drop_repeated_relus(draft: Draft) -> None:
-    """Drop a ReLU of values that are not negative anyway: spikes of other neurons, or the input itself."""
+    """Drop a ReLU of values that are not negative anyway: spikes of other neurons."""
     for node, module in draft.steps():
         if role_of(module) is not Role.RECTIFIER:
             continue

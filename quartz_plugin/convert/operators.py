@@ -135,6 +135,8 @@ OPERATORS: dict[type[nn.Module], Operator] = {
 
 _NOT_PIECEWISE_LINEAR = "it is not a ReLU; train the network with nn.ReLU in its place"
 _MONOTONE_OUTPUT = "leave it out: the predicted class is the same without it"
+_BOUNDED_RELU = "its upper bound is not carried yet; train the network with nn.ReLU in its place"
+_RESHAPED = "use nn.Flatten(), which keeps the batch apart"
 _PAIRWISE = "the networks converted so far are chains: one path from input to output"
 
 REASONS: dict[Any, str] = {
@@ -155,6 +157,8 @@ REASONS: dict[Any, str] = {
     ),
     **dict.fromkeys((nn.Softmax, nn.LogSoftmax, F.softmax, F.log_softmax, torch.softmax), _MONOTONE_OUTPUT),
     **dict.fromkeys((torch.log_softmax, "softmax", "log_softmax"), _MONOTONE_OUTPUT),
+    **dict.fromkeys((nn.ReLU6, nn.Hardtanh, F.relu6, F.hardtanh), _BOUNDED_RELU),
+    **dict.fromkeys(("view", "reshape", torch.reshape, "size"), _RESHAPED),
     **dict.fromkeys((operator.add, operator.iadd, torch.add, torch.cat, "add", "add_"), _PAIRWISE),
 }
 
@@ -165,14 +169,15 @@ FUNCTIONS: dict[Any, Callable[..., nn.Module]] = {
     "relu_": lambda x: nn.ReLU(),
     torch.flatten: lambda x, start_dim=0, end_dim=-1: nn.Flatten(start_dim, end_dim),
     "flatten": lambda x, start_dim=0, end_dim=-1: nn.Flatten(start_dim, end_dim),
+    F.max_pool1d: lambda x, *args, **kwargs: nn.MaxPool1d(*args, **kwargs),
+    F.max_pool2d: lambda x, *args, **kwargs: nn.MaxPool2d(*args, **kwargs),
+    F.avg_pool1d: lambda x, *args, **kwargs: nn.AvgPool1d(*args, **kwargs),
+    F.avg_pool2d: lambda x, *args, **kwargs: nn.AvgPool2d(*args, **kwargs),
+    F.adaptive_avg_pool1d: lambda x, output_size: nn.AdaptiveAvgPool1d(output_size),
+    F.adaptive_avg_pool2d: lambda x, output_size: nn.AdaptiveAvgPool2d(output_size),
     F.dropout: lambda x, p=0.5, training=True, inplace=False: nn.Identity(),
 }
 """Functions and methods that tracing replaces by modules of the table."""
-
-
-def operator_of(module: nn.Module) -> Operator | None:
-    """Return the row of the table for this module, or None."""
-    return OPERATORS.get(type(module))
 
 
 def role_of(module: nn.Module) -> Role:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from quartz_plugin.coding import NeuronClock, Window, window_length
+from quartz_plugin.coding import NeuronClock, Window
 from quartz_plugin.convert.rescale import ScaledLayer
 from quartz_plugin.functional import BiasCode
 
@@ -22,8 +22,8 @@ def schedule(layers: list[ScaledLayer], t_max: int, bias_code: BiasCode = "synap
     bias_code : "synapse" or "spike"
         How biases arrive.
     """
-    length = window_length(t_max)
-    source = Window(0, length)
+    source = Window.of_input(t_max)
+    length = source.length
     clocks = []
     for layer in layers:
         clock = NeuronClock(readout=source.end, window=length, input_window=source.length)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -37,9 +39,17 @@ def trace(ann: nn.Module, example: Tensor) -> Draft:
     """
     if not isinstance(ann, nn.Module):
         raise TypeError(f"ann must be a torch.nn.Module, got {type(ann).__name__}")
+    ann = getattr(ann, "_orig_mod", ann)  # what torch.compile wraps
     _check_finite(ann)
+    try:
+        root = copy.deepcopy(ann)
+    except RuntimeError as error:
+        raise ConversionError(
+            f"{type(ann).__name__} cannot be copied: {_first_line(error)}. Make pruning or weight norm permanent "
+            "(torch.nn.utils.prune.remove, remove_weight_norm)"
+        ) from error
     # The draft computes in the example's type, which is float32 at least.
-    root = copy.deepcopy(ann).eval().to(example.dtype)
+    root = root.eval().to(device=example.device, dtype=example.dtype)
     if not isinstance(root, nn.Sequential) and type(root).__module__.startswith("torch.nn"):
         root = nn.Sequential(root)
     hooked = _without_hooks(root, example)
@@ -58,18 +68,25 @@ def trace(ann: nn.Module, example: Tensor) -> Draft:
     draft = Draft(module, tuple(example.shape[1:]), example.dtype, example.device)
     for node, submodule in draft.steps():
         draft.log(str(node.target), operation=type(submodule).__name__)
-    try:
+    with _refusing(example):
         draft.record_shapes(example)
-    except (RuntimeError, ValueError) as error:
-        raise ConversionError(
-            f"the network does not run on inputs of shape {list(example.shape)}: {_first_line(error)}"
-        ) from error
     if hooked is not None and not torch.allclose(hooked, draft.output(example), rtol=1e-3, atol=1e-5):
         raise ConversionError(
             "a forward hook changes what the network computes, and a spiking network cannot carry it; "
             "put it into the network's forward, or remove it (handle.remove())"
         )
     return draft
+
+
+@contextmanager
+def _refusing(example: Tensor) -> Iterator[None]:
+    """Turn what torch says of an unfit input into our error."""
+    try:
+        yield
+    except (RuntimeError, ValueError, IndexError, TypeError) as error:
+        raise ConversionError(
+            f"the network does not run on inputs of shape {list(example.shape)}: {_first_line(error)}"
+        ) from error
 
 
 def _check_finite(ann: nn.Module) -> None:
@@ -85,7 +102,7 @@ def _without_hooks(root: nn.Module, example: Tensor) -> Tensor | None:
     hooks = [hooks for m in root.modules() for hooks in (m._forward_hooks, m._forward_pre_hooks) if hooks]
     if not hooks:
         return None
-    with torch.no_grad():
+    with torch.no_grad(), _refusing(example):
         hooked: Tensor = root(example)
     for each in hooks:
         each.clear()
@@ -157,7 +174,8 @@ def _one_module_a_node(module: fx.GraphModule) -> None:
 
 
 def _refusal(where: str, operation: str, reason: str | None) -> str:
-    return f"cannot convert {where!r} ({operation}): {reason or 'it is not in the table of operators'}"
+    fallback = "it is not in the table of operators (quartz_plugin.convert.operators); replace it or leave it out"
+    return f"cannot convert {where!r} ({operation}): {reason or fallback}"
 
 
 def _function_name(target: Any) -> str:

@@ -11,6 +11,7 @@ from contextlib import ExitStack, contextmanager
 import torch
 from torch import Tensor
 
+from quartz_plugin.coding import NO_SPIKE
 from quartz_plugin.engines.analytic import run_analytic
 from quartz_plugin.engines.result import SimulationResult
 from quartz_plugin.engines.stepped import run_stepped
@@ -54,14 +55,14 @@ def run(graph: ConvertedGraph, images: Tensor, engine: str = "auto", record: boo
         raise ValueError(f"{graph.dtype} cannot hold the membrane; use snn.to(torch.float32)")
     graph.check_images(images)
     window = graph.input_window
-    with _full_precision(images.device):
+    with _full_precision(graph.device):
         drive = images.to(device=graph.device, dtype=graph.dtype) * window.length
         input_levels = closed_form(drive, window.length)
         spike_steps, output_levels = ENGINES[engine](graph, input_levels, record)
     if record:
         steps = window.steps_of(input_levels.detach())
         if graph.silent:
-            steps[input_levels == 0] = -1
+            steps[input_levels == 0] = NO_SPIKE
         spike_steps = {INPUT: steps, **spike_steps}
     output = graph.layers[-1]
     return SimulationResult(
@@ -80,7 +81,8 @@ def _full_precision(device: torch.device) -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(torch.autocast(device.type, enabled=False))
         if device.type == "cuda":
-            stack.enter_context(torch.backends.cudnn.flags(allow_tf32=False))
+            stack.callback(setattr, torch.backends.cudnn, "allow_tf32", torch.backends.cudnn.allow_tf32)
+            torch.backends.cudnn.allow_tf32 = False
             before = torch.get_float32_matmul_precision()
             torch.set_float32_matmul_precision("highest")
             stack.callback(torch.set_float32_matmul_precision, before)

@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from quartz_plugin.coding import NO_SPIKE
-from quartz_plugin.functional import closed_form
+from quartz_plugin.functional import closed_form, says_in_time
 from quartz_plugin.graph import ConvertedGraph, call_node
 from quartz_plugin.neuron import AxonalDelay, FirstSpikeMaxPool, TTFSNeuron
 
@@ -69,7 +69,7 @@ def _fire(neuron: TTFSNeuron, current: Tensor, bias_is_in: bool) -> tuple[Tensor
         current = current + clock.input_window * p.bias
     if p.rectifier is None:
         # The drive decides who says -1 in time, so it is looked at before it is clipped.
-        fired = current.detach() >= -clock.window - 0.5
+        fired = says_in_time(current.detach(), clock.window)
         return closed_form(current, clock.window, -clock.window), fired
     return closed_form(current, clock.window, inplace=own), None
 

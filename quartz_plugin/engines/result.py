@@ -45,6 +45,11 @@ class SimulationResult:
         """Name of the output layer."""
         return list(self.windows)[-1]
 
+    def check_recorded(self) -> None:
+        """Raise ValueError where only the output's spikes were kept."""
+        if INPUT not in self.spike_steps:
+            raise ValueError("this needs the spikes of all layers: run the network with record=True")
+
     @property
     def early(self) -> dict[str, Tensor]:
         """Layer name -> bool ``[B, ...]``: the spike came before the layer's readout (never the input's)."""

