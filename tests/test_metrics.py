@@ -229,3 +229,27 @@ def test_forced_zeros_cost_every_synapse_of_the_paper_network(mnist_ann, mnist_t
     assert int(saved.max()) < 225_840
     assert 0.2 < float(saved.double().mean()) / 225_840 < 0.45
     assert neuron_count(forced.graph) == 4354
+
+
+@pytest.mark.parametrize("rectifier", ["spike", "silent"])
+def test_the_border_that_padding_adds_in_front_of_a_pool_sends_no_spikes(rectifier):
+    ann = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.ZeroPad2d(2), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(32, 3))
+    snn = quartz_plugin.convert(ann, torch.rand(20, 1, 6, 6), 6, rectifier=rectifier)
+    images = torch.rand(3, 1, 6, 6)
+    net, passed = snn.to_snntorch(), 0
+    net[3].register_forward_hook(lambda module, inputs, spikes: counts.append(spikes.flatten(1).sum(1)))
+    counts = []
+    for spikes in quartz_plugin.encode(images, 6, snn.n_steps, silent_zeros=rectifier == "silent"):
+        net(spikes)
+    passed = sum(counts)
+    counted = synaptic_operations(snn.graph, snn.run(images))["output"]
+    assert counted.tolist() == (3 * passed).long().tolist()
+
+
+def test_results_without_all_spikes_are_refused_in_one_line(small):
+    ann, images = small
+    snn = quartz_plugin.convert(ann, images, 8)
+    result = snn.run(images, record=False)
+    for metric in (SpikeCount(snn), EarlySpikeRate(snn), SynapticOperations(snn), QuartzOperations(snn)):
+        with pytest.raises(ValueError, match="record=True"):
+            metric.update(result)

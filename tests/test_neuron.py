@@ -695,3 +695,62 @@ def test_the_parameters_are_those_given():
     assert isinstance(neuron.p, TTFSParameters)
     assert neuron.p[:5] == (6, 2, True, "silent", None)
     assert (neuron.clock.readout, neuron.clock.first_input, neuron.clock.window) == (30, 23, 5)
+
+
+class TestWhatUsersStumbleOver:
+    def test_a_bias_parameter_is_trained_and_shared(self):
+        bias = nn.Parameter(torch.full((3,), 0.2))
+        neuron = TTFSNeuron(4, bias=bias)
+        assert [name for name, _ in neuron.named_parameters()] == ["bias"]
+        assert neuron.bias is bias
+        state, total = None, 0.0
+        for step in range(7):
+            spikes, state = neuron(torch.full((2, 3), 0.3 if step == 0 else 0.0), state)
+            total = total + step * spikes.sum()
+        total.backward()
+        assert bias.grad.abs().sum() > 0
+        assert "bias" in neuron.state_dict()
+
+    @pytest.mark.parametrize(
+        ("bias", "neurons", "says"),
+        [
+            (torch.ones(3), (3, 5, 5), r"bias.view\(-1, 1, 1\)"),
+            (torch.ones(5), (3, 5, 5), r"bias.view\(-1, 1, 1\)"),
+            (torch.ones(4), (3,), "does not fit neurons of shape"),
+            (torch.ones(4, 3), (3,), "does not fit neurons of shape"),
+        ],
+    )
+    def test_a_bias_of_another_shape_is_refused_at_the_first_step(self, bias, neurons, says):
+        with pytest.raises(ValueError, match=says):
+            TTFSNeuron(4, bias=bias)(torch.zeros(1, *neurons))
+
+    @pytest.mark.parametrize("state", [torch.zeros(2, 3), "state"])
+    def test_a_state_of_another_kind_is_refused(self, state):
+        with pytest.raises(ValueError, match="start an inference with None"):
+            TTFSNeuron(4)(torch.zeros(2, 3), state)
+
+    def test_a_state_of_another_batch_size_is_refused(self):
+        for module in (TTFSNeuron(4), AxonalDelay(2), FirstSpikeMaxPool(nn.MaxPool1d(1))):
+            _, state = module(torch.zeros(1, 2, 3))
+            with pytest.raises(ValueError, match=r"shape \[5, 2, 3\]"):
+                module(torch.zeros(5, 2, 3), state)
+
+    def test_the_older_name_of_reset_mem_works(self):
+        neuron = TTFSNeuron(4, init_hidden=True)
+        neuron(torch.ones(1, 2))
+        assert neuron.init_leaky() is None
+        assert neuron.mem.numel() == 0
+
+    @pytest.mark.parametrize("pool", [nn.AvgPool1d(2), 2, nn.MaxPool1d(2, return_indices=True)])
+    def test_what_is_no_max_pooling_is_refused(self, pool):
+        with pytest.raises((TypeError, ValueError), match=r"max-pooling module|return_indices=False"):
+            FirstSpikeMaxPool(pool)
+
+    def test_a_surrogate_must_be_a_function(self):
+        with pytest.raises(TypeError, match=r"snntorch.surrogate"):
+            TTFSNeuron(4, spike_grad="atan")
+
+    def test_t_max_may_be_an_integer_of_numpy(self):
+        import numpy as np
+
+        assert TTFSNeuron(np.int64(4)).clock == TTFSNeuron(4).clock

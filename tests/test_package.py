@@ -56,3 +56,8 @@ def test_readme_examples_run(tmp_path, monkeypatch):
     assert len(blocks) >= 4
     for block in blocks:
         exec(compile(block, "README.md", "exec"), {"__name__": "readme"})
+
+
+def test_readme_and_changelog_are_finished():
+    for name in ("README.md", "CHANGELOG.md"):
+        assert "@@" not in (ROOT / name).read_text()

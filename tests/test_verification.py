@@ -183,3 +183,17 @@ class TestRefusals:
         snn = quartz_plugin.convert(ann, images, 9, hold=False)
         with pytest.raises(ValueError, match=r"analytic.*hold=True"):
             quartz_plugin.verify(ann, snn, images, engine="analytic")
+
+
+def test_many_images_are_compared_in_chunks_and_none_is_refused():
+    ann, images = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3)), torch.rand(150, 4)
+    snn = quartz_plugin.convert(ann, images, 16, percentile=90)
+    whole = quartz_plugin.verify(ann, snn, images)
+    parts = [quartz_plugin.verify(ann, snn, part) for part in images.split(50)]
+    for index, layer in enumerate(whole.layers):
+        assert layer.mean == pytest.approx(sum(part.layers[index].mean for part in parts) / 3)
+        assert layer.worst == max(part.layers[index].worst for part in parts)
+        assert layer.saturated == pytest.approx(sum(part.layers[index].saturated for part in parts) / 3)
+    assert whole.images == 150
+    with pytest.raises(ValueError, match="at least one image"):
+        quartz_plugin.verify(ann, snn, images[:0])

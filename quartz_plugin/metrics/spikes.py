@@ -21,6 +21,7 @@ def spike_counts(result: SimulationResult) -> dict[str, Tensor]:
 
 def zero_spike_counts(result: SimulationResult) -> dict[str, Tensor]:
     """Spikes that say the value zero: layer -> int64 ``[B]``."""
+    result.check_recorded()
     return {
         name: (steps == result.windows[name].end).flatten(1).sum(dim=1) for name, steps in result.spike_steps.items()
     }
@@ -28,6 +29,7 @@ def zero_spike_counts(result: SimulationResult) -> dict[str, Tensor]:
 
 def early_spike_counts(result: SimulationResult) -> dict[str, Tensor]:
     """Spikes before their layer's readout: layer -> int64 ``[B]``; the input's are never early."""
+    result.check_recorded()
     return {name: early.flatten(1).sum(dim=1) for name, early in result.early.items()}
 
 

@@ -1,0 +1,107 @@
+"""The converted graph: edited by hand, and what its readers make of that."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import prune
+
+import quartz_plugin
+from quartz_plugin.graph import OneToOne
+
+
+@pytest.fixture
+def snn():
+    ann = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3))
+    return quartz_plugin.convert(ann, torch.rand(50, 4), 8)
+
+
+def insert(snn, function):
+    """Put a function between the last synapses and the output neurons."""
+    graph = snn.graph_module.graph
+    last = next(node for node in graph.nodes if node.target == "2")
+    with graph.inserting_after(last):
+        node = graph.call_function(function, (last, 0.5))
+    last.replace_all_uses_with(node, delete_user_cb=lambda user: user is not node)
+    snn.graph_module.recompile()
+
+
+def test_a_function_put_in_by_hand_runs_but_is_neither_saved_nor_exported(snn, tmp_path):
+    images = torch.rand(5, 4)
+    before = snn(images)
+    insert(snn, torch.mul)
+    assert not torch.equal(snn(images), before)
+    for carry in (snn.to_snntorch, snn.to_norse, lambda: snn.save(tmp_path / "snn.safetensors")):
+        with pytest.raises(ValueError, match="put what it does into a module"):
+            carry()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_module_put_in_by_hand_is_run_saved_and_exported(snn, tmp_path):
+    images = torch.rand(5, 4)
+    graph = snn.graph_module.graph
+    snn.graph_module.add_submodule("halved", OneToOne(torch.full((3,), 0.5)))
+    last = next(node for node in graph.nodes if node.target == "2")
+    with graph.inserting_after(last):
+        node = graph.call_module("halved", (last,))
+    last.replace_all_uses_with(node, delete_user_cb=lambda user: user is not node)
+    snn.graph_module.recompile()
+    snn.save(tmp_path / "snn.safetensors")
+    result = snn.run(images, engine="stepped")
+    assert torch.equal(quartz_plugin.load(tmp_path / "snn.safetensors")(images), result.logits)
+    net = snn.to_snntorch()
+    outputs = torch.stack([net(spikes) for spikes in quartz_plugin.encode(images, 8, snn.n_steps)])
+    steps = torch.where(outputs.any(0), outputs.argmax(0), -1)
+    assert torch.equal(steps.int(), result.spike_steps["output"])
+
+
+def test_a_network_in_half_precision_is_refused(snn):
+    with pytest.raises(ValueError, match="cannot hold the membrane"):
+        snn.half()(torch.rand(1, 4))
+
+
+def test_an_ann_in_bfloat16_becomes_a_network_in_float32():
+    ann = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3)).bfloat16()
+    snn = quartz_plugin.convert(ann, torch.rand(50, 4), 64)
+    assert snn(torch.rand(2, 4)).dtype == torch.float32
+    assert next(ann.parameters()).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"linear": "pair"}, r'linear must be "compose"'),
+        ({"hold": "no"}, "hold must be True or False"),
+        ({"example_input": torch.rand(1, 5)}, "not one of calibration images"),
+        ({"example_input": torch.full((1, 4), 2.0)}, "example_input must lie in"),
+    ],
+)
+def test_options_that_cannot_be_meant_are_refused(options, says):
+    with pytest.raises(ValueError, match=says):
+        quartz_plugin.convert(nn.Linear(4, 3), torch.rand(5, 4), **options)
+
+
+@pytest.mark.parametrize("name", ["prune", "weight_norm"])
+def test_a_network_that_cannot_be_copied_says_what_to_do(name):
+    layer = nn.Linear(4, 3)
+    if name == "prune":
+        prune.l1_unstructured(layer, "weight", 0.5)
+        layer(torch.rand(2, 4))
+    else:
+        layer = torch.nn.utils.parametrizations.weight_norm(layer)
+    with pytest.raises(quartz_plugin.ConversionError, match=r"permanent|table of operators"):
+        quartz_plugin.convert(nn.Sequential(layer), torch.rand(5, 4))
+
+
+def test_a_folder_that_is_not_there_is_named(snn, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no folder .*nowhere to write snn.safetensors into"):
+        snn.save(tmp_path / "nowhere" / "snn.safetensors")
+
+
+def test_weights_that_are_not_finite_are_neither_written_nor_read(snn, tmp_path):
+    path = tmp_path / "snn.safetensors"
+    snn.save(path)
+    with torch.no_grad():
+        snn.graph_module.get_submodule("0").weight[0, 0] = float("nan")
+    with pytest.raises(ValueError, match=r"0.weight contains NaN"):
+        snn.save(path)
+    assert torch.isfinite(quartz_plugin.load(path)(torch.rand(2, 4))).all()
