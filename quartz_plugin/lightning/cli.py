@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import itertools
+import os
 import sys
 import time
 import warnings
@@ -225,7 +226,7 @@ class QuartzTrainer(lightning.Trainer):
         image = next(iter(datamodule.test_dataloader()))[0][:1]
         pictures = draw(silent, image, root)
         print("\n" + comparison(figures, snn, datamodule))
-        print("\nbest checkpoint   " + (best or "none"))
+        print("\nbest checkpoint   " + (os.path.relpath(best) if best else "none"))
         print(f"spiking network   {root / 'snn.safetensors'}")
         for name, path in pictures.items():
             print(f"{name:<17} {path}")
