@@ -40,10 +40,9 @@ def mnist_weights():
     return load_file(SHARED / "data" / "weights" / "mnist_convnet.safetensors")
 
 
-@pytest.fixture(scope="session")
-def mnist_ann(mnist_weights):
-    """The paper's MNIST network, trained, in eval mode. Tests must not modify it."""
-    ann = nn.Sequential(
+def paper_network():
+    """The paper's MNIST network, untrained; its keys are those of ../shared."""
+    return nn.Sequential(
         nn.Conv2d(1, 6, 5),
         nn.ReLU(),
         nn.MaxPool2d(2),
@@ -56,6 +55,12 @@ def mnist_ann(mnist_weights):
         nn.Flatten(),
         nn.Linear(120, 10),
     )
+
+
+@pytest.fixture(scope="session")
+def mnist_ann(mnist_weights):
+    """The paper's MNIST network, trained, in eval mode. Tests must not modify it."""
+    ann = paper_network()
     ann.load_state_dict(mnist_weights)
     return ann.eval()
 

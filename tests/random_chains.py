@@ -63,7 +63,8 @@ def shape_behind(module, shape):
             out = copy.deepcopy(module).eval().float()(torch.zeros(1, *shape))
     except (RuntimeError, ValueError):
         return None
-    return tuple(out.shape[1:]) if out.numel() > 0 else None
+    # Max pooling of padding alone, as dilation makes it, is -inf in the ANN already.
+    return tuple(out.shape[1:]) if out.numel() > 0 and bool(out.isfinite().all()) else None
 
 
 class _Builder:

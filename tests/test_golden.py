@@ -6,7 +6,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from conftest import SHARED
+from conftest import SHARED, paper_network
 from torch import nn
 
 from quartz_plugin import AxonalDelay, FirstSpikeMaxPool, SpikingNetwork, TTFSNeuron, decode, encode, reset
@@ -125,19 +125,7 @@ def test_first_spike_pooling_reproduces_golden_pools(file, number):
 
 def spiking_network(golden, dtype=torch.float32):
     """The golden network through the stages of conversion, calibration left out: its weights are normalised."""
-    ann = nn.Sequential(
-        nn.Conv2d(1, 6, 5),
-        nn.ReLU(),
-        nn.MaxPool2d(2),
-        nn.Conv2d(6, 12, 5),
-        nn.ReLU(),
-        nn.MaxPool2d(2),
-        nn.Conv2d(12, 120, 4),
-        nn.ReLU(),
-        nn.Dropout(),
-        nn.Flatten(),
-        nn.Linear(120, 10),
-    )
+    ann = paper_network()
     paths = dict(zip([0, 3, 6, 10], SYNAPSES.values(), strict=True))
     ann.load_state_dict(
         {f"{n}.{part}": golden[f"{name}_{part}"] for n, name in paths.items() for part in ("weight", "bias")}
