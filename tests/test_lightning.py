@@ -4,6 +4,7 @@ import csv
 import runpy
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -76,7 +77,7 @@ def test_run_logs_to_csv_and_tensorboard_and_keeps_best_and_last(after_run):
     (log,) = folder.glob("logs/*/metrics.csv")
     columns = next(csv.reader(log.open()))
     assert {"train_loss", "val_accuracy", "accuracy", "agreement", "synops", "zero_spikes", "steps"} <= set(columns)
-    assert list(folder.glob("tensorboard/*/events*"))
+    assert bool(list(folder.glob("tensorboard/*/events*"))) is (find_spec("tensorboard") is not None)
     assert (folder / "best.ckpt").exists()
     assert (folder / "last.ckpt").exists()
     assert quartz_plugin.load(folder / "snn.safetensors").t_max == 8
