@@ -219,7 +219,8 @@ def encode(x: Tensor, t_max: int, steps: int | None = None, *, silent_zeros: boo
     t_max : int
         ``T``; at least 2.
     steps : int, optional
-        Length of the time axis, at least ``t_max`` (the default); pass ``snn.n_steps`` to step a network.
+        Length of the time axis, at least ``t_max`` (the default), which holds the input alone. A network goes on
+        after its input: pass ``snn.n_steps``, or ``(L + 2) * (t_max - 1) + 1`` for ``L`` layers of your own.
     silent_zeros : bool
         Send no spike for the level 0.
 
@@ -255,6 +256,8 @@ def encode(x: Tensor, t_max: int, steps: int | None = None, *, silent_zeros: boo
 
 def decode(spikes: Tensor, t_max: int, start: int = 0) -> Tensor:
     """Values said by the first spike of each unit; the inverse of :func:`encode`.
+
+    A time has no gradient: a loss on spikes weighs them by their steps instead.
 
     Parameters
     ----------

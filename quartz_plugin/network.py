@@ -68,6 +68,42 @@ class SpikingNetwork(nn.Module):
         """
         return engines.run(self.graph, images, engine, record)
 
+    def decode(self, output_spikes: Tensor) -> Tensor:
+        """Logits that the output spikes of a network stepped by hand say.
+
+        Parameters
+        ----------
+        output_spikes : Tensor
+            What ``to_snntorch()`` or ``to_norse()`` gave at each of the `n_steps` steps, stacked:
+            ``[n_steps, B, classes]``.
+
+        Returns
+        -------
+        Tensor
+            ``[B, classes]``, in the ANN's units, as calling this network gives them.
+
+        Raises
+        ------
+        ValueError
+            If the time axis is not `n_steps` long.
+
+        Examples
+        --------
+        >>> import torch, quartz_plugin
+        >>> images = torch.rand(32, 4)
+        >>> snn = quartz_plugin.convert(nn.Linear(4, 3), images, t_max=16)
+        >>> net = snn.to_snntorch()
+        >>> spikes = torch.stack([net(s) for s in quartz_plugin.encode(images, 16, snn.n_steps)])
+        >>> torch.equal(snn.decode(spikes), snn(images))
+        True
+        """
+        if output_spikes.dim() < 2 or len(output_spikes) != self.n_steps:
+            raise ValueError(
+                f"output_spikes must be [{self.n_steps}, B, ...], one entry for each step, "
+                f"got {list(output_spikes.shape)}"
+            )
+        return engines.decode_output(self.graph, output_spikes)
+
     @property
     def t_max(self) -> int:
         """``T`` of the input's window."""
@@ -101,12 +137,15 @@ class SpikingNetwork(nn.Module):
     def to_snntorch(self) -> nn.Module:
         """Return plain modules for a loop: ``for s in encode(x, T, snn.n_steps): out = net(s)``.
 
-        The copy is independent of this network. Call ``quartz_plugin.reset(net)`` between inferences.
+        The copy is independent of this network. Call ``quartz_plugin.reset(net)`` between inferences, and
+        :meth:`decode` with the stacked outputs for logits.
         """
         return export.to_snntorch(self.graph)
 
     def to_norse(self) -> nn.Module:
         """Return the network in Norse's idiom: ``out, state = net(s, state)`` for each step.
+
+        :meth:`decode` makes logits of the stacked outputs.
 
         Raises
         ------

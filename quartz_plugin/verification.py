@@ -70,6 +70,7 @@ class Verification:
         table = format_table(header, [list(asdict(layer).values()) for layer in self.layers])
         return (
             f"{table}\n"
+            "(mean, worst: distance from the ANN in time steps; saturated, early, silent: shares)\n"
             f"top-1 agreement with the ANN {100 * self.agreement:.2f} %, "
             f"ties {100 * self.ties:.2f} % ({self.images} images)"
         )
@@ -77,6 +78,9 @@ class Verification:
 
 def verify(ann: nn.Module, snn: SpikingNetwork, images: Tensor, *, engine: str = "auto") -> Verification:
     """Compare a spiking network with the ANN it was converted from, layer by layer.
+
+    Both see the same raw images, with the preprocessing that ``convert`` was told of: one that was forgotten
+    there cannot be noticed here. Compare accuracies on labelled images for that.
 
     Parameters
     ----------

@@ -259,3 +259,15 @@ def test_a_deep_copied_export_is_reset_on_its_own():
     clone = copy.deepcopy(net)
     quartz_plugin.reset(clone)
     assert torch.equal(run_snntorch(clone, train), expected)
+
+
+@SOME
+@given(chains(), t_maxima(), NEURONS)
+def test_decode_makes_the_logits_of_the_network_of_spikes_stepped_by_hand(chain, t_max, neuron):
+    snn = chain.convert(t_max, **neuron)
+    net = snn.to_snntorch()
+    spikes = [net(step) for step in quartz_plugin.encode(chain.images.to(snn.graph.dtype), t_max, snn.n_steps)]
+    wanted = snn.run(chain.images, engine="stepped").logits
+    assert torch.equal(snn.decode(torch.stack(spikes)), wanted)
+    with pytest.raises(ValueError, match=rf"must be \[{snn.n_steps}, B"):
+        snn.decode(torch.stack(spikes[:-1]))

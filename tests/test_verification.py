@@ -132,8 +132,9 @@ class TestTheTable:
         assert lines[0].split() == ["layer", "mean", "worst", "saturated", "early", "silent"]
         assert set(lines[1]) == {"-", " "}
         assert [line.split()[0] for line in lines[2:4]] == ["1", "output"]
-        assert lines[4] == "top-1 agreement with the ANN 100.00 %, ties 0.00 % (90 images)"
-        assert len(lines) == 5
+        assert "distance from the ANN in time steps" in lines[4]
+        assert lines[5] == "top-1 agreement with the ANN 100.00 %, ties 0.00 % (90 images)"
+        assert len(lines) == 6
         assert max(map(len, lines[:4])) < 80
 
     def test_the_report_prints_a_line_a_module(self):

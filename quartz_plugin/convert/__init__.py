@@ -55,7 +55,7 @@ def convert(
     r"""Turn a trained ReLU network into a spiking network whose neurons fire at most once.
 
     With ``hold=True`` every neuron says exactly :math:`clip(\lfloor S y + 1/2 \rfloor, 0, S) / S` of its
-    normalised drive ``y``, ``S = t_max - 1`` (arXiv:2309.16795 and DESIGN.md, section 3).
+    normalised drive ``y``, ``S = t_max - 1`` (arXiv:2309.16795).
 
     Parameters
     ----------

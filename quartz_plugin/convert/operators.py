@@ -137,6 +137,10 @@ _NOT_PIECEWISE_LINEAR = "it is not a ReLU; train the network with nn.ReLU in its
 _MONOTONE_OUTPUT = "leave it out: the predicted class is the same without it"
 _BOUNDED_RELU = "its upper bound is not carried yet; train the network with nn.ReLU in its place"
 _RESHAPED = "use nn.Flatten(), which keeps the batch apart"
+_ARITHMETIC = (
+    "if it normalises the input, take it out of forward and pass preprocessing=(mean, std); "
+    "else put it into the weights of a neighbouring layer"
+)
 _PAIRWISE = "the networks converted so far are chains: one path from input to output"
 
 REASONS: dict[Any, str] = {
@@ -159,6 +163,8 @@ REASONS: dict[Any, str] = {
     **dict.fromkeys((torch.log_softmax, "softmax", "log_softmax"), _MONOTONE_OUTPUT),
     **dict.fromkeys((nn.ReLU6, nn.Hardtanh, F.relu6, F.hardtanh), _BOUNDED_RELU),
     **dict.fromkeys(("view", "reshape", torch.reshape, "size"), _RESHAPED),
+    **dict.fromkeys((operator.sub, operator.mul, operator.truediv, torch.sub, torch.mul, torch.div), _ARITHMETIC),
+    **dict.fromkeys(("sub", "mul", "div", "sub_", "mul_", "div_"), _ARITHMETIC),
     **dict.fromkeys((operator.add, operator.iadd, torch.add, torch.cat, "add", "add_"), _PAIRWISE),
 }
 

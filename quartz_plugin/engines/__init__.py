@@ -18,7 +18,7 @@ from quartz_plugin.engines.stepped import run_stepped
 from quartz_plugin.functional import closed_form
 from quartz_plugin.graph import INPUT, ConvertedGraph
 
-__all__ = ["ENGINES", "SimulationResult", "run"]
+__all__ = ["ENGINES", "SimulationResult", "decode_output", "run"]
 
 ENGINES = {"analytic": run_analytic, "stepped": run_stepped}
 
@@ -66,13 +66,28 @@ def run(graph: ConvertedGraph, images: Tensor, engine: str = "auto", record: boo
         spike_steps = {INPUT: steps, **spike_steps}
     output = graph.layers[-1]
     return SimulationResult(
-        logits=output_levels * (graph.output_scale / output.neuron.clock.window),
+        logits=_logits(graph, output_levels),
         spike_steps=spike_steps,
         windows=graph.windows(),
         n_steps=graph.n_steps,
         engine=engine,
         signed_output=output.neuron.p.rectifier is None,
     )
+
+
+def decode_output(graph: ConvertedGraph, output_spikes: Tensor) -> Tensor:
+    """Logits that output spikes ``[steps, B, ...]`` on the global clock say."""
+    neuron = graph.layers[-1].neuron
+    window = neuron.clock.output_window
+    fired = output_spikes != 0
+    steps = torch.where(fired.any(dim=0), fired.to(torch.int8).argmax(dim=0), NO_SPIKE)
+    levels = window.levels_at(steps, -window.length if neuron.p.rectifier is None else 0)
+    return _logits(graph, levels.to(graph.dtype))
+
+
+def _logits(graph: ConvertedGraph, output_levels: Tensor) -> Tensor:
+    """What the output's levels say in the ANN's units."""
+    return output_levels * (graph.output_scale / graph.layers[-1].neuron.clock.window)
 
 
 @contextmanager

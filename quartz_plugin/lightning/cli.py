@@ -153,7 +153,7 @@ class QuartzTrainer(lightning.Trainer):
         verbose: bool = True,
         datamodule: Any = None,
         snn: str | None = None,
-        engine: str = "auto",
+        engine: Literal["auto", "analytic", "stepped"] = "auto",
     ) -> Any:
         """Test an ANN checkpoint (--ckpt_path) or a converted network (--snn), or both side by side.
 
