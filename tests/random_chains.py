@@ -16,8 +16,6 @@ from torch import nn
 import quartz_plugin
 from quartz_plugin import AxonalDelay, FirstSpikeMaxPool, TTFSNeuron
 
-torch.set_num_threads(1)  # On networks this small, threads only wait for each other.
-
 _QUICK_TO_FAIL = [Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink]  # Explaining takes minutes.
 MANY = settings(max_examples=3 * settings().max_examples, phases=_QUICK_TO_FAIL)
 """Three times the profile's number of examples: on networks this small they take milliseconds."""

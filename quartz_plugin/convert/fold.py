@@ -136,11 +136,11 @@ def _prepend(draft: Draft, preprocessing: Preprocessing) -> None:
     if first is None:
         return
     shape = (-1, *[1] * (len(draft.input_shape) - 1))
-    kind = torch.zeros((), dtype=draft.dtype, device=draft.device)
+    like = torch.zeros((), dtype=draft.dtype, device=draft.device)
     path = "preprocessing"
     while path in draft.names():
         path += "_"
-    draft.module.add_submodule(path, Affine((1 / std).view(shape).to(kind), (-mean / std).view(shape).to(kind)))
+    draft.module.add_submodule(path, Affine((1 / std).view(shape).to(like), (-mean / std).view(shape).to(like)))
     source = first.all_input_nodes[0]
     with draft.module.graph.inserting_after(source):
         node = draft.module.graph.call_module(path, (source,))

@@ -20,7 +20,7 @@ from quartz_plugin.graph import INPUT, OneToOne
 Path = str
 Synapse = tuple[Path, nn.Module]
 
-_SPATIAL = (nn.AvgPool1d, nn.AvgPool2d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d)
+_AVERAGE_POOLS = (nn.AvgPool1d, nn.AvgPool2d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d)
 
 
 @dataclass
@@ -165,7 +165,7 @@ def _scaled_synapses(
             module.bias = None
             synapses.append((path, module.to(dtype)))
             gain = torch.ones((), dtype=torch.float64, device=device)
-        elif isinstance(module, _SPATIAL):
+        elif isinstance(module, _AVERAGE_POOLS):
             if not _alike_in_windows(gain, module):
                 place(f"{path}_gain", gain)
                 gain = torch.ones((), dtype=torch.float64, device=device)
@@ -212,7 +212,7 @@ def _times_output_gain(synapses: list[Synapse], gain: Tensor) -> bool:
             scaled = weight.double() * flat.view(-1, *[1] * (weight.dim() - 1))
             module.weight = nn.Parameter(scaled.to(weight.dtype), requires_grad=False)
             return True
-        if gain.dim() > 0 and not isinstance(module, _SPATIAL):
+        if gain.dim() > 0 and not isinstance(module, _AVERAGE_POOLS):
             return False
     return False
 
