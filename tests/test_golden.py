@@ -17,6 +17,7 @@ from quartz_plugin.convert.fold import fold
 from quartz_plugin.convert.rescale import rescale
 from quartz_plugin.convert.schedule import schedule
 from quartz_plugin.convert.trace import trace
+from quartz_plugin.hardware.operations import merged_operations
 
 pytestmark = pytest.mark.shared
 
@@ -266,3 +267,13 @@ def test_empty_steps_in_front_shift_all_spikes_and_change_none(file):
     with torch.no_grad():
         out = torch.stack([net(s) for s in encode(golden["input"], window + 1, snn.n_steps)])
     assert torch.equal(first_steps(out), shifted.spike_steps["output"].long())
+
+
+@files
+def test_merged_operations_are_within_2_percent_of_the_authors_counts(file):
+    """Layer by layer; the authors' count holds a little float noise."""
+    golden = read(file)
+    snn = spiking_network(golden)
+    result = snn.run(golden["input"], engine="stepped")
+    for number, counts in enumerate(merged_operations(snn.graph, result).values(), 1):
+        assert float(counts.double().mean()) == pytest.approx(float(golden[f"if{number}_n_ops"]), rel=0.02), number
