@@ -7,7 +7,7 @@ from collections import OrderedDict
 
 from torch import nn
 
-from quartz_plugin.graph import ConvertedGraph, check_chain, module_nodes
+from quartz_plugin.graph import ConvertedGraph, check_chain, module_nodes, unique_name
 from quartz_plugin.neuron import AxonalDelay, FirstSpikeMaxPool, TTFSNeuron, reset
 
 
@@ -42,8 +42,5 @@ def _in_order(graph: ConvertedGraph) -> list[tuple[str, nn.Module]]:
     check_chain(graph)
     copies: dict[str, nn.Module] = {}
     for node, module in module_nodes(graph.module):
-        name = str(node.target).replace(".", "_")
-        while name in copies:
-            name += "_"
-        copies[name] = copy.deepcopy(module)
+        copies[unique_name(str(node.target).replace(".", "_"), copies)] = copy.deepcopy(module)
     return list(copies.items())

@@ -99,9 +99,19 @@ class TTFSParameters(NamedTuple):
         return clock
 
     @property
+    def signed(self) -> bool:
+        """Whether values down to -1 are said: an output layer, which has no rectifier."""
+        return self.rectifier is None
+
+    @property
+    def silent_level(self) -> int:
+        """Level of a neuron that has not fired: 0, or ``-S`` of a signed output."""
+        return -self.clock.window if self.signed else 0
+
+    @property
     def last_step(self) -> int:
         """Last global step at which a neuron of this layer may fire."""
-        return self.clock.last_step(signed=self.rectifier is None)
+        return self.clock.last_step(self.signed)
 
     def check(self) -> TTFSParameters:
         """Return self, or raise ValueError or TypeError in one line for what cannot be simulated."""

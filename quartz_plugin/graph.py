@@ -7,7 +7,7 @@ Engines, exporters, metrics and files all read it through this module and know n
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -242,6 +242,22 @@ def projection_to(module: fx.GraphModule, neurons: fx.Node) -> Projection:
         tuple(node for node in order if node in wanted),
         target,
     )
+
+
+def expiring_after(module: fx.GraphModule) -> dict[fx.Node, list[fx.Node]]:
+    """Node -> the nodes whose values nobody needs once it is evaluated."""
+    last_use = {source: node for node in module.graph.nodes for source in node.all_input_nodes}
+    expiring: dict[fx.Node, list[fx.Node]] = {}
+    for source, user in last_use.items():
+        expiring.setdefault(user, []).append(source)
+    return expiring
+
+
+def unique_name(wanted: str, taken: Container[str]) -> str:
+    """Return `wanted`, with underscores behind it until it is free."""
+    while wanted in taken:
+        wanted += "_"
+    return wanted
 
 
 def call_node(module: fx.GraphModule, node: fx.Node, values: Mapping[fx.Node, Any]) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from quartz_plugin.graph import call_node
+from quartz_plugin.graph import INPUT, call_node, expiring_after
 
 
 @dataclass
@@ -57,11 +58,11 @@ class Draft:
 
     def names(self) -> set[str]:
         """Paths that are taken."""
-        return {str(node.target) for node, _ in self.steps()} | {"input"}
+        return {str(node.target) for node, _ in self.steps()} | {INPUT}
 
     def run(self, images: Tensor) -> Iterable[tuple[fx.Node, Tensor]]:
         """Yield every node's value on `images`, without gradients, forgetting each after its last use."""
-        last_use = {source: node for node in self.module.graph.nodes for source in node.all_input_nodes}
+        expiring = expiring_after(self.module)
         values: dict[fx.Node, Any] = {}
         with torch.no_grad():
             for node in self.module.graph.nodes:
@@ -69,13 +70,13 @@ class Draft:
                     return
                 values[node] = images if node.op == "placeholder" else call_node(self.module, node, values)
                 yield node, values[node]
-                for source in node.all_input_nodes:
-                    if last_use[source] is node:
-                        values.pop(source, None)
+                for source in expiring.get(node, ()):
+                    del values[source]
 
     def output(self, images: Tensor) -> Tensor:
         """What the network gives on `images`."""
-        return [value for _, value in self.run(images)][-1]
+        (last,) = deque(self.run(images), maxlen=1)
+        return last[1]
 
     def record_shapes(self, example: Tensor) -> None:
         """Note each node's output shape, without the batch, as ``node.meta["shape"]``."""

@@ -10,10 +10,10 @@ from torch import fx, nn
 
 from quartz_plugin.coding import NeuronClock, Window
 from quartz_plugin.convert.draft import Draft
-from quartz_plugin.convert.rescale import ScaledLayer, unique_name
+from quartz_plugin.convert.rescale import ScaledLayer
 from quartz_plugin.convert.schedule import delay_of
 from quartz_plugin.functional import BiasCode, Rectifier
-from quartz_plugin.graph import INPUT, ConvertedGraph
+from quartz_plugin.graph import INPUT, ConvertedGraph, unique_name
 from quartz_plugin.neuron import MAX_POOLS, AxonalDelay, FirstSpikeMaxPool, TTFSNeuron
 
 

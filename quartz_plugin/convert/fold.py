@@ -9,6 +9,7 @@ from torch import Tensor, fx, nn
 
 from quartz_plugin.convert.draft import Draft
 from quartz_plugin.convert.operators import Affine, Role, role_of
+from quartz_plugin.graph import unique_name
 
 Preprocessing = tuple[Sequence[float] | Tensor | float, Sequence[float] | Tensor | float]
 
@@ -137,9 +138,7 @@ def _prepend(draft: Draft, preprocessing: Preprocessing) -> None:
         return
     shape = (-1, *[1] * (len(draft.input_shape) - 1))
     like = torch.zeros((), dtype=draft.dtype, device=draft.device)
-    path = "preprocessing"
-    while path in draft.names():
-        path += "_"
+    path = unique_name("preprocessing", draft.names())
     draft.module.add_submodule(path, Affine((1 / std).view(shape).to(like), (-mean / std).view(shape).to(like)))
     source = first.all_input_nodes[0]
     with draft.module.graph.inserting_after(source):

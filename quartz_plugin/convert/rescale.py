@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from quartz_plugin.convert.draft import Draft
 from quartz_plugin.convert.operators import Affine, ConversionError, Role, role_of
-from quartz_plugin.graph import INPUT, OneToOne
+from quartz_plugin.graph import OneToOne, unique_name
 
 Path = str
 Synapse = tuple[Path, nn.Module]
@@ -114,13 +114,6 @@ def rescale(draft: Draft, scales: dict[str, Tensor]) -> list[ScaledLayer]:
             )
             segment = _Segment(scale, node.meta["shape"])
     return layers
-
-
-def unique_name(wanted: str, taken: set[str]) -> str:
-    """Return `wanted`, with underscores behind it until it is free."""
-    while wanted in taken or wanted == INPUT:
-        wanted += "_"
-    return wanted
 
 
 def _bias(segment: _Segment, scale: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor | None:

@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 
 from quartz_plugin.convert.draft import Draft
 from quartz_plugin.convert.operators import FUNCTIONS, OPERATORS, REASONS, ConversionError
-from quartz_plugin.graph import INPUT
+from quartz_plugin.graph import INPUT, unique_name
 
 
 class _Tracer(fx.Tracer):
@@ -118,9 +118,7 @@ def _functions_to_modules(module: fx.GraphModule) -> None:
         build = FUNCTIONS.get(node.target)
         if build is None or len(node.all_input_nodes) != 1:
             raise ConversionError(_refusal(node.name, _function_name(node.target), REASONS.get(node.target)))
-        path = node.name
-        while path in taken:
-            path += "_"
+        path = unique_name(node.name, taken)
         taken.add(path)
         module.add_submodule(path, build(*node.args, **node.kwargs))
         with module.graph.inserting_before(node):

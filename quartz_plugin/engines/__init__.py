@@ -64,24 +64,22 @@ def run(graph: ConvertedGraph, images: Tensor, engine: str = "auto", record: boo
         if graph.silent:
             steps[input_levels == 0] = NO_SPIKE
         spike_steps = {INPUT: steps, **spike_steps}
-    output = graph.layers[-1]
     return SimulationResult(
         logits=_logits(graph, output_levels),
         spike_steps=spike_steps,
         windows=graph.windows(),
         n_steps=graph.n_steps,
         engine=engine,
-        signed_output=output.neuron.p.rectifier is None,
+        signed_output=graph.layers[-1].neuron.p.signed,
     )
 
 
 def decode_output(graph: ConvertedGraph, output_spikes: Tensor) -> Tensor:
     """Logits that output spikes ``[steps, B, ...]`` on the global clock say."""
     neuron = graph.layers[-1].neuron
-    window = neuron.clock.output_window
     fired = output_spikes != 0
     steps = torch.where(fired.any(dim=0), fired.to(torch.int8).argmax(dim=0), NO_SPIKE)
-    levels = window.levels_at(steps, -window.length if neuron.p.rectifier is None else 0)
+    levels = neuron.clock.output_window.levels_at(steps, neuron.p.silent_level)
     return _logits(graph, levels.to(graph.dtype))
 
 

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from quartz_plugin.coding import NO_SPIKE
 from quartz_plugin.functional import closed_form, says_in_time
-from quartz_plugin.graph import ConvertedGraph, call_node
+from quartz_plugin.graph import ConvertedGraph, call_node, expiring_after
 from quartz_plugin.neuron import AxonalDelay, FirstSpikeMaxPool, TTFSNeuron
 
 
@@ -22,10 +22,7 @@ def run_analytic(graph: ConvertedGraph, input_levels: Tensor, record: bool = Tru
     Parameters and returns are those of :func:`~quartz_plugin.engines.stepped.run_stepped`.
     """
     module = graph.module
-    last_use = {source: node for node in module.graph.nodes for source in node.all_input_nodes}
-    expiring: dict[fx.Node, list[fx.Node]] = {}
-    for source, user in last_use.items():
-        expiring.setdefault(user, []).append(source)
+    expiring = expiring_after(module)
     output = graph.layers[-1].node
 
     values: dict[fx.Node, Any] = {}
@@ -67,10 +64,10 @@ def _fire(neuron: TTFSNeuron, current: Tensor, bias_is_in: bool) -> tuple[Tensor
     own = p.bias is not None
     if p.bias is not None and not bias_is_in:
         current = current + clock.input_window * p.bias
-    if p.rectifier is None:
+    if p.signed:
         # The drive decides who says -1 in time, so it is looked at before it is clipped.
         fired = says_in_time(current.detach(), clock.window)
-        return closed_form(current, clock.window, -clock.window), fired
+        return closed_form(current, clock.window, p.silent_level), fired
     return closed_form(current, clock.window, inplace=own), None
 
 

@@ -44,9 +44,8 @@ def run_stepped(graph: ConvertedGraph, input_levels: Tensor, record: bool = True
         elif node in layers:
             layer = layers[node]
             steps = step_layer(layer, {source: levels[source] for source in layer.projection.sources}, windows)
-            signed = layer.neuron.p.rectifier is None
-            window = layer.neuron.clock.output_window
-            levels[node] = window.levels_at(steps, -window.length if signed else 0).to(input_levels.dtype)
+            spoken = layer.neuron.clock.output_window.levels_at(steps, layer.neuron.p.silent_level)
+            levels[node] = spoken.to(input_levels.dtype)
             if record or layer is output:
                 spike_steps[layer.name] = steps
         elif node.op == "call_module":

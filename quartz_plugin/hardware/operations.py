@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from quartz_plugin.engines.result import SimulationResult
 from quartz_plugin.engines.stepped import walk_layer
-from quartz_plugin.graph import ConvertedGraph, OneToOne, Projection, call_node, is_spike_source
+from quartz_plugin.graph import INPUT, ConvertedGraph, OneToOne, Projection, call_node, is_spike_source
 from quartz_plugin.neuron import AxonalDelay, FirstSpikeMaxPool
 
 SILENT = -1
@@ -47,7 +47,7 @@ def source_levels(graph: ConvertedGraph, result: SimulationResult) -> dict[fx.No
         if not is_spike_source(graph.module, node):
             continue
         if node.op == "placeholder" or node in names:
-            name = names.get(node, "input")
+            name = names.get(node, INPUT)
             levels[node] = result.windows[name].levels_at(result.spike_steps[name], SILENT).to(graph.dtype)
             continue
         module = graph.module.get_submodule(str(node.target))
