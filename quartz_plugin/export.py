@@ -4,22 +4,32 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
+from typing import Any
 
-from torch import nn
+from torch import Tensor, fx, nn
 
-from quartz_plugin.graph import ConvertedGraph, check_chain, module_nodes, unique_name
-from quartz_plugin.neuron import AxonalDelay, FirstSpikeMaxPool, TTFSNeuron, reset
+from quartz_plugin.graph import ConvertedGraph, call_node, check_modules, expiring_after, is_chain, module_nodes
+from quartz_plugin.graph import unique_path
+from quartz_plugin.neuron import AxonalDelay, FirstSpikeMaxPool, StatefulModule, TTFSNeuron, reset
 
 
 def to_snntorch(graph: ConvertedGraph) -> nn.Module:
-    """Return an independent nn.Sequential whose neurons keep their state (``init_hidden=True``)."""
-    net = nn.Sequential(OrderedDict(_in_order(graph)))
+    """Return an independent network whose neurons keep their state (``init_hidden=True``).
+
+    An ``nn.Sequential`` where the network is a chain, else a :class:`torch.fx.GraphModule`.
+    """
+    check_modules(graph)
+    net = nn.Sequential(OrderedDict(_in_order(graph))) if is_chain(graph) else copy.deepcopy(graph.module)
     reset(net)
     return net
 
 
 def to_norse(graph: ConvertedGraph) -> nn.Module:
-    """Return an independent :class:`norse.torch.SequentialState` of the network."""
+    """Return an independent network that hands its state on: ``out, state = net(spikes, state)``.
+
+    A :class:`norse.torch.SequentialState` where the network is a chain, else a :class:`StatefulGraph`, which may
+    itself stand in a SequentialState.
+    """
     # Ours first: where Norse is missing, it says what to install.
     from quartz_plugin.norse import TTFSCell  # isort: skip
     from norse.torch import SequentialState  # isort: skip
@@ -33,14 +43,98 @@ def to_norse(graph: ConvertedGraph) -> nn.Module:
             return AxonalDelay(module.steps)
         return module
 
-    net: nn.Module = SequentialState(*(with_state_outside(module) for _, module in _in_order(graph)))
-    return net
+    check_modules(graph)
+    net: nn.Module
+    if is_chain(graph):
+        net = SequentialState(*(with_state_outside(module) for _, module in _in_order(graph)))
+        return net
+    net = copy.deepcopy(graph.module)
+    for node, module in list(module_nodes(net)):
+        net.set_submodule(str(node.target), with_state_outside(module))
+    return StatefulGraph(net)
+
+
+class StatefulGraph(nn.Module):
+    """A network that is not a chain, in Norse's idiom: ``out, state = net(spikes, state)`` for each step.
+
+    Parameters
+    ----------
+    network : fx.GraphModule
+        Calls modules alone; those with a parameter named ``state`` return their output and their state.
+
+    Examples
+    --------
+    >>> import torch, quartz_plugin
+    >>> class Residual(nn.Module):
+    ...     def __init__(self):
+    ...         super().__init__()
+    ...         self.fc1, self.fc2 = nn.Linear(4, 4), nn.Linear(4, 4)
+    ...     def forward(self, x):
+    ...         x = self.fc1(x).relu()
+    ...         return x + self.fc2(x).relu()
+    >>> images = torch.rand(32, 4)
+    >>> snn = quartz_plugin.convert(Residual(), images, t_max=8)
+    >>> net, state, spikes = snn.to_norse(), None, []
+    >>> for step in quartz_plugin.encode(images, 8, snn.n_steps):
+    ...     out, state = net(step, state)
+    ...     spikes.append(out)
+    >>> torch.equal(snn.decode(torch.stack(spikes)), snn(images))
+    True
+    """
+
+    def __init__(self, network: fx.GraphModule) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, input_: Tensor, state: dict[str, Any] | None = None) -> tuple[Tensor, dict[str, Any]]:
+        """Advance one step.
+
+        Parameters
+        ----------
+        input_ : Tensor
+            Spikes that arrive now, ``[B, ...]``.
+        state : dict, optional
+            What the step before returned: path of each stateful module -> its state. None starts an inference.
+        """
+        before, after = state or {}, {}
+        values: dict[fx.Node, Any] = {}
+        expiring = expiring_after(self.network)
+        for node in self.network.graph.nodes:
+            if node.op == "placeholder":
+                values[node] = input_
+                continue
+            if node.op == "output":
+                break
+            path = str(node.target)
+            module = self.network.get_submodule(path)
+            if _keeps_state(module):
+                source = values[node.all_input_nodes[0]]
+                values[node], after[path] = module(source, before.get(path))
+            else:
+                values[node] = call_node(self.network, node, values)
+            for source in expiring.get(node, ()):
+                if not source.users.keys() & {self._output}:
+                    del values[source]
+        return values[self._last], after
+
+    @property
+    def _output(self) -> fx.Node:
+        return next(iter(reversed(self.network.graph.nodes)))
+
+    @property
+    def _last(self) -> fx.Node:
+        return self._output.all_input_nodes[0]
+
+
+def _keeps_state(module: nn.Module) -> bool:
+    from quartz_plugin.norse import TTFSCell
+
+    return isinstance(module, StatefulModule | TTFSCell)
 
 
 def _in_order(graph: ConvertedGraph) -> list[tuple[str, nn.Module]]:
     """Copies of the modules of a chain, named by their paths with "_" for "."."""
-    check_chain(graph)
     copies: dict[str, nn.Module] = {}
     for node, module in module_nodes(graph.module):
-        copies[unique_name(str(node.target).replace(".", "_"), copies)] = copy.deepcopy(module)
+        copies[unique_path(str(node.target).replace(".", "_"), copies)] = copy.deepcopy(module)
     return list(copies.items())

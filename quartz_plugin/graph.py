@@ -2,6 +2,9 @@
 
 A converted network is an ordinary :class:`torch.fx.GraphModule` of synapses (``nn.Conv2d``, ``nn.Linear``,
 pooling; none with a bias), routing, :class:`TTFSNeuron`, :class:`FirstSpikeMaxPool` and :class:`AxonalDelay`.
+Linear maps may be shared: a chain of synapses is evaluated once for all layers that listen to it, and a delay
+may stand behind synapses, where it delays their currents. Paths meet only where their windows end together.
+
 Engines, exporters, metrics and files all read it through this module and know nothing of how it came about.
 """
 
@@ -9,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -19,33 +23,6 @@ from quartz_plugin.neuron import AxonalDelay, FirstSpikeMaxPool, TTFSNeuron
 
 INPUT = "input"
 """Name of the input encoder among the layers."""
-
-
-class OneToOne(nn.Module):
-    """One synapse per neuron: multiplies by fixed weights, broadcast over the batch.
-
-    Parameters
-    ----------
-    weight : Tensor
-        Broadcastable to one sample's shape.
-
-    Examples
-    --------
-    >>> OneToOne(torch.tensor([2.0, 3.0]))(torch.ones(1, 2))
-    tensor([[2., 3.]])
-    """
-
-    def __init__(self, weight: Tensor) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(weight.detach().clone(), requires_grad=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Multiply."""
-        return x * self.weight
-
-    def extra_repr(self) -> str:
-        """Show the shape."""
-        return f"weight={tuple(self.weight.shape)}"
 
 
 @dataclass(frozen=True)
@@ -68,26 +45,30 @@ class Projection:
     target: fx.Node
 
     def __call__(self, spikes: Mapping[fx.Node, Tensor]) -> Tensor:
-        """Current that these spikes of the sources cause."""
+        """Current that these spikes of the sources cause, all delays past."""
         values = dict(spikes)
         for node in self.nodes:
-            values[node] = call_node(self.module, node, values)
+            values[node] = carry(self.module, node, values)
         return values[self.target]
-
-    def submodules(self) -> Iterator[nn.Module]:
-        """Yield the modules the spikes pass, in order."""
-        for node in self.nodes:
-            yield self.module.get_submodule(str(node.target))
 
 
 @dataclass(frozen=True)
 class Layer:
-    """One spiking layer: its name, neurons and synapses."""
+    """One spiking layer: its name, neurons and synapses.
+
+    All its sources' windows end, behind their delays, at its readout: a spike of level ``n`` arrives ``n`` steps
+    before it, whichever source it comes from.
+    """
 
     name: str
     node: fx.Node
     neuron: TTFSNeuron
-    projection: Projection
+    module: fx.GraphModule
+
+    @cached_property
+    def projection(self) -> Projection:
+        """Synapses between the layer's neurons and the spikes they listen to."""
+        return projection_to(self.module, self.node)
 
 
 @dataclass
@@ -139,7 +120,7 @@ class ConvertedGraph:
     def layers(self) -> list[Layer]:
         """The spiking layers, each after those it listens to; the last one is the output."""
         return [
-            Layer(str(node.target), node, module, projection_to(self.module, node))
+            Layer(str(node.target), node, module, self.module)
             for node, module in module_nodes(self.module)
             if isinstance(module, TTFSNeuron)
         ]
@@ -156,24 +137,36 @@ class ConvertedGraph:
             **{layer.name: layer.neuron.clock.output_window for layer in self.layers},
         }
 
-    def source_windows(self) -> dict[fx.Node, Window]:
-        """Window of every node that emits spikes, as its targets see it (behind its delay)."""
-        windows: dict[fx.Node, Window] = {}
+    def arrivals(self) -> dict[fx.Node, int]:
+        """Global step at which each node says 0: where its window ends.
+
+        Raises
+        ------
+        ValueError
+            Where paths meet whose windows end at different steps, or a layer is not read out when they end: the
+            network, edited by hand, lacks a delay.
+        """
+        ends: dict[fx.Node, int] = {}
         for node in self.module.graph.nodes:
             if node.op == "placeholder":
-                windows[node] = self.input_window
-            elif is_spike_source(self.module, node):
-                windows[node] = self._window_behind(node, windows)
-        return windows
-
-    def _window_behind(self, node: fx.Node, windows: dict[fx.Node, Window]) -> Window:
-        module = self.module.get_submodule(str(node.target))
-        if isinstance(module, TTFSNeuron):
-            return module.clock.output_window
-        source = node.all_input_nodes[0]
-        while source not in windows:
-            source = source.all_input_nodes[0]
-        return windows[source].delayed(module.steps) if isinstance(module, AxonalDelay) else windows[source]
+                ends[node] = self.input_window.end
+                continue
+            module = self.module.get_submodule(str(node.target)) if node.op == "call_module" else None
+            sources = {ends[source] for source in node.all_input_nodes}
+            expected = {module.clock.readout} if isinstance(module, TTFSNeuron) else sources
+            if len(sources) != 1 or sources != expected:
+                name = node.target if module is not None else node.name
+                raise ValueError(
+                    f"at {name!r} windows that end at steps {sorted(sources)} meet"
+                    + (f", and it is read out at {expected.pop()}" if isinstance(module, TTFSNeuron) else "")
+                    + "; delay the earlier ones (AxonalDelay)"
+                )
+            (ends[node],) = sources
+            if isinstance(module, TTFSNeuron):
+                ends[node] = module.clock.output_window.end
+            elif isinstance(module, AxonalDelay):
+                ends[node] += module.steps
+        return ends
 
     def check_images(self, images: Tensor) -> None:
         """Raise ValueError unless `images` are ``[B, *input_shape]`` with values in [0, 1]."""
@@ -195,18 +188,26 @@ class ConvertedGraph:
         return next((p.device for p in self.module.parameters()), torch.device("cpu"))
 
 
-def check_chain(graph: ConvertedGraph) -> None:
-    """Raise ValueError unless every node but input and output calls a module with one input.
+def check_modules(graph: ConvertedGraph) -> None:
+    """Raise ValueError unless every node but input and output calls a module of its own on values alone.
 
     A graph edited by hand may hold functions, which engines run but files and exporters cannot carry.
     """
     for node in graph.module.graph.nodes:
-        carried = node.op in ("placeholder", "output") or (node.op == "call_module" and len(node.all_input_nodes) == 1)
-        if not carried or (node.op != "output" and len(node.users) != 1):
+        carried = node.op == "call_module" and all(isinstance(arg, fx.Node) for arg in node.args) and not node.kwargs
+        if not carried and node.op not in ("placeholder", "output"):
             raise ValueError(
-                f"node {node.name!r} ({node.op} {node.target}) is no module in a chain, so the network cannot be "
+                f"node {node.name!r} ({node.op} {node.target}) is no call of a module, so the network cannot be "
                 "saved or exported; put what it does into a module"
             )
+
+
+def is_chain(graph: ConvertedGraph) -> bool:
+    """Whether every node has one input and one user."""
+    return all(
+        (node.op == "placeholder" or len(node.args) == 1) and (node.op == "output" or len(node.users) == 1)
+        for node in graph.module.graph.nodes
+    )
 
 
 def module_nodes(module: fx.GraphModule) -> Iterator[tuple[fx.Node, nn.Module]]:
@@ -217,10 +218,10 @@ def module_nodes(module: fx.GraphModule) -> Iterator[tuple[fx.Node, nn.Module]]:
 
 
 def is_spike_source(module: fx.GraphModule, node: fx.Node) -> bool:
-    """Whether this node emits spikes of its own timing (input, neurons, pools, delays)."""
+    """Whether this node emits spikes: the input, neurons, or first-spike pools."""
     if node.op == "placeholder":
         return True
-    emits = (TTFSNeuron, FirstSpikeMaxPool, AxonalDelay)
+    emits = (TTFSNeuron, FirstSpikeMaxPool)
     return node.op == "call_module" and isinstance(module.get_submodule(str(node.target)), emits)
 
 
@@ -253,11 +254,19 @@ def expiring_after(module: fx.GraphModule) -> dict[fx.Node, list[fx.Node]]:
     return expiring
 
 
-def unique_name(wanted: str, taken: Container[str]) -> str:
-    """Return `wanted`, with underscores behind it until it is free."""
-    while wanted in taken:
-        wanted += "_"
-    return wanted
+def unique_path(wanted: str, taken: Container[str]) -> str:
+    """Return `wanted`, or the first of `wanted_2`, `wanted_3`, ... that is free."""
+    path, count = wanted, 2
+    while path in taken:
+        path, count = f"{wanted}_{count}", count + 1
+    return path
+
+
+def carry(module: fx.GraphModule, node: fx.Node, values: Mapping[fx.Node, Any]) -> Any:
+    """Evaluate one node between two layers, where levels count back from the readout and a delay changes nothing."""
+    if node.op == "call_module" and isinstance(module.get_submodule(str(node.target)), AxonalDelay):
+        return values[node.all_input_nodes[0]]
+    return call_node(module, node, values)
 
 
 def call_node(module: fx.GraphModule, node: fx.Node, values: Mapping[fx.Node, Any]) -> Any:

@@ -17,11 +17,12 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor, fx, nn
 
 from quartz_plugin.coding import window_length
-from quartz_plugin.graph import INPUT, ConvertedGraph, OneToOne, check_chain
+from quartz_plugin.graph import INPUT, ConvertedGraph, check_modules
 from quartz_plugin.neuron import AxonalDelay, FirstSpikeMaxPool, TTFSNeuron
+from quartz_plugin.structure import Add, Concatenate, Mean, OneToOne, Permute, Reshape, Slice
 
 FORMAT = "quartz_plugin.network"
-VERSION = 1
+VERSION = 2
 
 _CONVOLUTION = (
     "in_channels",
@@ -39,6 +40,8 @@ _MAX = ("kernel_size", "stride", "padding", "dilation", "ceil_mode")
 ATTRIBUTES: dict[type[nn.Module], tuple[str, ...]] = {
     nn.Conv1d: _CONVOLUTION,
     nn.Conv2d: _CONVOLUTION,
+    nn.ConvTranspose1d: (*_CONVOLUTION, "output_padding"),
+    nn.ConvTranspose2d: (*_CONVOLUTION, "output_padding"),
     nn.Linear: ("in_features", "out_features"),
     nn.AvgPool1d: _AVERAGE_1D,
     nn.AvgPool2d: (*_AVERAGE_1D, "divisor_override"),
@@ -50,8 +53,22 @@ ATTRIBUTES: dict[type[nn.Module], tuple[str, ...]] = {
     nn.AdaptiveMaxPool2d: ("output_size",),
     nn.Flatten: ("start_dim", "end_dim"),
     nn.Unflatten: ("dim", "unflattened_size"),
-    nn.ZeroPad1d: ("padding",),
-    nn.ZeroPad2d: ("padding",),
+    nn.PixelShuffle: ("upscale_factor",),
+    nn.PixelUnshuffle: ("downscale_factor",),
+    nn.ChannelShuffle: ("groups",),
+    nn.Upsample: ("size", "scale_factor", "mode"),
+    nn.UpsamplingNearest2d: ("size", "scale_factor"),
+    **dict.fromkeys((nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d), ("padding",)),
+    **dict.fromkeys((nn.ConstantPad1d, nn.ConstantPad2d), ("padding", "value")),
+    **dict.fromkeys((nn.ReflectionPad1d, nn.ReflectionPad2d), ("padding",)),
+    **dict.fromkeys((nn.ReplicationPad1d, nn.ReplicationPad2d), ("padding",)),
+    **dict.fromkeys((nn.CircularPad1d, nn.CircularPad2d), ("padding",)),
+    Add: (),
+    Concatenate: ("dim",),
+    Slice: ("dim", "start", "stop", "step"),
+    Permute: ("dims",),
+    Reshape: ("shape",),
+    Mean: ("dims", "keepdim"),
     AxonalDelay: ("steps",),
 }
 """Modules a file may hold, with what builds them again."""
@@ -71,14 +88,14 @@ def write(graph: ConvertedGraph, path: str | PathLike[str]) -> None:
     ValueError
         If the graph holds (put there by hand) what the format does not know, or a weight is not finite.
     """
-    check_chain(graph)
+    check_modules(graph)
     modules = {
         str(node.target): _describe(graph.module.get_submodule(str(node.target)), str(node.target))
         for node in graph.module.graph.nodes
         if node.op == "call_module"
     }
     nodes = [
-        {"module": str(node.target), "inputs": [_label(source) for source in node.all_input_nodes]}
+        {"module": str(node.target), "inputs": [_label(source) for source in node.args]}
         for node in graph.module.graph.nodes
         if node.op == "call_module"
     ]
@@ -165,9 +182,11 @@ def _build(header: dict[str, Any], tensors: dict[str, Tensor]) -> ConvertedGraph
         path, inputs = entry["module"], entry["inputs"]
         if path not in modules or path in built:
             raise ValueError(f"no module {path!r}, or it is called twice")
-        if not isinstance(inputs, list) or len(inputs) != 1 or inputs[0] not in built:
-            raise ValueError(f"{path!r} listens to {inputs!r}, which is no one module before it")
-        last = graph.call_module(path, (built[inputs[0]],))
+        if not isinstance(inputs, list) or not inputs or any(source not in built for source in inputs):
+            raise ValueError(f"{path!r} listens to {inputs!r}, which are no modules before it")
+        if len(inputs) > 1 and not isinstance(modules[path], Add | Concatenate):
+            raise ValueError(f"{path!r} listens to {len(inputs)} modules, and takes one")
+        last = graph.call_module(path, tuple(built[source] for source in inputs))
         built[path] = last
     if len(built) != len(modules) + 1:
         raise ValueError("it holds modules that are never called")
@@ -187,6 +206,7 @@ def _build(header: dict[str, Any], tensors: dict[str, Tensor]) -> ConvertedGraph
     layers = result.layers
     if not layers or layers[-1].node is not last or {layer.name for layer in layers} != set(scales):
         raise ValueError("its layers and scales do not belong together")
+    result.arrivals()
     return result
 
 
@@ -200,7 +220,7 @@ def _check_header(header: dict[str, Any]) -> None:
         raise ValueError(f"its output scale is {scale!r}")
     if not isinstance(settings, dict) or settings.get("rectifier") not in ("spike", "silent"):
         raise ValueError("its settings lack the rectifier")
-    if "preprocessing" not in settings or not isinstance(header["report"], list):
+    if "preprocessing" not in settings or "linear" not in settings or not isinstance(header["report"], list):
         raise ValueError("its settings or its report are incomplete")
     if not isinstance(header["modules"], dict) or not isinstance(header["nodes"], list):
         raise ValueError("its modules or its nodes are not there")
@@ -261,7 +281,7 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple | torch.Size) else value
 
 
-def _label(node: fx.Node) -> str:
+def _label(node: Any) -> str:
     return INPUT if node.op == "placeholder" else str(node.target)
 
 

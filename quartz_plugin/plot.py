@@ -67,9 +67,9 @@ def chronogram(
 
     chosen = graph.layers[names.index(layer)]
     levels = {s: v for s, v in source_levels(graph, result).items() if s in chosen.projection.sources}
-    windows, clock = graph.source_windows(), chosen.neuron.clock
+    clock = chosen.neuron.clock
     times, current, membrane = [], [], []
-    for step, _, state in walk_layer(chosen, levels, windows):
+    for step, _, state in walk_layer(chosen, levels):
         times.append(step)
         current.append(float(state.i.flatten()[neuron]))
         membrane.append(float(state.v.flatten()[neuron]))
@@ -85,7 +85,7 @@ def chronogram(
         zeros += int(((weights != 0) & (levels[source].flatten() == 0)).sum())
         arriving = (weights != 0) & (levels[source].flatten() > 0)
         order = weights[arriving].argsort()
-        when = [windows[source].step_of(int(level)) for level in levels[source].flatten()[arriving][order]]
+        when = [clock.readout - int(level) for level in levels[source].flatten()[arriving][order]]
         for step, weight in zip(when, weights[arriving][order].tolist(), strict=True):
             spikes_ax.plot(step, row, "|", color=EXCITING if weight > 0 else INHIBITING, markersize=6, mew=1.5)
             row += 1

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from quartz_plugin.coding import NO_SPIKE
-from quartz_plugin.convert.calibrate import CHUNK
+from quartz_plugin.convert.calibrate import chunk_size
 from quartz_plugin.convert.fold import fold
-from quartz_plugin.convert.operators import Role, role_of
 from quartz_plugin.convert.trace import trace
 from quartz_plugin.engines.result import SimulationResult
 from quartz_plugin.network import SpikingNetwork
@@ -112,9 +111,9 @@ def verify(ann: nn.Module, snn: SpikingNetwork, images: Tensor, *, engine: str =
     graph.check_images(images)
     if len(images) == 0:
         raise ValueError("verify needs at least one image")
-    draft = fold(trace(ann, images[:1].to(device=graph.device, dtype=graph.dtype)), graph.settings["preprocessing"])
-    steps = draft.steps()
-    ends = [node for node, module in steps if role_of(module) is Role.RECTIFIER or node is steps[-1][0]]
+    example = images[:1].to(device=graph.device, dtype=graph.dtype)
+    draft = fold(trace(ann, example), graph.settings["preprocessing"], graph.settings["linear"])
+    ends, last = draft.layers(), draft.last
     names = [layer.name for layer in graph.layers]
     if len(ends) != len(names):
         raise ValueError(
@@ -124,15 +123,14 @@ def verify(ann: nn.Module, snn: SpikingNetwork, images: Tensor, *, engine: str =
 
     sums = {name: _Sums() for name in names}
     agreeing = ties = 0
-    for chunk in images.split(CHUNK):
+    for chunk in images.split(chunk_size(images)):
         chunk = chunk.to(device=graph.device, dtype=graph.dtype)
         result = snn.run(chunk, engine=engine)
-        logits = chunk
         for node, value in draft.run(chunk):
-            logits = value
             if node in layer_of:
                 sums[layer_of[node]].add(layer_of[node], value, result, graph.scales[layer_of[node]])
-        agreeing += int((logits.flatten(1).argmax(1) == result.logits.flatten(1).argmax(1)).sum())
+            if node is last:
+                agreeing += int((value.flatten(1).argmax(1) == result.logits.flatten(1).argmax(1)).sum())
         ties += int(result.ties.sum())
     count = len(images)
     return Verification([sums[name].deviation(name) for name in names], agreeing / count, ties / count, count)

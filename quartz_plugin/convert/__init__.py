@@ -5,25 +5,27 @@ trace -> fold -> check -> calibrate -> rescale -> schedule -> emit.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Literal, TypedDict
+from collections.abc import Callable, Mapping
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor, nn
 
 from quartz_plugin.coding import at_least_float32, check_unit_interval, window_length
-from quartz_plugin.convert.calibrate import Calibration, Granularity, calibrate, chunks, peek
+from quartz_plugin.convert.calibrate import Calibration, Granularity, Override, calibrate, chunks, peek
 from quartz_plugin.convert.check import check
+from quartz_plugin.convert.draft import Draft
 from quartz_plugin.convert.emit import NeuronKind, emit
-from quartz_plugin.convert.fold import Preprocessing, fold
-from quartz_plugin.convert.operators import ConversionError
+from quartz_plugin.convert.fold import Linear, Preprocessing, fold
+from quartz_plugin.convert.operators import ConversionError, Role, register_rule
 from quartz_plugin.convert.rescale import rescale
 from quartz_plugin.convert.schedule import schedule
 from quartz_plugin.convert.trace import trace
 from quartz_plugin.functional import BiasCode, Rectifier
+from quartz_plugin.graph import INPUT
 from quartz_plugin.network import SpikingNetwork
 
-__all__ = ["PAPER", "ConversionError", "convert"]
+__all__ = ["PAPER", "ConversionError", "Override", "convert", "register_rule"]
 
 
 class _Paper(TypedDict):
@@ -44,13 +46,15 @@ def convert(
     hold: bool = True,
     rectifier: Rectifier = "spike",
     bias: BiasCode = "synapse",
-    linear: Literal["compose"] = "compose",
+    linear: Linear = "compose",
     percentile: float = 99.9,
     output_percentile: float = 100.0,
     granularity: Granularity = "layer",
     preprocessing: Preprocessing | None = None,
     example_input: Tensor | None = None,
+    layers: Mapping[str, Override] | None = None,
     progress: Callable[[int], None] | None = None,
+    distributed: bool = False,
 ) -> SpikingNetwork:
     r"""Turn a trained ReLU network into a spiking network whose neurons fire at most once.
 
@@ -60,7 +64,8 @@ def convert(
     Parameters
     ----------
     ann : nn.Module
-        A chain of convolutions, linear layers, batch norms, ReLUs and pools; used as in eval mode, never modified.
+        A ReLU network that torch.fx can trace: convolutions, linear layers, batch norms, ReLUs, pools, sums,
+        concatenations (README.md has the table of operators); used as in eval mode, never modified.
     calibration : Tensor or iterable
         Raw training inputs in [0, 1], ``[N, ...]``, or an iterable of such batches or of ``(images, labels)``.
         It is read once, in chunks.
@@ -73,8 +78,10 @@ def convert(
     bias : "synapse" or "spike"
         A bias as a synapse from a unit that says 1, or as the authors' unit-weight spike in time; the latter
         goes with ``hold=False, rectifier="spike"`` only.
-    linear : "compose"
-        Linear maps in a row, without a ReLU between them, act as the one map they compose to.
+    linear : "compose" or "pair"
+        What becomes of a signed value without a ReLU that feeds on, as in a linear bottleneck. "compose": the
+        linear maps in a row act as the one they compose to; exact, no neuron, no delay. "pair": two layers of
+        neurons carry it, one for each sign, which rounds it and clips its size at their scale.
     percentile : float
         Percentile of each ReLU's values (zeros included) that becomes the value 1; in (0, 100]. Where it is 0
         (a layer or channel that is seldom active), the largest value seen takes its place.
@@ -87,8 +94,15 @@ def convert(
     example_input : Tensor, optional
         One raw input with a batch dimension, ``[1, ...]``; by default the first calibration image. With it the
         network is traced; calibration images of another shape are refused.
+    layers : dict, optional
+        Name of a layer (as the report has it; "output", "input") or of a block of the ANN -> options of its
+        own: ``percentile``, ``granularity``, ``t_max``. The longer name wins: ``{"layer1": dict(percentile=99.99),
+        "layer1.0.relu": dict(t_max=32)}``.
     progress : callable, optional
         Called with the number of calibration images seen so far.
+    distributed : bool
+        Every process of torch.distributed calls `convert` with its own share of the calibration images; all
+        get the network that one process would make of all of them.
 
     Returns
     -------
@@ -133,20 +147,22 @@ def convert(
         first = example_input
     example = first[:1].to(device=device, dtype=dtype)
 
-    draft = trace(ann, example)
-    fold(draft, preprocessing)
+    draft = fold(trace(ann, example), preprocessing, linear)
     check(draft)
-    draft.record_shapes(example)
+    own = _overrides(draft, layers or {})
+    lengths = {path: window_length(options.get("t_max", t_max)) for path, options in own.items()}
     scales = calibrate(
         draft,
         (chunk.to(device=device, dtype=dtype) for chunk in images),
         percentile=percentile,
         output_percentile=output_percentile,
         granularity=granularity,
+        overrides=own,
         progress=progress,
+        distributed=distributed,
     )
-    layers = rescale(draft, scales)
-    clocks = schedule(layers, t_max, bias)
+    network = rescale(draft, scales, lengths)
+    times = schedule(network, lengths[INPUT] + 1, bias)
     settings: dict[str, Any] = {
         "t_max": t_max,
         "hold": hold,
@@ -159,8 +175,37 @@ def convert(
         "preprocessing": None
         if preprocessing is None
         else [torch.as_tensor(v).flatten().tolist() for v in preprocessing],
+        "layers": {name: dict(options) for name, options in (layers or {}).items()},
     }
-    return SpikingNetwork(emit(draft, layers, clocks, t_max, NeuronKind(hold, rectifier, bias), settings))
+    kind = NeuronKind(hold, rectifier, bias)
+    return SpikingNetwork(emit(draft, network, times, lengths[INPUT] + 1, kind, settings))
+
+
+_OPTIONS_OF_LAYERS = tuple(Override.__annotations__)
+
+
+def _overrides(draft: Draft, layers: Mapping[str, Override]) -> dict[str, Override]:
+    """Options of each layer (path -> its own): those of the blocks it is in, the innermost first."""
+    last = draft.last
+    names = {str(node.target): {str(node.target)} for node in draft.layers()} | {INPUT: {INPUT}}
+    if draft.role_at(last) is not Role.RECTIFIER:
+        names[str(last.target)].add("output")
+    if not isinstance(layers, Mapping):
+        raise TypeError(f"layers must be a dict, name of a layer or block -> options, got {type(layers).__name__}")
+    own: dict[str, Override] = {path: {} for path in names}
+    for key in sorted(layers, key=len):
+        options = layers[key]
+        if not isinstance(options, Mapping) or not set(options) <= set(_OPTIONS_OF_LAYERS):
+            raise ValueError(f"layers[{key!r}] must be a dict with some of {_OPTIONS_OF_LAYERS}, got {options!r}")
+        _check_percentile(f"layers[{key!r}]: percentile", options.get("percentile", 100.0))
+        _check_granularity(options.get("granularity", "layer"))
+        matching = [path for path, also in names.items() if any(f"{name}.".startswith(f"{key}.") for name in also)]
+        if not matching:
+            known = sorted(name for also in names.values() for name in also)
+            raise ValueError(f"layers: no layer or block is called {key!r}; the layers are {known}")
+        for path in matching:
+            own[path].update(options)
+    return own
 
 
 def _check_options(
@@ -174,19 +219,27 @@ def _check_options(
 ) -> None:
     if not isinstance(hold, bool):
         raise ValueError(f"hold must be True or False, got {hold!r}")
-    if linear != "compose":
-        raise ValueError(f'linear must be "compose" (pairs of neurons are not built yet), got {linear!r}')
+    if linear not in ("compose", "pair"):
+        raise ValueError(f'linear must be "compose" or "pair", got {linear!r}')
     if rectifier not in ("spike", "silent"):
         raise ValueError(f'rectifier must be "spike" or "silent", got {rectifier!r}')
     if bias not in ("synapse", "spike"):
         raise ValueError(f'bias must be "synapse" or "spike", got {bias!r}')
-    if granularity not in ("layer", "channel"):
-        raise ValueError(f'granularity must be "layer" or "channel", got {granularity!r}')
+    _check_granularity(granularity)
     if bias == "spike" and (hold or rectifier == "silent"):
         raise ValueError(
             'bias="spike" is the paper\'s neuron and goes with hold=False, rectifier="spike" only '
             "(convert(ann, calibration, **quartz_plugin.PAPER))"
         )
-    for name, value in (("percentile", percentile), ("output_percentile", output_percentile)):
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0.0 < value <= 100.0:
-            raise ValueError(f"{name} must be a number in (0, 100], got {value!r}")
+    _check_percentile("percentile", percentile)
+    _check_percentile("output_percentile", output_percentile)
+
+
+def _check_granularity(granularity: str) -> None:
+    if granularity not in ("layer", "channel"):
+        raise ValueError(f'granularity must be "layer" or "channel", got {granularity!r}')
+
+
+def _check_percentile(name: str, value: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0.0 < value <= 100.0:
+        raise ValueError(f"{name} must be a number in (0, 100], got {value!r}")

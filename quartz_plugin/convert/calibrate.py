@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Literal
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, Literal, TypedDict
 
 import torch
 from torch import Tensor
 
 from quartz_plugin.coding import check_unit_interval
 from quartz_plugin.convert.draft import Draft
-from quartz_plugin.convert.operators import ConversionError, Role, role_of
+from quartz_plugin.convert.operators import ConversionError, Role, ceiling_of
 
 Granularity = Literal["layer", "channel"]
 Calibration = Tensor | Iterable[Any]
-CHUNK = 64
+CHUNK_VALUES = 1 << 21
+"""Input values that are computed with at a time: 64 images of 3 x 100 x 100, 13 of 3 x 224 x 224."""
 
 
 class QuantileSketch:
@@ -109,6 +110,14 @@ class QuantileSketch:
             self.top_octave = top
 
 
+class Override(TypedDict, total=False):
+    """Options of one layer, or of all layers of one block of the network."""
+
+    percentile: float
+    granularity: Granularity
+    t_max: int
+
+
 def calibrate(
     draft: Draft,
     images: Iterable[Tensor],
@@ -116,7 +125,9 @@ def calibrate(
     percentile: float = 99.9,
     output_percentile: float = 100.0,
     granularity: Granularity = "layer",
+    overrides: Mapping[str, Override] | None = None,
     progress: Callable[[int], None] | None = None,
+    distributed: bool = False,
 ) -> dict[str, Tensor]:
     """Scales: percentiles of what each ReLU and the output (its size) give on the calibration images.
 
@@ -132,13 +143,17 @@ def calibrate(
         In (0, 100]; over all values after each ReLU, zeros included, and over ``|logit|``.
     granularity : "layer" or "channel"
         One scale a layer, or one a channel; the output has one.
+    overrides : dict, optional
+        Path of a layer -> its own ``percentile`` or ``granularity``.
     progress : callable, optional
         Called with the number of images seen so far.
+    distributed : bool
+        Add up the counts of all processes of torch.distributed; each then gets the same scales.
 
     Returns
     -------
     dict
-        Path -> float64 scale, 0-dimensional or ``[C, 1, ...]``.
+        Path -> float64 scale, 0-dimensional or ``[C, 1, ...]``; both halves of a pair have the same.
 
     Raises
     ------
@@ -147,48 +162,100 @@ def calibrate(
     ValueError
         If there are no images, or all of them are 0.
     """
-    steps = draft.steps()
-    output = steps[-1][0]
-    watched = {node for node, module in steps if role_of(module) is Role.RECTIFIER} | {output}
-    sketches: dict[Any, QuantileSketch] = {}
-    seen, brightest = 0, 0.0
-    for chunk in images:
-        brightest = max(brightest, float(chunk.max()))
-        for node, value in draft.run(chunk):
-            if node in watched:
-                per_channel = granularity == "channel" and node is not output
-                values = value.abs().transpose(0, 1).flatten(1) if per_channel else value.abs().reshape(1, -1)
-                if not bool(torch.isfinite(values).all()):
-                    raise ConversionError(f"{node.target!r} gives NaN or infinity on the calibration images")
-                if node not in sketches:
-                    sketches[node] = QuantileSketch(values.shape[0], 64 if per_channel else 512)
-                sketches[node].update(values.float())
-        seen += len(chunk)
-        if progress is not None:
-            progress(seen)
+    overrides = overrides or {}
+    by_channel = {
+        str(node.target): overrides.get(str(node.target), {}).get("granularity", granularity) == "channel"
+        for node in draft.layers()
+        if draft.role_at(node) is Role.RECTIFIER
+    }
+    seen, brightest, sketches = _observe(draft, images, by_channel, progress)
+    if distributed:
+        seen, brightest, sketches = _of_all_processes(seen, brightest, sketches)
     if seen == 0:
         raise ValueError("calibration is empty: give at least one batch of training images")
     if brightest == 0.0:
         raise ValueError("calibration is all zero: give training images, with values in [0, 1]")
 
     scales = {}
-    for node, sketch in sketches.items():
+    for node in draft.layers():
+        path = str(node.target)
+        if path not in sketches:
+            continue
+        sketch = sketches[path]
         if float(sketch.largest.max()) == 0.0:
             raise ConversionError(
-                f"{node.target!r} is 0 on all {seen} calibration images, so it has no scale; "
+                f"{path!r} is 0 on all {seen} calibration images, so it has no scale; "
                 "give more varied training images, or look whether the layer is dead"
             )
-        scale = sketch.quantile(output_percentile if node is output else percentile)
+        is_output = node is draft.last
+        scale = sketch.quantile(
+            overrides.get(path, {}).get("percentile", output_percentile if is_output else percentile)
+        )
         # A channel seldom active has a percentile of 0: its largest value then; a dead one takes the layer's.
         scale = torch.where(scale > 0, scale, sketch.largest)
         scale = torch.where(scale > 0, scale, scale.max())
-        shape = node.meta["shape"]
-        scales[str(node.target)] = scale.reshape(()) if len(scale) == 1 else scale.view(-1, *[1] * (len(shape) - 1))
+        ceiling = ceiling_of(draft.module_at(node))
+        if ceiling is not None:
+            scale = scale.clamp(max=ceiling)
+        shape = draft.shape_at(node)
+        scales[path] = scale.reshape(()) if len(scale) == 1 else scale.view(-1, *[1] * (len(shape) - 1))
+        if path in draft.pairs:
+            scales[draft.pairs[path]] = scales[path]
     return scales
 
 
-def chunks(calibration: Calibration, size: int = CHUNK) -> Iterator[Tensor]:
-    """Yield checked chunks of at most `size` images from a tensor, or from batches of images or (images, labels).
+def _observe(
+    draft: Draft, images: Iterable[Tensor], by_channel: Mapping[str, bool], progress: Callable[[int], None] | None
+) -> tuple[int, float, dict[str, QuantileSketch]]:
+    """Number of images, their largest value, and a sketch of each layer's values."""
+    # Both halves of a pair are scaled by the size of the signed value that they split.
+    lower_halves = set(draft.pairs.values())
+    watched = {
+        node.all_input_nodes[0] if str(node.target) in draft.pairs else node: node
+        for node in draft.layers()
+        if str(node.target) not in lower_halves
+    }
+    last = draft.last
+    sketches = {}
+    for node in watched.values():
+        per_channel = node is not last and by_channel.get(str(node.target), False)
+        channels = draft.shape_at(node)[0] if per_channel else 1
+        sketches[str(node.target)] = QuantileSketch(channels, 64 if per_channel else 512)
+    seen, brightest = 0, 0.0
+    for chunk in images:
+        brightest = max(brightest, float(chunk.max()))
+        for node, value in draft.run(chunk):
+            if node in watched:
+                path = str(watched[node].target)
+                sketch = sketches[path]
+                values = value.abs()
+                values = values.transpose(0, 1).flatten(1) if len(sketch.zeros) > 1 else values.reshape(1, -1)
+                if not bool(torch.isfinite(values).all()):
+                    raise ConversionError(f"{path!r} gives NaN or infinity on the calibration images")
+                sketch.update(values.float())
+        seen += len(chunk)
+        if progress is not None:
+            progress(seen)
+    return seen, brightest, sketches
+
+
+def _of_all_processes(
+    seen: int, brightest: float, sketches: dict[str, QuantileSketch]
+) -> tuple[int, float, dict[str, QuantileSketch]]:
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        raise ValueError("distributed=True needs torch.distributed: call init_process_group in every process first")
+    gathered: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(gathered, (seen, brightest, sketches))
+    for path, sketch in gathered[0][2].items():
+        for _, _, others in gathered[1:]:
+            sketch.merge(others[path])
+    return sum(entry[0] for entry in gathered), max(entry[1] for entry in gathered), gathered[0][2]
+
+
+def chunks(calibration: Calibration, size: int | None = None) -> Iterator[Tensor]:
+    """Yield checked chunks of images from a tensor, or from batches of images or (images, labels).
+
+    A chunk has at most `size` images, by default as many as :func:`chunk_size` allows.
 
     Raises
     ------
@@ -215,7 +282,18 @@ def chunks(calibration: Calibration, size: int = CHUNK) -> Iterator[Tensor]:
         shape = shape or images.shape[1:]
         if images.shape[1:] != shape:
             raise ValueError(f"calibration images differ in shape: {list(shape)} and {list(images.shape[1:])}")
-        yield from (chunk for chunk in images.split(size) if len(chunk))
+        yield from (chunk for chunk in images.split(size or chunk_size(images)) if len(chunk))
+
+
+def chunk_size(images: Tensor) -> int:
+    """How many of these images are computed with at a time: at most 64, fewer where they are large.
+
+    Examples
+    --------
+    >>> chunk_size(torch.zeros(1000, 1, 28, 28)), chunk_size(torch.zeros(1000, 3, 224, 224))
+    (64, 13)
+    """
+    return min(64, max(1, CHUNK_VALUES // max(1, images[:1].numel())))
 
 
 def peek(images: Iterator[Tensor]) -> tuple[Tensor | None, Iterator[Tensor]]:

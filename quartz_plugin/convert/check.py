@@ -2,41 +2,41 @@
 
 from __future__ import annotations
 
+from torch import fx
+
 from quartz_plugin.convert.draft import Draft
 from quartz_plugin.convert.operators import OPERATORS, ConversionError, Role
 
 
 def check(draft: Draft) -> Draft:
-    """Refuse max pooling of signed values, and networks without neurons; log what each module becomes.
+    """Refuse max pooling of signed values, and networks that compute nothing; log what each module becomes.
 
     Raises
     ------
     ConversionError
         Naming the module that stands in the way, and what could be done.
     """
-    signed_since: str | None = None
-    last: Role | None = None
+    spikes = draft.spikes()
     for node, module in draft.steps():
         path, row = str(node.target), OPERATORS[type(module)]
-        if row.role is Role.SYNAPSE:
-            signed_since = signed_since or path
-        elif row.role is Role.RECTIFIER:
-            signed_since = None
-        elif row.role is Role.MAX_POOL and signed_since is not None:
+        source = node.all_input_nodes[0]
+        if row.role is Role.MAX_POOL and source not in spikes:
             raise ConversionError(
-                f"cannot convert {path!r} ({type(module).__name__}): it pools signed values (from {signed_since!r}), "
-                "and a first spike says the largest value only of a ReLU's; put a ReLU before or right behind it"
+                f"cannot convert {path!r} ({type(module).__name__}): it pools signed values "
+                f"(from {_first_signed(draft, source, spikes)!r}), and a first spike says the largest value only of a "
+                "ReLU's; put a ReLU before or right behind it"
             )
-        if row.role is not Role.ROUTE:
-            last = row.role
         draft.log(path, exact=row.exact)
         if draft.report[path].get("became") is None:
             moved = draft.report[path].get("moved")
             draft.log(path, became=row.role.value + (", moved behind the ReLU" if moved else ""))
-    if last is None:
+    if all(draft.role_at(node) in (Role.ROUTE, None) for node in draft.module.graph.nodes):
         raise ConversionError("the network computes nothing: it has no weights and no ReLU")
-    if last is Role.MAX_POOL:
-        raise ConversionError(
-            "the network ends in max pooling, and only neurons can be read out; end it with a linear layer"
-        )
     return draft
+
+
+def _first_signed(draft: Draft, node: fx.Node, spikes: set[fx.Node]) -> str:
+    """Path of the first module between the last spikes and this node: from there on values are signed."""
+    while signed := [source for source in node.all_input_nodes if source not in spikes]:
+        node = signed[0]
+    return str(node.target)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+import copy
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from quartz_plugin.graph import INPUT, call_node, expiring_after
+from quartz_plugin.convert.operators import Role, role_of
+from quartz_plugin.graph import INPUT, call_node, expiring_after, unique_path
 
 
 @dataclass
@@ -20,13 +21,15 @@ class Draft:
     Attributes
     ----------
     module : fx.GraphModule
-        The network so far; every node calls a module of its own.
+        The network so far; every node between input and output calls a module of its own.
     input_shape : tuple of int
         One input, without the batch.
     dtype, device
         Those the network computes in.
     report : dict
         Module path -> row of the report, in the order of the network.
+    pairs : dict
+        Where a signed value is carried by two layers: path of the positive half -> path of the negative.
     """
 
     module: fx.GraphModule
@@ -34,14 +37,45 @@ class Draft:
     dtype: torch.dtype
     device: torch.device
     report: dict[str, dict[str, Any]] = field(default_factory=dict)
+    pairs: dict[str, str] = field(default_factory=dict)
 
     def steps(self) -> list[tuple[fx.Node, nn.Module]]:
         """The nodes between input and output with their modules, in order."""
-        return [
-            (node, self.module.get_submodule(str(node.target)))
-            for node in self.module.graph.nodes
-            if node.op == "call_module"
-        ]
+        return [(node, self.module_at(node)) for node in self.module.graph.nodes if node.op == "call_module"]
+
+    def module_at(self, node: fx.Node) -> nn.Module:
+        """Module that this node calls."""
+        return self.module.get_submodule(str(node.target))
+
+    def role_at(self, node: fx.Node) -> Role | None:
+        """Role of this node's module; None for the input and the output."""
+        return role_of(self.module_at(node)) if node.op == "call_module" else None
+
+    @property
+    def input(self) -> fx.Node:
+        """The node that images enter at."""
+        return next(node for node in self.module.graph.nodes if node.op == "placeholder")
+
+    @property
+    def last(self) -> fx.Node:
+        """The node whose value the network returns."""
+        return next(node for node in self.module.graph.nodes if node.op == "output").all_input_nodes[0]
+
+    def spikes(self) -> set[fx.Node]:
+        """Nodes whose values are spikes: the input's, a rectifier's or a pool's, and whatever routes only such."""
+        spikes: set[fx.Node] = set()
+        for node in self.module.graph.nodes:
+            role = self.role_at(node)
+            if node.op == "placeholder" or role in (Role.RECTIFIER, Role.MAX_POOL):
+                spikes.add(node)
+            elif role is Role.ROUTE and spikes.issuperset(node.all_input_nodes):
+                spikes.add(node)
+        return spikes
+
+    def layers(self) -> list[fx.Node]:
+        """Nodes that spiking layers say: every rectifier, and the network's last node."""
+        last = self.last
+        return [node for node, module in self.steps() if role_of(module) is Role.RECTIFIER or node is last]
 
     def log(self, path: str, **entries: Any) -> None:
         """Note what became of a module."""
@@ -51,14 +85,28 @@ class Draft:
         """Take a node with one input out of the graph."""
         node.replace_all_uses_with(node.all_input_nodes[0])
         self.module.graph.erase_node(node)
+        self.module.delete_submodule(str(node.target))
 
     def replace(self, node: fx.Node, module: nn.Module) -> None:
         """Let a node call another module."""
         self.module.set_submodule(str(node.target), module)
 
+    def insert(self, wanted: str, module: nn.Module, source: fx.Node, shape: tuple[int, ...]) -> fx.Node:
+        """Let a new node call `module` on the value of `source`, right behind it; nobody uses it yet."""
+        path = unique_path(wanted, self.names())
+        self.module.add_submodule(path, module)
+        with self.module.graph.inserting_after(source):
+            node = self.module.graph.call_module(path, (source,))
+        node.meta["shape"] = shape
+        return node
+
     def names(self) -> set[str]:
         """Paths that are taken."""
-        return {str(node.target) for node, _ in self.steps()} | {INPUT}
+        return {name for name, _ in self.module.named_modules()} | {INPUT}
+
+    def shape_at(self, node: fx.Node) -> tuple[int, ...]:
+        """Shape of a node's value, without the batch."""
+        return self.input_shape if node.op == "placeholder" else node.meta["shape"]
 
     def run(self, images: Tensor) -> Iterable[tuple[fx.Node, Tensor]]:
         """Yield every node's value on `images`, without gradients, forgetting each after its last use."""
@@ -73,12 +121,36 @@ class Draft:
                 for source in expiring.get(node, ()):
                     del values[source]
 
+    def biases(self) -> dict[fx.Node, Tensor]:
+        """``A(0)`` at every layer, float64 of one sample: its value, before the ReLU, when nobody spikes."""
+        wanted, spikes = set(self.layers()), self.spikes()
+        expiring = expiring_after(self.module)
+        values: dict[fx.Node, Tensor] = {}
+        biases: dict[fx.Node, Tensor] = {}
+        with torch.no_grad():
+            for node in self.module.graph.nodes:
+                if node.op == "output":
+                    break
+                sources = [values[source] for source in node.all_input_nodes]
+                if self.role_at(node) is Role.RECTIFIER:
+                    biases[node] = sources[0][0]
+                if node in spikes:
+                    values[node] = torch.zeros(1, *self.shape_at(node), dtype=torch.float64, device=self.device)
+                else:
+                    values[node] = copy.deepcopy(self.module_at(node)).double()(*_arguments(node, values))
+                if node in wanted and node not in biases:
+                    biases[node] = values[node][0]
+                for source in expiring.get(node, ()):
+                    del values[source]
+        return biases
+
     def output(self, images: Tensor) -> Tensor:
         """What the network gives on `images`."""
-        (last,) = deque(self.run(images), maxlen=1)
-        return last[1]
+        last = self.last
+        (value,) = (value for node, value in self.run(images) if node is last)
+        return value
 
-    def record_shapes(self, example: Tensor) -> None:
-        """Note each node's output shape, without the batch, as ``node.meta["shape"]``."""
-        for node, value in self.run(example):
-            node.meta["shape"] = tuple(value.shape[1:])
+
+def _arguments(node: fx.Node, values: dict[fx.Node, Tensor]) -> list[Tensor]:
+    """Values of a node's arguments; one that it takes twice comes twice."""
+    return [values[source] for source in node.args if isinstance(source, fx.Node)]

@@ -8,12 +8,11 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from quartz_plugin.coding import NeuronClock, Window
 from quartz_plugin.convert.draft import Draft
-from quartz_plugin.convert.rescale import ScaledLayer
-from quartz_plugin.convert.schedule import delay_of
+from quartz_plugin.convert.rescale import ScaledLayer, ScaledNetwork
+from quartz_plugin.convert.schedule import Schedule
 from quartz_plugin.functional import BiasCode, Rectifier
-from quartz_plugin.graph import INPUT, ConvertedGraph, unique_name
+from quartz_plugin.graph import ConvertedGraph, Layer, unique_path
 from quartz_plugin.neuron import MAX_POOLS, AxonalDelay, FirstSpikeMaxPool, TTFSNeuron
 
 
@@ -28,70 +27,81 @@ class NeuronKind:
 
 def emit(
     draft: Draft,
-    layers: list[ScaledLayer],
-    clocks: list[NeuronClock],
+    network: ScaledNetwork,
+    times: Schedule,
     t_max: int,
     kind: NeuronKind,
     settings: dict[str, Any],
 ) -> ConvertedGraph:
     """Build the graph of synapses, pools, delays and neurons, and complete the report."""
-    graph = fx.Graph()
-    modules: dict[str, nn.Module] = {}
-    node = graph.placeholder(INPUT)
-
-    def append(path: str, module: nn.Module) -> None:
-        nonlocal node
-        if isinstance(module, MAX_POOLS):
-            module = FirstSpikeMaxPool(module, init_hidden=True)
-        modules[path] = module
-        node = graph.call_module(path, (node,))
-
-    source = Window.of_input(t_max)
-    for layer, clock in zip(layers, clocks, strict=True):
-        delay = delay_of(clock, source)
-        if delay:
-            append(
-                unique_name(f"{layer.name}_delay", draft.names() | set(modules)),
-                AxonalDelay(delay, init_hidden=True),
-            )
-        for path, module in [*layer.pools, *layer.synapses]:
-            append(path, module)
-        rectifier = kind.rectifier if layer.rectified else None
-        neuron = TTFSNeuron(
+    modules: dict[str, nn.Module] = {
+        path: FirstSpikeMaxPool(module, init_hidden=True) if isinstance(module, MAX_POOLS) else module
+        for path, module in network.modules.items()
+    }
+    for node, layer in network.layers.items():
+        clock = times.clocks[node]
+        modules[layer.name] = TTFSNeuron(
             clock.window + 1,
             hold=kind.hold,
-            rectifier=rectifier,
+            rectifier=kind.rectifier if layer.rectified else None,
             bias=layer.bias,
             bias_code=kind.bias,
             readout=clock.readout,
             input_window=clock.input_window,
             init_hidden=True,
         )
-        append(layer.name, neuron)
-        source = clock.output_window
-        draft.log(
-            layer.name,
-            operation=draft.report.get(layer.name, {}).get("operation", "signed output"),
-            became="spiking layer" if layer.rectified else "output layer",
-            exact="exact" if kind.hold else "exact but for early spikes",
-            neurons=int(torch.Size(layer.shape).numel()),
-            scale=float(layer.scale.max()),
-            readout=clock.readout,
-            window=clock.window,
-            delay=delay,
-        )
-    graph.output(node)
-    module = fx.GraphModule(modules, graph, "SpikingGraph")
+    for (node, source), steps in times.delays.items():
+        _insert_delay(network, modules, node, source, steps, draft.names())
+    network.graph.lint()
+    module = fx.GraphModule(modules, network.graph, "SpikingGraph")
     module.eval()
     for parameter in module.parameters():
         parameter.requires_grad_(False)
-    rows = [{key: value for key, value in row.items() if key != "moved"} for row in draft.report.values()]
-    return ConvertedGraph(
+    layers = list(network.layers.values())
+    graph = ConvertedGraph(
         module=module,
         t_max=t_max,
         input_shape=draft.input_shape,
         output_scale=float(layers[-1].scale.max()),
         scales={layer.name: layer.scale for layer in layers},
         settings=settings,
-        report=rows,
     )
+    ends = graph.arrivals()
+    for layer, emitted in zip(layers, graph.layers, strict=True):
+        earliest = min(ends[source] for source in emitted.projection.sources)
+        draft.log(layer.name, **_row(draft, layer, emitted, emitted.neuron.clock.readout - earliest, kind))
+    graph.report = [{key: value for key, value in row.items() if key != "moved"} for row in draft.report.values()]
+    return graph
+
+
+def _insert_delay(
+    network: ScaledNetwork, modules: dict[str, nn.Module], node: fx.Node, source: fx.Node, steps: int, taken: set[str]
+) -> None:
+    """Delay the path from `source` into `node`, as near to the spikes as no other path is delayed with it."""
+    while source not in network.layers and source.op == "call_module" and list(source.users) == [node]:
+        if len(source.all_input_nodes) != 1 or isinstance(modules[str(source.target)], FirstSpikeMaxPool):
+            break
+        node, source = source, source.all_input_nodes[0]
+    path = unique_path(f"{node.target}_delay", taken | set(modules))
+    modules[path] = AxonalDelay(steps, init_hidden=True)
+    with network.graph.inserting_before(node):
+        delay = network.graph.call_module(path, (source,))
+    node.replace_input_with(source, delay)
+
+
+def _row(draft: Draft, scaled: ScaledLayer, layer: Layer, delay: int, kind: NeuronKind) -> dict[str, Any]:
+    """What the report says of a spiking layer."""
+    row = draft.report.get(scaled.name, {})
+    exact = row.get("exact") if scaled.rectified else None
+    clock = layer.neuron.clock
+    return {
+        "operation": row.get("operation", "signed output"),
+        "became": "spiking layer" if scaled.rectified else "output layer",
+        "exact": "exact" if kind.hold else (exact or "exact but for early spikes").rpartition("without, ")[2],
+        "neurons": int(torch.Size(scaled.shape).numel()),
+        "scale": float(scaled.scale.max()),
+        "readout": clock.readout,
+        "window": clock.window,
+        "delay": delay,
+    }
+

@@ -1,41 +1,54 @@
-"""Stage 2, fold: batch norm, dropout and preprocessing disappear into their neighbours."""
+"""Stage 2, fold: what does nothing disappears, the rest moves to where spikes can carry it out."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, fx, nn
 
 from quartz_plugin.convert.draft import Draft
-from quartz_plugin.convert.operators import Affine, Role, role_of
-from quartz_plugin.graph import unique_name
+from quartz_plugin.convert.operators import Affine, Role, ceiling_of, norm_as_affine
+from quartz_plugin.structure import Add, Mean
 
 Preprocessing = tuple[Sequence[float] | Tensor | float, Sequence[float] | Tensor | float]
+Linear = Literal["compose", "pair"]
+
+WEIGHTED = (nn.Conv1d, nn.Conv2d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.Linear)
+"""Modules with weights that mix units."""
+AVERAGES = (nn.AvgPool1d, nn.AvgPool2d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, Mean)
 
 
-def fold(draft: Draft, preprocessing: Preprocessing | None = None) -> Draft:
+def fold(draft: Draft, preprocessing: Preprocessing | None = None, linear: Linear = "compose") -> Draft:
     """Drop what does nothing, fold batch norms, put preprocessing in front, and pools behind their ReLU.
 
-    The network computes the same as before; only ``preprocessing`` changes what its input means.
+    The network computes the same as before; only ``preprocessing`` changes what its input means. With
+    ``linear="pair"``, a signed value that feeds on is split into its two halves, each a layer of neurons.
 
     Raises
     ------
     ValueError
         If `preprocessing` does not fit the input or has a standard deviation of 0.
     """
-    for node, module in draft.steps():
-        if role_of(module) is Role.NOTHING:
+    for node, _ in draft.steps():
+        if draft.role_at(node) is Role.NOTHING:
             draft.log(str(node.target), became=Role.NOTHING.value, exact="exact")
             draft.remove(node)
     for node, module in draft.steps():
         if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
             _fold_batch_norm(draft, node, module)
     _move_pools_behind_relus(draft)
+    _give_sums_neurons_before_pools(draft)
     _drop_repeated_relus(draft)
     _move_last_relu_to_the_end(draft)
     if preprocessing is not None:
         _prepend(draft, preprocessing)
+    if linear == "pair":
+        _split_into_pairs(draft)
+    draft.module.graph.eliminate_dead_code()
+    draft.module.delete_all_unused_submodules()
     draft.module.graph.lint()
     draft.module.recompile()
     return draft
@@ -44,84 +57,118 @@ def fold(draft: Draft, preprocessing: Preprocessing | None = None) -> Draft:
 def _fold_batch_norm(draft: Draft, node: fx.Node, norm: nn.BatchNorm1d | nn.BatchNorm2d) -> None:
     assert norm.running_mean is not None
     assert norm.running_var is not None
-    mean, variance = norm.running_mean.double(), norm.running_var.double()
-    weight = torch.rsqrt(variance + norm.eps)
-    if norm.weight is not None:
-        weight = weight * norm.weight.detach().double()
-    bias = -mean * weight
-    if norm.bias is not None:
-        bias = bias + norm.bias.detach().double()
-
+    gain, shift = norm_as_affine(norm.running_mean, norm.running_var, norm.weight, norm.bias, norm.eps)
     source = node.all_input_nodes[0]
-    before = None if source.op == "placeholder" else draft.module.get_submodule(str(source.target))
-    if isinstance(before, nn.Conv1d | nn.Conv2d | nn.Linear) and (
-        not isinstance(before, nn.Linear) or len(source.meta["shape"]) == 1
-    ):
-        out_first = [-1] + [1] * (before.weight.dim() - 1)
-        dtype = before.weight.dtype
+    before = None if source.op == "placeholder" else draft.module_at(source)
+    shape, dtype = draft.shape_at(source), norm.running_mean.dtype
+    if isinstance(before, WEIGHTED) and len(source.users) == 1 and (not isinstance(before, nn.Linear) or len(shape) == 1):
+        weight = before.weight.detach().double()
+        transposed = isinstance(before, nn.ConvTranspose1d | nn.ConvTranspose2d)
+        along_outputs = [-1] + [1] * (weight.dim() - 1)
+        if transposed:
+            # Their weight is [in, out / groups, ...]: outputs come group after group.
+            by_group = weight.unflatten(0, (before.groups, -1))
+            weight = (by_group * gain.view(before.groups, 1, -1, *[1] * (weight.dim() - 2))).flatten(0, 1)
+        else:
+            weight = weight * gain.view(along_outputs)
         old_bias = 0.0 if before.bias is None else before.bias.detach().double()
-        before.weight = nn.Parameter((before.weight.detach().double() * weight.view(out_first)).to(dtype))
-        before.bias = nn.Parameter((old_bias * weight + bias).to(dtype))
+        before.weight = nn.Parameter(weight.to(dtype), requires_grad=False)
+        before.bias = nn.Parameter((old_bias * gain + shift).to(dtype), requires_grad=False)
         draft.log(str(node.target), became=f"folded into {source.target}", exact="exact")
         draft.remove(node)
         return
-    shape = (-1, *[1] * (len(source.meta["shape"] if source.meta else draft.input_shape) - 1))
-    dtype = norm.running_mean.dtype
-    draft.replace(node, Affine(weight.view(shape).to(dtype), bias.view(shape).to(dtype)))
+    channels_first = (-1, *[1] * (len(shape) - 1))
+    draft.replace(node, Affine(gain.view(channels_first).to(dtype), shift.view(channels_first).to(dtype)))
     draft.log(str(node.target), became="folded into the synapses that follow", exact="exact")
 
 
 def _move_pools_behind_relus(draft: Draft) -> None:
     """``relu(maxpool(x)) = maxpool(relu(x))``: let the neurons fire first, then the first spike win."""
+    for node, relu in draft.steps():
+        if draft.role_at(node) is not Role.RECTIFIER:
+            continue
+        region, edges = _pooled_region(draft, node)
+        signed = draft.spikes()
+        pools = [pool for pool in region if draft.role_at(pool) is Role.MAX_POOL]
+        inside = region | {node}
+        if all(pool.all_input_nodes[0] in signed for pool in pools) or any(not inside.issuperset(n.users) for n in region):
+            continue
+        path = str(node.target)
+        draft.remove(node)
+        for count, (source, user) in enumerate(dict.fromkeys(edges)):
+            moved = draft.insert(path, relu if count == 0 else copy.deepcopy(relu), source, draft.shape_at(source))
+            user.replace_input_with(source, moved)
+            draft.report.setdefault(str(moved.target), draft.report[path] | {"module": str(moved.target)})
+        for pool in pools:
+            draft.log(str(pool.target), moved=True)
+
+
+def _pooled_region(draft: Draft, relu: fx.Node) -> tuple[set[fx.Node], list[tuple[fx.Node, fx.Node]]]:
+    """Max pools and routing right in front of a ReLU, and the edges over which values enter them."""
+    region: set[fx.Node] = set()
+    edges: list[tuple[fx.Node, fx.Node]] = []
+    pending = [relu]
+    while pending:
+        user = pending.pop()
+        for source in user.all_input_nodes:
+            if draft.role_at(source) in (Role.MAX_POOL, Role.ROUTE):
+                if source not in region:
+                    region.add(source)
+                    pending.append(source)
+            else:
+                edges.append((source, user))
+    return region, edges
+
+
+def _give_sums_neurons_before_pools(draft: Draft) -> None:
+    """A first spike says the largest of several values only if one spike says each: sums get neurons first."""
+    spikes, positive = draft.spikes(), _never_negative(draft)
     for node, module in draft.steps():
-        if role_of(module) is not Role.RECTIFIER:
-            continue
-        first_pool, behind = None, node.all_input_nodes[0]
-        while behind.op == "call_module" and _role(draft, behind) in (Role.MAX_POOL, Role.ROUTE):
-            if _role(draft, behind) is Role.MAX_POOL:
-                first_pool = behind
-            behind = behind.all_input_nodes[0]
-        if first_pool is None:
-            continue
-        draft.log(str(first_pool.target), moved=True)
-        _move_in_front(draft, node, first_pool)
+        source = node.all_input_nodes[0]
+        if draft.role_at(node) is Role.MAX_POOL and source not in spikes and source in positive:
+            neurons = draft.insert(f"{node.target}_neurons", nn.ReLU(), source, draft.shape_at(source))
+            draft.log(str(neurons.target), operation=f"neurons for {type(module).__name__}")
+            node.replace_input_with(source, neurons)
+
+
+def _never_negative(draft: Draft) -> set[fx.Node]:
+    """Nodes whose values cannot be negative: spikes, and what is averaged or added of such."""
+    positive = draft.spikes()
+    for node, module in draft.steps():
+        keeps = isinstance(module, (Add, *AVERAGES)) or draft.role_at(node) is Role.ROUTE
+        if keeps and positive.issuperset(node.all_input_nodes):
+            positive.add(node)
+    return positive
 
 
 def _drop_repeated_relus(draft: Draft) -> None:
-    """Drop a ReLU of values that are not negative anyway: spikes of other neurons."""
+    """Drop a ReLU of values that are spikes anyway, and so are not negative."""
     for node, module in draft.steps():
-        if role_of(module) is not Role.RECTIFIER:
+        if draft.role_at(node) is not Role.RECTIFIER:
             continue
-        source = node.all_input_nodes[0]
-        while source.op == "call_module" and _role(draft, source) in (Role.MAX_POOL, Role.ROUTE):
-            source = source.all_input_nodes[0]
-        if source.op == "call_module" and _role(draft, source) is Role.RECTIFIER:
+        if ceiling_of(module) is None and node.all_input_nodes[0] in draft.spikes():
             draft.log(str(node.target), became="dropped: its input is never negative", exact="exact")
             draft.remove(node)
 
 
 def _move_last_relu_to_the_end(draft: Draft) -> None:
     """A last ReLU is the output layer: whatever merely routes its values goes in front of it."""
-    steps = draft.steps()
-    trailing = []
-    for node, module in reversed(steps):
-        if role_of(module) is Role.ROUTE:
-            trailing.append(node)
-            continue
-        if role_of(module) is Role.RECTIFIER and trailing:
-            path, relu = str(node.target), module
-            draft.remove(node)
-            last = trailing[0]
-            with draft.module.graph.inserting_after(last):
-                moved = draft.module.graph.call_module(path, (last,))
-            draft.module.set_submodule(path, relu)
-            _insert_behind(last, moved)
-            moved.meta["shape"] = last.meta["shape"]
+    node, trailing = draft.last, []
+    while draft.role_at(node) is Role.ROUTE and len(node.users) == 1 and len(node.all_input_nodes) == 1:
+        trailing.append(node)
+        node = node.all_input_nodes[0]
+    if draft.role_at(node) is not Role.RECTIFIER or len(node.users) > 1 or not trailing:
         return
+    path, relu, last = str(node.target), draft.module_at(node), trailing[0]
+    draft.remove(node)
+    with draft.module.graph.inserting_after(last):
+        moved = draft.module.graph.call_module(path, (last,))
+    draft.module.set_submodule(path, relu)
+    _insert_behind(last, moved)
+    moved.meta["shape"] = last.meta["shape"]
 
 
 def _prepend(draft: Draft, preprocessing: Preprocessing) -> None:
-    first = draft.steps()[0][0] if draft.steps() else None
     channels = draft.input_shape[0] if draft.input_shape else 0
     try:
         mean, std = (torch.as_tensor(value, dtype=torch.float64).flatten() for value in preprocessing)
@@ -134,32 +181,49 @@ def _prepend(draft: Draft, preprocessing: Preprocessing) -> None:
             )
     if bool((std <= 0).any()):
         raise ValueError(f"preprocessing: std must be positive, got {std.tolist()}")
-    if first is None:
+    if not draft.steps():
         return
     shape = (-1, *[1] * (len(draft.input_shape) - 1))
     like = torch.zeros((), dtype=draft.dtype, device=draft.device)
-    path = unique_name("preprocessing", draft.names())
-    draft.module.add_submodule(path, Affine((1 / std).view(shape).to(like), (-mean / std).view(shape).to(like)))
-    source = first.all_input_nodes[0]
-    with draft.module.graph.inserting_after(source):
-        node = draft.module.graph.call_module(path, (source,))
-    _insert_behind(source, node)
-    node.meta["shape"] = draft.input_shape
-    draft.log(path, operation="(x - mean) / std", became="folded into the synapses that follow", exact="exact")
+    affine = Affine((1 / std).view(shape).to(like), (-mean / std).view(shape).to(like))
+    node = draft.insert("preprocessing", affine, draft.input, draft.input_shape)
+    _insert_behind(draft.input, node)
+    draft.log(
+        str(node.target), operation="(x - mean) / std", became="folded into the synapses that follow", exact="exact"
+    )
 
 
-def _role(draft: Draft, node: fx.Node) -> Role:
-    return role_of(draft.module.get_submodule(str(node.target)))
+def _split_into_pairs(draft: Draft) -> None:
+    """``x = relu(x) - relu(-x)``: give every signed value that feeds on two layers of neurons, one per sign."""
+    positive, spikes = _never_negative(draft), draft.spikes()
+    computed: set[fx.Node] = set()
+    for node, module in draft.steps():
+        sums = isinstance(module, (Add, *WEIGHTED))
+        if node not in spikes and (sums or not computed.isdisjoint(node.all_input_nodes)):
+            computed.add(node)
+        users = list(node.users)
+        feeds_on = len(users) > 1 or (users[0].op == "call_module" and isinstance(draft.module_at(users[0]), WEIGHTED))
+        if node not in computed or node in positive or not feeds_on:
+            continue
+        _pair(draft, node)
+        computed.discard(node)
 
 
-def _move_in_front(draft: Draft, node: fx.Node, target: fx.Node) -> None:
-    """Move a shape-preserving node so that it acts on the input of `target`."""
-    source = target.all_input_nodes[0]
-    draft.remove(node)
-    with draft.module.graph.inserting_before(target):
-        moved = draft.module.graph.call_module(str(node.target), (source,))
-    target.replace_input_with(source, moved)
-    moved.meta["shape"] = source.meta.get("shape", draft.input_shape)
+def _pair(draft: Draft, node: fx.Node) -> None:
+    path, shape = str(node.target), draft.shape_at(node)
+    users = list(node.users)
+    one = torch.ones((), dtype=draft.dtype, device=draft.device)
+    upper = draft.insert(f"{path}_positive", nn.ReLU(), node, shape)
+    flipped = draft.insert(f"{path}_negated", Affine(-one, 0 * one), node, shape)
+    lower = draft.insert(f"{path}_negative", nn.ReLU(), flipped, shape)
+    back = draft.insert(f"{path}_subtracted", Affine(-one, 0 * one), lower, shape)
+    both = draft.insert(f"{path}_pair", Add(), upper, shape)
+    both.args = (upper, back)
+    for user in users:
+        user.replace_input_with(node, both)
+    draft.pairs[str(upper.target)] = str(lower.target)
+    for half, sign in ((upper, "positive"), (lower, "negative")):
+        draft.log(str(half.target), operation=f"{sign} half of {path}")
 
 
 def _insert_behind(source: fx.Node, node: fx.Node) -> None:

@@ -1,26 +1,31 @@
-r"""Stage 5, rescale: synapses between values in [0, 1], and the bias of every neuron.
+r"""Stage 5, rescale: synapses between levels, and the bias of every neuron.
 
-Between two layers of spikes stands an affine map ``A`` (one or more modules). The neurons get the bias
-``A(0) / s_out``, a map over positions where padding or preprocessing makes it one; the synapses get
-``A``'s linear part times ``s_in / s_out``, put into the weights that are there.
+Between the spikes stands an affine map ``A`` (one or more modules, shared where several layers listen to it).
+Neurons get the bias ``A(0) / s_out``, a map over positions where padding or preprocessing makes it one; the
+synapses get ``A``'s linear part, times ``s_in / s_out`` and ``S_out / S_in``, put into the weights that are there.
+
+Each value on the way carries a *gain*: what it stands for in the ANN, for each unit of what is computed. A
+spike's level stands for ``s / S``; a gain passes through all that is linear and acts on units one by one, and
+is put into weights where values are mixed, added, or arrive at neurons.
 """
 
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from quartz_plugin.convert.draft import Draft
-from quartz_plugin.convert.operators import Affine, ConversionError, Role, role_of
-from quartz_plugin.graph import OneToOne, unique_name
+from quartz_plugin.convert.fold import AVERAGES, WEIGHTED
+from quartz_plugin.convert.operators import Affine, ConversionError, Role
+from quartz_plugin.graph import INPUT, unique_path
+from quartz_plugin.structure import Add, Concatenate, Mean, OneToOne
 
-Path = str
-Synapse = tuple[Path, nn.Module]
-
-_AVERAGE_POOLS = (nn.AvgPool1d, nn.AvgPool2d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d)
+ONE = torch.ones((), dtype=torch.float64)
 
 
 @dataclass
@@ -31,10 +36,6 @@ class ScaledLayer:
     ----------
     name : str
         Path of its ReLU in the ANN, or "output".
-    pools : list
-        Routing and first-spike pooling between its source's spikes and its synapses.
-    synapses : list
-        Paths and modules of its projection, none with a bias.
     bias : Tensor or None
         Bias of its neurons, broadcastable to one sample; None where it is 0.
     scale : Tensor
@@ -43,192 +44,299 @@ class ScaledLayer:
         Whether a ReLU follows; False for a signed output.
     shape : tuple of int
         Shape of its neurons, without the batch.
+    window, input_window : int
+        Steps of its own window, and of the longest one among its sources.
     """
 
     name: str
-    pools: list[Synapse]
-    synapses: list[Synapse]
     bias: Tensor | None
     scale: Tensor
     rectified: bool
     shape: tuple[int, ...]
+    window: int
+    input_window: int
 
 
 @dataclass
-class _Segment:
-    """The modules collected since the last spikes."""
+class ScaledNetwork:
+    """Scaled synapses, pools and routing, and where in their graph the neurons stand.
 
-    scale: Tensor
-    shape: tuple[int, ...]
-    pools: list[Synapse] = field(default_factory=list)
-    steps: list[Synapse] = field(default_factory=list)
+    Attributes
+    ----------
+    graph : fx.Graph
+        Calls `modules` by their paths, and the layers by their names.
+    modules : dict
+        Path -> module, none with a bias. The draft keeps its own.
+    layers : dict
+        Node -> the spiking layer to be put there, in order; the output last.
+    """
+
+    graph: fx.Graph
+    modules: dict[str, nn.Module]
+    layers: dict[fx.Node, ScaledLayer]
 
 
-def rescale(draft: Draft, scales: dict[str, Tensor]) -> list[ScaledLayer]:
-    """Cut the network into spiking layers and scale their synapses.
+def rescale(draft: Draft, scales: Mapping[str, Tensor], windows: Mapping[str, int]) -> ScaledNetwork:
+    """Scale the synapses between the spiking layers of a folded, checked network.
 
     Parameters
     ----------
     draft : Draft
-        The folded, checked network.
+        The network.
     scales : dict
         Path -> scale of each ReLU and of the output, as :func:`~quartz_plugin.convert.calibrate.calibrate` gives.
+    windows : dict
+        Path of each ReLU and of the output, and "input" -> steps of its window.
 
-    Returns
-    -------
-    list of ScaledLayer
-        The spiking layers in order, the output last. The draft keeps its own modules.
+    Raises
+    ------
+    ConversionError
+        If spikes of different scales are pooled together.
     """
-    layers: list[ScaledLayer] = []
-    segment = _Segment(torch.ones((), dtype=torch.float64), draft.input_shape)
-    steps = draft.steps()
-    for node, module in steps:
-        path, role = str(node.target), role_of(module)
-        if role is Role.MAX_POOL:
-            # Only routing can stand before it: the check has seen to that.
-            scale = _routed(segment.scale, segment.shape, segment.steps)
-            if not _alike_in_windows(scale, module):
-                raise ConversionError(
-                    f"cannot convert {path!r} ({type(module).__name__}) with a scale for each channel: it pools "
-                    'channels of different scales; use granularity="layer"'
-                )
-            segment = _Segment(
-                scale, node.meta["shape"], [*segment.pools, *segment.steps, (path, copy.deepcopy(module))]
-            )
-        elif role is not Role.RECTIFIER:
-            segment.steps.append((path, copy.deepcopy(module)))
-        ends = role is Role.RECTIFIER or node is steps[-1][0]
-        if ends:
-            name = path if role is Role.RECTIFIER else unique_name("output", draft.names())
-            scale = scales[path].double().cpu()
-            layers.append(
-                ScaledLayer(
-                    name=name,
-                    pools=segment.pools,
-                    bias=_bias(segment, scale, draft.dtype, draft.device),
-                    synapses=_scaled_synapses(segment, scale, name, draft.dtype, draft.device),
-                    scale=scale,
-                    rectified=role is Role.RECTIFIER,
-                    shape=node.meta["shape"],
-                )
-            )
-            segment = _Segment(scale, node.meta["shape"])
-    return layers
+    return _Rescaling(draft, scales, windows).network
 
 
-def _bias(segment: _Segment, scale: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor | None:
-    """``A(0) / s_out``, as small a tensor as says it."""
-    value = torch.zeros((1, *segment.shape), dtype=torch.float64, device=device)
-    with torch.no_grad():
-        for _, module in segment.steps:
-            value = copy.deepcopy(module).double()(value)
-    bias = (value[0] / scale.to(device)).to(dtype)
-    if not bool(bias.any()):
-        return None
-    spatial = tuple(range(1, bias.dim()))
-    if spatial and bool((bias == bias.amax(dim=spatial, keepdim=True)).all()):
-        bias = bias.amax(dim=spatial, keepdim=True)
-    return bias
+class _Rescaling:
+    """Walks the draft once; `gains` and `nodes` are those of what is emitted for each of the draft's nodes."""
 
+    def __init__(self, draft: Draft, scales: Mapping[str, Tensor], windows: Mapping[str, int]) -> None:
+        self.draft = draft
+        self.names = draft.names()
+        self.network = ScaledNetwork(fx.Graph(), {}, {})
+        self.scales = {node: scales[str(node.target)].double().cpu() for node in draft.layers()}
+        self.windows = {node: windows[str(node.target)] for node in draft.layers()}
+        self.quanta = {node: scale / self.windows[node] for node, scale in self.scales.items()}
+        self.wanted = self._wanted_gains()
+        self.biases = draft.biases()
+        self.nodes: dict[fx.Node, fx.Node] = {}
+        self.gains: dict[fx.Node, Tensor] = {}
+        self.longest: dict[fx.Node, int] = {}
 
-def _scaled_synapses(
-    segment: _Segment, scale_out: Tensor, name: str, dtype: torch.dtype, device: torch.device
-) -> list[Synapse]:
-    """Scale the linear part: gains in front and behind are merged into weights wherever these can take them."""
-    gain = segment.scale.to(device)
-    out_gain = 1 / scale_out.to(device)
-    if out_gain.dim() == 0:
-        gain, out_gain = gain * out_gain, torch.ones_like(out_gain)
-    synapses: list[Synapse] = []
-    shape = segment.shape
+        for node in draft.module.graph.nodes:
+            if node.op == "placeholder":
+                self.nodes[node] = self.network.graph.placeholder(INPUT)
+                self.gains[node], self.longest[node] = ONE / windows[INPUT], windows[INPUT]
+            elif node.op == "call_module":
+                self.longest[node] = max(self.longest[source] for source in node.all_input_nodes)
+                self._visit(node, draft.module_at(node), draft.role_at(node))
+        last = draft.last
+        if draft.role_at(last) is not Role.RECTIFIER:
+            self._place_neurons(last, last, unique_path("output", self.names), rectified=False)
+        self.network.graph.output(self.nodes[last])
 
-    def place(path: str, gain: Tensor) -> None:
-        if not bool((gain == 1).all()):
-            synapses.append((path, OneToOne(gain.to(dtype))))
-
-    for path, module in segment.steps:
-        with torch.no_grad():
-            out_shape = tuple(module.double()(torch.zeros((1, *shape), dtype=torch.float64, device=device)).shape[1:])
-        if isinstance(module, Affine):
-            gain = gain * module.weight.detach()
-        elif isinstance(module, nn.Conv1d | nn.Conv2d | nn.Linear):
-            merged = _times_input_gain(module, gain, shape)
-            if not merged:
-                place(f"{path}_gain", gain)
-            module.bias = None
-            synapses.append((path, module.to(dtype)))
-            gain = torch.ones((), dtype=torch.float64, device=device)
-        elif isinstance(module, _AVERAGE_POOLS):
+    def _visit(self, node: fx.Node, module: nn.Module, role: Role | None) -> None:
+        sources = [arg for arg in node.args if isinstance(arg, fx.Node)]
+        if role is Role.RECTIFIER:
+            self._place_neurons(node, sources[0], str(node.target), rectified=True)
+        elif isinstance(module, Affine):
+            self.nodes[node] = self.nodes[sources[0]]
+            self.gains[node] = _compressed(self.gains[sources[0]] * module.weight.detach().double().cpu())
+        elif isinstance(module, WEIGHTED):
+            self._visit_weighted(node, module, sources[0])
+        elif isinstance(module, Add):
+            self._visit_add(node, module, sources)
+        elif isinstance(module, AVERAGES) or role is Role.MAX_POOL:
+            gain = self.gains[sources[0]]
             if not _alike_in_windows(gain, module):
-                place(f"{path}_gain", gain)
-                gain = torch.ones((), dtype=torch.float64, device=device)
-            synapses.append((path, module.to(dtype)))
+                if role is Role.MAX_POOL:
+                    raise ConversionError(
+                        f"cannot convert {node.target!r} ({type(module).__name__}): it pools units of different "
+                        'scales; use granularity="layer", or pool before they are joined'
+                    )
+                self._call(node, module, [self._weighed(sources[0], gain, str(node.target))])
+                self.gains[node] = ONE
+            else:
+                self._call(node, module, [self.nodes[sources[0]]])
+                self.gains[node] = self._routed(node, module, sources)
         else:
-            gain = _routed(gain, shape, [(path, module)])
-            synapses.append((path, module.to(dtype)))
-        shape = out_shape
-    left = gain * out_gain
-    if not bool((left == 1).all()) and not _times_output_gain(synapses, left):
-        place(f"{name}_gain", left)
-    return synapses
+            self._call(node, module, [self.nodes[source] for source in sources])
+            self.gains[node] = self._routed(node, module, sources)
+
+    def _call(self, node: fx.Node, module: nn.Module, sources: list[fx.Node]) -> None:
+        self.network.modules[str(node.target)] = module = copy.deepcopy(module)
+        for parameter in module.parameters():
+            parameter.requires_grad_(False)
+        self.nodes[node] = self.network.graph.call_module(str(node.target), tuple(sources))
+
+    def _weighed(self, source: fx.Node, weight: Tensor, name: str) -> fx.Node:
+        """What is emitted for `source`, times a weight; behind one synapse a unit, unless the weight is 1."""
+        if bool((weight == 1).all()):
+            return self.nodes[source]
+        path = unique_path(f"{name}_gain", self.names)
+        self.names.add(path)
+        like = torch.zeros((), dtype=self.draft.dtype, device=self.draft.device)
+        self.network.modules[path] = OneToOne(weight.to(like))
+        return self.network.graph.call_module(path, (self.nodes[source],))
+
+    def _place_neurons(self, node: fx.Node, source: fx.Node, name: str, rectified: bool) -> None:
+        scale, window = self.scales[node], self.windows[node]
+        drive = self._weighed(source, self.gains[source] / self.quanta[node], name)
+        self.nodes[node] = self.network.graph.call_module(name, (drive,))
+        self.gains[node] = self.quanta[node]
+        input_window, self.longest[node] = self.longest[node], window
+        self.network.layers[self.nodes[node]] = ScaledLayer(
+            name=name,
+            bias=self._bias(node, scale, window / input_window),
+            scale=scale,
+            rectified=rectified,
+            shape=self.draft.shape_at(node),
+            window=window,
+            input_window=input_window,
+        )
+
+    def _bias(self, node: fx.Node, scale: Tensor, ratio: float) -> Tensor | None:
+        """``A(0) / s_out``, as small a tensor as says it."""
+        bias = (self.biases[node] * (ratio / scale.to(self.draft.device))).to(self.draft.dtype)
+        if not bool(bias.any()):
+            return None
+        spatial = tuple(range(1, bias.dim()))
+        if spatial and bool((bias == bias.amax(dim=spatial, keepdim=True)).all()):
+            bias = bias.amax(dim=spatial, keepdim=True)
+        return bias
+
+    def _visit_weighted(self, node: fx.Node, module: Any, source: fx.Node) -> None:
+        gain, shape = self.gains[source], self.draft.shape_at(source)
+        drive = self.nodes[source]
+        if _gain_of_inputs(module, gain, shape) is None:
+            drive, gain = self._weighed(source, gain, str(node.target)), ONE
+        wanted = self.wanted[node]
+        along_outputs = wanted is not None and _along_outputs(module, wanted)
+        out_gain = wanted if wanted is not None and along_outputs else ONE
+        self._call(node, module, [drive])
+        emitted: Any = self.network.modules[str(node.target)]
+        weight = _scaled_weight(module, _gain_of_inputs(module, gain, shape), 1 / out_gain)
+        emitted.weight = nn.Parameter(weight.to(module.weight.dtype), requires_grad=False)
+        emitted.bias = None
+        self.gains[node] = out_gain
+
+    def _visit_add(self, node: fx.Node, module: nn.Module, sources: list[fx.Node]) -> None:
+        gains = [self.gains[source] for source in sources]
+        wanted = self.wanted[node]
+        if wanted is None:
+            alike = all(gain.shape == gains[0].shape and bool((gain == gains[0]).all()) for gain in gains)
+            wanted = gains[0] if alike else ONE
+        weighed = [
+            self._weighed(source, gain / wanted, str(node.target)) for source, gain in zip(sources, gains, strict=True)
+        ]
+        self._call(node, module, weighed)
+        self.gains[node] = wanted
+
+    def _routed(self, node: fx.Node, module: nn.Module, sources: list[fx.Node]) -> Tensor:
+        """Carry the sources' gains through routing or pooling; of size 1 along dimensions in which one is alike."""
+        gains = [self.gains[source] for source in sources]
+        if all(gain.dim() == 0 and bool(gain == gains[0]) for gain in gains):
+            return gains[0]
+        full = [
+            gain.expand(self.draft.shape_at(source)).unsqueeze(0) for gain, source in zip(gains, sources, strict=True)
+        ]
+        if isinstance(module, nn.ZeroPad1d | nn.ZeroPad2d | nn.ZeroPad3d | nn.ConstantPad1d | nn.ConstantPad2d):
+            # Nothing spikes in a border, so its gain may be that of the edge.
+            return _compressed(_pad_with_edges(full[0], module.padding)[0])
+        if isinstance(module, nn.AvgPool1d | nn.AvgPool2d | nn.MaxPool1d | nn.MaxPool2d):
+            # Alike in all windows, whatever pads them.
+            spatial = len(self.draft.shape_at(node)) - 1
+            channels = full[0][(0, slice(None), *[slice(0, 1)] * spatial)]
+            return _compressed(channels.expand(self.draft.shape_at(node)))
+        return _compressed(module(*full)[0])
+
+    def _wanted_gains(self) -> dict[fx.Node, Tensor | None]:
+        """Gain that would save a value its own weights on the way to the one layer that listens to it."""
+        wanted: dict[fx.Node, Tensor | None] = {}
+        for node in reversed(self.draft.module.graph.nodes):
+            users = list(node.users)
+            wanted[node] = self._wanted_by(users[0], node, wanted) if len(users) == 1 else None
+        return wanted
+
+    def _wanted_by(self, user: fx.Node, node: fx.Node, wanted: dict[fx.Node, Tensor | None]) -> Tensor | None:
+        if user.op == "output":
+            return self.quanta.get(node)
+        role, module = self.draft.role_at(user), self.draft.module_at(user)
+        if role is Role.RECTIFIER:
+            return self.quanta[user]
+        gain = wanted[user]
+        if gain is None or isinstance(module, WEIGHTED):
+            return None
+        if isinstance(module, Affine):
+            weight = module.weight.detach().double().cpu()
+            return _compressed(gain / weight) if bool((weight != 0).all()) else None
+        if isinstance(module, Add) or gain.dim() == 0:
+            return gain
+        if isinstance(module, AVERAGES) and not isinstance(module, Mean):
+            return gain if _alike_in_windows(gain, module) else None
+        if isinstance(module, Concatenate) and list(user.args).count(node) == 1:
+            start, dim = 0, module.dim - 1
+            for source in user.args:
+                size = self.draft.shape_at(source)[dim]  # type: ignore[arg-type]
+                if source is node:
+                    return gain if gain.shape[dim] == 1 else gain.narrow(dim, start, size)
+                start += size
+        return None
 
 
 def _per_channel(gain: Tensor) -> bool:
     return gain.dim() == 0 or all(size == 1 for size in gain.shape[1:])
 
 
-def _times_input_gain(module: nn.Conv1d | nn.Conv2d | nn.Linear, gain: Tensor, shape: tuple[int, ...]) -> bool:
-    """Multiply the weights by a gain on their inputs; False where one weight serves several gains."""
+def _gain_of_inputs(module: Any, gain: Tensor, shape: tuple[int, ...]) -> Tensor | None:
+    """A gain on the inputs as one number for each channel or feature; None where one weight serves several."""
+    if gain.dim() == 0:
+        return gain
+    if isinstance(module, nn.Linear):
+        if any(size != 1 for size in gain.shape[:-1]):
+            return None
+        return gain.flatten().expand(shape[-1])
+    return gain.flatten().expand(shape[0]) if _per_channel(gain) else None
+
+
+def _along_outputs(module: Any, gain: Tensor) -> bool:
+    """Whether a gain on the outputs is one number for each row of weights."""
+    if gain.dim() == 0:
+        return True
+    return gain.dim() == 1 if isinstance(module, nn.Linear) else _per_channel(gain)
+
+
+def _scaled_weight(module: Any, gain: Tensor | None, out_gain: Tensor) -> Tensor:
+    """Weights times gains on their inputs and outputs, float64."""
+    assert gain is not None
     weight = module.weight.detach().double()
-    if gain.dim() > 0 and not (_per_channel(gain) if not isinstance(module, nn.Linear) else len(shape) == 1):
-        return False
-    if isinstance(module, nn.Linear) or gain.dim() == 0:
-        scaled = weight * gain
+    gain, out_gain = gain.to(weight.device), out_gain.flatten().to(weight.device)
+    if isinstance(module, nn.Linear):
+        return weight * gain * out_gain.view(-1, 1)  # type: ignore[no-any-return]
+    spatial = [1] * (weight.dim() - 2)
+    groups = module.groups
+    inputs = gain.flatten().expand(module.in_channels).view(groups, -1)
+    outputs = out_gain.expand(module.out_channels).view(groups, -1)
+    if isinstance(module, nn.ConvTranspose1d | nn.ConvTranspose2d):
+        first, second = inputs, outputs
     else:
-        channels = gain.flatten().expand(module.in_channels)
-        by_group = channels.view(module.groups, 1, -1, *[1] * (weight.dim() - 2))
-        scaled = (weight.unflatten(0, (module.groups, -1)) * by_group).flatten(0, 1)
-    module.weight = nn.Parameter(scaled.to(module.weight.dtype), requires_grad=False)
-    return True
-
-
-def _times_output_gain(synapses: list[Synapse], gain: Tensor) -> bool:
-    """Multiply the last weights by a gain on their outputs, if nothing that mixes positions stands behind them."""
-    for _, module in reversed(synapses):
-        if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Linear):
-            flat = gain.flatten()
-            along_outputs = gain.dim() == 1 or not isinstance(module, nn.Linear)
-            fits = gain.dim() == 0 or (_per_channel(gain) and along_outputs and len(flat) == module.weight.shape[0])
-            if not fits:
-                return False
-            weight = module.weight.detach()
-            scaled = weight.double() * flat.view(-1, *[1] * (weight.dim() - 1))
-            module.weight = nn.Parameter(scaled.to(weight.dtype), requires_grad=False)
-            return True
-        if gain.dim() > 0 and not isinstance(module, _AVERAGE_POOLS):
-            return False
-    return False
+        first, second = outputs, inputs
+    by_group = weight.unflatten(0, (groups, -1))
+    by_group = by_group * first.view(groups, -1, 1, *spatial) * second.view(groups, 1, -1, *spatial)
+    return by_group.flatten(0, 1)  # type: ignore[no-any-return]
 
 
 def _alike_in_windows(gain: Tensor, pool: nn.Module) -> bool:
     """Whether all values that a pooling module puts together have the same gain."""
+    if gain.dim() == 0:
+        return True
+    if isinstance(pool, Mean):
+        return all(gain.shape[dim - 1] == 1 for dim in pool.dims)
     dims = 2 if type(pool).__name__.endswith("2d") else 1
-    return gain.dim() == 0 or all(size == 1 for size in gain.shape[-dims:])
+    return all(size == 1 for size in gain.shape[-dims:])
 
 
-def _routed(gain: Tensor, shape: tuple[int, ...], routes: list[Synapse]) -> Tensor:
-    """Carry a gain through routing modules; of size 1 along each dimension in which it does not differ."""
-    for _, module in routes:
-        if gain.dim() == 0:
-            break
-        full = gain.expand(shape).unsqueeze(0)
-        if isinstance(module, nn.ZeroPad1d | nn.ZeroPad2d):
-            # Nothing spikes in a border, so its gain may be that of the edge.
-            routed = nn.functional.pad(full, module.padding, mode="replicate")[0]
-        else:
-            routed = module(full)[0]
-        shape, gain = tuple(routed.shape), routed
-        for dim in range(gain.dim()):
-            first = gain.narrow(dim, 0, 1)
-            gain = first if bool((gain == first).all()) else gain
-    return gain
+def _compressed(gain: Tensor) -> Tensor:
+    """A gain of size 1 along each dimension in which it does not differ; of no dimension where it nowhere does."""
+    for dim in range(gain.dim()):
+        first = gain.narrow(dim, 0, 1)
+        gain = first if bool((gain == first).all()) else gain
+    return gain.reshape(()) if gain.numel() == 1 else gain
+
+
+def _pad_with_edges(full: Tensor, padding: tuple[int, ...]) -> Tensor:
+    """Pad (or crop) the last dimensions by their edges, as torch counts paddings: from the last one backwards."""
+    for place in range(len(padding) // 2):
+        dim, size = full.dim() - 1 - place, full.shape[full.dim() - 1 - place]
+        index = torch.arange(-padding[2 * place], size + padding[2 * place + 1]).clamp(0, size - 1)
+        full = full.index_select(dim, index)
+    return full

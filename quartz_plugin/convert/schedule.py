@@ -1,40 +1,65 @@
-"""Stage 6, schedule: when each layer is read out."""
+"""Stage 6, schedule: when each layer is read out, and which paths are delayed to meet in time."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+from torch import fx
+
 from quartz_plugin.coding import NeuronClock, Window
-from quartz_plugin.convert.rescale import ScaledLayer
+from quartz_plugin.convert.rescale import ScaledNetwork
 from quartz_plugin.functional import BiasCode
 
 
-def schedule(layers: list[ScaledLayer], t_max: int, bias_code: BiasCode = "synapse") -> list[NeuronClock]:
-    """Clock of every layer: read out when the windows of its sources end.
+@dataclass
+class Schedule:
+    """Times of a scaled network.
 
-    With ``bias_code="spike"`` a bias above 1 arrives before its layer's window; where that would be before
-    step 0, the layer is read out later, and its input delayed.
+    Attributes
+    ----------
+    clocks : dict
+        Node of each spiking layer -> its clock.
+    delays : dict
+        (node, one of its inputs) -> steps by which the path between them is delayed; only where that is not 0.
+    """
+
+    clocks: dict[fx.Node, NeuronClock]
+    delays: dict[tuple[fx.Node, fx.Node], int]
+
+
+def schedule(network: ScaledNetwork, t_max: int, bias_code: BiasCode = "synapse") -> Schedule:
+    """Read every layer out as soon as the windows of all its sources have ended, the earlier ones delayed.
+
+    Where all windows are alike, a layer's readout is ``l S`` with ``l`` the longest path from the input. With
+    ``bias_code="spike"`` a bias above 1 arrives before its layer's window; where that would be before step 0,
+    the layer is read out later, and its input delayed.
 
     Parameters
     ----------
-    layers : list of ScaledLayer
-        The layers of a chain, in order.
+    network : ScaledNetwork
+        The network, with the windows of its layers.
     t_max : int
-        ``T`` of all windows.
+        ``T`` of the input's window.
     bias_code : "synapse" or "spike"
         How biases arrive.
     """
-    source = Window.of_input(t_max)
-    length = source.length
-    clocks = []
-    for layer in layers:
-        clock = NeuronClock(readout=source.end, window=length, input_window=source.length)
-        if bias_code == "spike" and layer.bias is not None:
-            earliest = int(clock.bias_spike_steps(layer.bias).min())
-            clock = clock._replace(readout=clock.readout + max(0, -earliest))
-        clocks.append(clock)
-        source = clock.output_window
-    return clocks
-
-
-def delay_of(clock: NeuronClock, source: Window) -> int:
-    """Axonal delay that makes the source's window end at this layer's readout."""
-    return clock.readout - source.end
+    times = Schedule({}, {})
+    ends: dict[fx.Node, int] = {}
+    for node in network.graph.nodes:
+        if node.op == "placeholder":
+            ends[node] = Window.of_input(t_max).end
+            continue
+        arrival = max(ends[source] for source in node.all_input_nodes)
+        layer = network.layers.get(node)
+        if layer is not None:
+            clock = NeuronClock(arrival, layer.window, layer.input_window)
+            if bias_code == "spike" and layer.bias is not None:
+                earliest = int(clock.bias_spike_steps(layer.bias).min())
+                clock = clock._replace(readout=arrival + max(0, -earliest))
+            times.clocks[node], arrival = clock, clock.readout
+        if node.op != "output":
+            for source in node.all_input_nodes:
+                if ends[source] < arrival:
+                    times.delays[node, source] = arrival - ends[source]
+        ends[node] = arrival if layer is None else times.clocks[node].output_window.end
+    return times

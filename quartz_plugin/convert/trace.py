@@ -3,25 +3,55 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from contextlib import contextmanager
+import operator
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
 from quartz_plugin.convert.draft import Draft
-from quartz_plugin.convert.operators import FUNCTIONS, OPERATORS, REASONS, ConversionError
-from quartz_plugin.graph import INPUT, unique_name
+from quartz_plugin.convert.operators import (
+    FUNCTIONS,
+    OPERATORS,
+    REASONS,
+    RULES,
+    SHAPE_ATTRIBUTES,
+    SHAPE_QUERIES,
+    Append,
+    ConversionError,
+    Refusal,
+    Value,
+    call,
+)
+from quartz_plugin.graph import INPUT, unique_path
+
+EXAMPLES = 3
+"""Size of the batch that a network is traced with: what mixes the batch with the units then shows."""
 
 
 class _Tracer(fx.Tracer):
+    """Traces down to the modules of the table; remembers where it was when tracing failed."""
+
+    def __init__(self) -> None:
+        super().__init__(param_shapes_constant=True)
+        self.failed_in: str | None = None
+
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return type(m) in OPERATORS or super().is_leaf_module(m, module_qualified_name)
+
+    def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
+        try:
+            return super().call_module(m, forward, args, kwargs)
+        except Exception:
+            self.failed_in = self.failed_in or self.path_of_module(m)
+            raise
 
 
 def trace(ann: nn.Module, example: Tensor) -> Draft:
     """Trace a copy of `ann` in eval mode; `ann` itself is left alone.
+
+    Functions and methods become modules of the table; a module or function that is not in it is refused before
+    anything is computed.
 
     Parameters
     ----------
@@ -33,146 +63,317 @@ def trace(ann: nn.Module, example: Tensor) -> Draft:
     Raises
     ------
     ConversionError
-        If torch.fx cannot trace the network, it does not run on the example, or it is not a chain of modules.
+        If torch.fx cannot trace the network, an operation cannot be converted, the network does not run on the
+        example, or the traced network computes something else than the network itself.
     ValueError
         If a weight or a batch-norm statistic is NaN or infinite.
     """
     if not isinstance(ann, nn.Module):
         raise TypeError(f"ann must be a torch.nn.Module, got {type(ann).__name__}")
     ann = getattr(ann, "_orig_mod", ann)  # what torch.compile wraps
+    _check_initialised(ann)
+    root = _with_rules(_copy(ann).eval())
+    if not isinstance(root, nn.Sequential) and (type(root).__module__.startswith("torch.nn") or type(root) in OPERATORS):
+        root = nn.Sequential(root)
+    graph = _symbolic(root, type(ann).__name__)
+    paths = _paths(root, graph)
+    dynamic = _dynamic(graph)
+    _check_known(root, graph, paths, dynamic)
     _check_finite(ann)
+    # The draft computes in the example's type, which is float32 at least.
+    like = {"device": example.device, "dtype": example.dtype}
+    reference = (_copy(ann).eval() if any(type(module) in RULES for module in ann.modules()) else root).to(**like)
+    root = root.to(**like)
+    hooked = any(module._forward_hooks or module._forward_pre_hooks for module in ann.modules())
+    examples = example[:1].expand(EXAMPLES, *example.shape[1:])
+    with torch.no_grad():
+        wanted = _run(reference, examples)
+        del reference
+        draft, traced = _build(root, graph, paths, dynamic, examples)
+    if wanted.shape != traced.shape or not torch.allclose(wanted, traced, rtol=1e-3, atol=1e-5):
+        raise ConversionError(_DIFFERENT_WITH_HOOKS if hooked else _DIFFERENT)
+    return draft
+
+
+_DIFFERENT_WITH_HOOKS = (
+    "a forward hook changes what the network computes, and a spiking network cannot carry it; "
+    "put it into the network's forward, or remove it (handle.remove())"
+)
+_DIFFERENT = (
+    "the traced network computes something else than the network itself: its forward is random in eval mode, "
+    "changes a view of a tensor in place, or a registered rule is not the module it stands for"
+)
+
+
+def _check_initialised(ann: nn.Module) -> None:
+    for name, tensor in [*ann.named_parameters(), *ann.named_buffers()]:
+        if isinstance(tensor, nn.parameter.UninitializedParameter | nn.parameter.UninitializedBuffer):
+            raise ConversionError(f"{name} is not initialised; run the network once before converting it")
+
+
+def _check_finite(ann: nn.Module) -> None:
+    for name, tensor in [*ann.named_parameters(), *ann.named_buffers()]:
+        if tensor.is_meta:
+            raise ConversionError(f"{name} is on the meta device, which holds no numbers; load the weights first")
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise ValueError(f"{name} contains NaN or infinity; the network cannot be converted")
+
+
+def _copy(ann: nn.Module) -> nn.Module:
     try:
-        root = copy.deepcopy(ann)
+        return copy.deepcopy(ann)
     except RuntimeError as error:
         raise ConversionError(
             f"{type(ann).__name__} cannot be copied: {_first_line(error)}. Make pruning or weight norm permanent "
             "(torch.nn.utils.prune.remove, remove_weight_norm)"
         ) from error
-    # The draft computes in the example's type, which is float32 at least.
-    root = root.eval().to(device=example.device, dtype=example.dtype)
-    if not isinstance(root, nn.Sequential) and type(root).__module__.startswith("torch.nn"):
-        root = nn.Sequential(root)
-    hooked = _without_hooks(root, example)
+
+
+def _with_rules(root: nn.Module) -> nn.Module:
+    """Put what the users' rules make in the place of their modules."""
+    done: dict[int, nn.Module] = {}
+    for path, module in list(root.named_modules(remove_duplicate=False)):
+        rule = RULES.get(type(module))
+        if rule is None:
+            continue
+        if id(module) not in done:
+            done[id(module)] = replacement = rule(module)
+            if not isinstance(replacement, nn.Module):
+                raise TypeError(
+                    f"the rule registered for {type(module).__name__} must return a torch.nn.Module, "
+                    f"got {type(replacement).__name__} for {path!r}"
+                )
+        if not path:
+            return done[id(module)].eval()
+        root.set_submodule(path, done[id(module)].eval())
+    return root
+
+
+def _symbolic(root: nn.Module, name: str) -> fx.Graph:
+    """Trace `root` with torch.fx; arguments but the first take their defaults."""
+    tracer = _Tracer()
     try:
-        graph = _Tracer().trace(root)
-        module = fx.GraphModule(root, graph)
+        graph = tracer.trace(root)
     except Exception as error:
+        # An operation we refuse is the better reason than what tracing stumbled over behind it.
+        for path, module in root.named_modules():
+            if tracer.is_leaf_module(module, path) and (reason := _reason_against(module)):
+                raise ConversionError(reason(path)) from error
+        where = f" in module {tracer.failed_in!r}" if tracer.failed_in else ""
         raise ConversionError(
-            f"torch.fx cannot trace {type(ann).__name__}: {_first_line(error)}. "
+            f"torch.fx cannot trace {name}{where}: {_first_line(error)}. "
             "Its forward must not branch on the values of tensors"
         ) from error
-    _functions_to_modules(module)
-    _check_known(module)
-    _check_chain(module)
-    _one_module_a_node(module)
-    draft = Draft(module, tuple(example.shape[1:]), example.dtype, example.device)
-    for node, submodule in draft.steps():
-        draft.log(str(node.target), operation=type(submodule).__name__)
-    with _refusing(example):
-        draft.record_shapes(example)
-    if hooked is not None and not torch.allclose(hooked, draft.output(example), rtol=1e-3, atol=1e-5):
-        raise ConversionError(
-            "a forward hook changes what the network computes, and a spiking network cannot carry it; "
-            "put it into the network's forward, or remove it (handle.remove())"
-        )
-    return draft
+    return graph
 
 
-@contextmanager
-def _refusing(example: Tensor) -> Iterator[None]:
-    """Turn what torch says of an unfit input into our error."""
-    try:
-        yield
-    except (RuntimeError, ValueError, IndexError, TypeError) as error:
-        raise ConversionError(
-            f"the network does not run on inputs of shape {list(example.shape)}: {_first_line(error)}"
-        ) from error
-
-
-def _check_finite(ann: nn.Module) -> None:
-    for name, tensor in [*ann.named_parameters(), *ann.named_buffers()]:
-        if isinstance(tensor, nn.parameter.UninitializedParameter | nn.parameter.UninitializedBuffer):
-            raise ConversionError(f"{name} is not initialised; run the network once before converting it")
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise ValueError(f"{name} contains NaN or infinity; the network cannot be converted")
-
-
-def _without_hooks(root: nn.Module, example: Tensor) -> Tensor | None:
-    """Take all hooks from `root`; what it gave with them, None if there were none."""
-    hooks = [hooks for m in root.modules() for hooks in (m._forward_hooks, m._forward_pre_hooks) if hooks]
-    if not hooks:
-        return None
-    with torch.no_grad(), _refusing(example):
-        hooked: Tensor = root(example)
-    for each in hooks:
-        each.clear()
-    return hooked
-
-
-def _functions_to_modules(module: fx.GraphModule) -> None:
-    """Replace functions and methods that the table knows by modules; refuse the rest by name."""
-    taken = {name for name, _ in module.named_modules()}
-    for node in list(module.graph.nodes):
-        if node.op not in ("call_function", "call_method", "get_attr"):
-            continue
-        build = FUNCTIONS.get(node.target)
-        if build is None or len(node.all_input_nodes) != 1:
-            raise ConversionError(_refusal(node.name, _function_name(node.target), REASONS.get(node.target)))
-        path = unique_name(node.name, taken)
-        taken.add(path)
-        module.add_submodule(path, build(*node.args, **node.kwargs))
-        with module.graph.inserting_before(node):
-            call = module.graph.call_module(path, (node.all_input_nodes[0],))
-        node.replace_all_uses_with(call)
-        module.graph.erase_node(node)
-
-
-def _check_known(module: fx.GraphModule) -> None:
-    """Refuse, by name, every module that is not in the table or that the table refuses."""
-    for node in module.graph.nodes:
+def _paths(root: nn.Module, graph: fx.Graph) -> dict[fx.Node, str]:
+    """Path for every node: a module's own, or the owner's and the function's name; unique."""
+    taken = {name for name, _ in root.named_modules()} | {INPUT}
+    paths: dict[fx.Node, str] = {}
+    for node in graph.nodes:
         if node.op == "call_module":
-            submodule = module.get_submodule(str(node.target))
-            row = OPERATORS.get(type(submodule))
-            reason = REASONS.get(type(submodule)) if row is None else row.refusal(submodule)
-            if row is None or reason is not None:
-                raise ConversionError(_refusal(str(node.target), type(submodule).__name__, reason))
-
-
-def _check_chain(module: fx.GraphModule) -> None:
-    nodes = list(module.graph.nodes)
-    inputs = [node for node in nodes if node.op == "placeholder"]
-    if len(inputs) != 1 or len(nodes[-1].all_input_nodes) != 1 or not isinstance(nodes[-1].args[0], fx.Node):
-        raise ConversionError("the network must have one input tensor and one output tensor")
-    module.graph.eliminate_dead_code()
-    for node in module.graph.nodes:
-        if node.op == "call_module" and len(node.all_input_nodes) != 1:
-            raise ConversionError(_refusal(str(node.target), "a call with several tensors", None))
-        if node.op != "output" and len(node.users) > 1:
-            raise ConversionError(
-                f"the output of {node.target!r} goes to {len(node.users)} places; "
-                "the networks converted so far are chains: one path from input to output"
-            )
-
-
-def _one_module_a_node(module: fx.GraphModule) -> None:
-    """Give each call of a shared module (one ReLU used three times) its own copy under its own name."""
-    taken = {name for name, _ in module.named_modules()} | {INPUT}
-    seen: set[str] = set()
-    for node in module.graph.nodes:
-        if node.op != "call_module":
+            first = str(node.target) not in paths.values() and node.target != INPUT
+            path = str(node.target) if first else unique_path(str(node.target), taken)
+        elif node.op in ("call_function", "call_method"):
+            owner = next((module for module, _ in reversed(node.meta.get("nn_module_stack", {}).values())), "")
+            name = _function_name(node.target)
+            path = unique_path(f"{owner}.{name}" if owner else name, taken)
+        else:
             continue
-        path, count = str(node.target), 2
-        if path in seen or path == INPUT:
-            while f"{path}_{count}" in taken:
-                count += 1
-            node.target = f"{path}_{count}"
-            taken.add(node.target)
-            module.add_submodule(node.target, copy.deepcopy(module.get_submodule(path)))
-        seen.add(path)
+        paths[node] = path
+        taken.add(path)
+    return paths
+
+
+def _dynamic(graph: fx.Graph) -> set[fx.Node]:
+    """Nodes whose values depend on the image, and not on its shape alone."""
+    dynamic: set[fx.Node] = set()
+    inputs = [node for node in graph.nodes if node.op == "placeholder"]
+    for node in graph.nodes:
+        asks_for_shape = node.target in SHAPE_QUERIES and (
+            node.target is not getattr or node.args[1] in SHAPE_ATTRIBUTES
+        )
+        depends = node is inputs[0] or not dynamic.isdisjoint(node.all_input_nodes)
+        if depends and not (asks_for_shape and node.op != "output"):
+            dynamic.add(node)
+    return dynamic
+
+
+def _check_known(root: nn.Module, graph: fx.Graph, paths: dict[fx.Node, str], dynamic: set[fx.Node]) -> None:
+    """Refuse, by name, what is not in the table or what the table refuses."""
+    inputs = [node for node in graph.nodes if node.op == "placeholder"]
+    for extra in inputs[1:]:
+        if not extra.args and extra.users:
+            raise ConversionError(
+                f"the network must have one input tensor and one output tensor; forward also takes {extra.target!r}"
+            )
+    for node in graph.nodes:
+        if node not in dynamic or node.op in ("placeholder", "output"):
+            continue
+        if node.op == "call_module":
+            reason = _reason_against(root.get_submodule(str(node.target)))
+            if reason:
+                raise ConversionError(reason(paths[node]))
+        elif node.target not in FUNCTIONS:
+            raise ConversionError(_refusal(paths[node], _function_name(node.target), REASONS.get(node.target)))
+    output = next(node for node in graph.nodes if node.op == "output")
+    if not isinstance(output.args[0], fx.Node) or output.args[0] not in dynamic:
+        raise ConversionError(
+            f"the network must have one input tensor and one output tensor; forward returns {_described(output)}"
+        )
+
+
+def _described(output: fx.Node) -> str:
+    returned = output.args[0]
+    if isinstance(returned, tuple | list | dict):
+        return f"a {type(returned).__name__} of {len(returned)}; wrap it in a module that returns one of them"
+    return "a value that does not depend on the input"
+
+
+def _reason_against(module: nn.Module) -> Any:
+    """Say why a leaf module is refused, as a function of its path; None if it is not."""
+    row = OPERATORS.get(type(module))
+    reason = REASONS.get(type(module)) if row is None else row.refusal(module)
+    if row is not None and reason is None:
+        return None
+    return lambda path: _refusal(path, type(module).__name__, reason)
+
+
+def _run(network: nn.Module, examples: Tensor) -> Tensor:
+    """Run the network itself; what torch says of an unfit input becomes our error."""
+    try:
+        out = network(examples)
+    except (RuntimeError, ValueError, IndexError, TypeError, AssertionError) as error:
+        shape = [1, *examples.shape[1:]]
+        raise ConversionError(f"the network does not run on inputs of shape {shape}: {_first_line(error)}") from error
+    if not isinstance(out, Tensor) or out.dim() == 0 or len(out) != len(examples):
+        given = list(out.shape) if isinstance(out, Tensor) else type(out).__name__
+        raise ConversionError(f"the network must return one tensor, [B, ...], for a batch; for B = 3 it gave {given}")
+    return out
+
+
+def _build(
+    root: nn.Module, traced: fx.Graph, paths: dict[fx.Node, str], dynamic: set[fx.Node], examples: Tensor
+) -> tuple[Draft, Tensor]:
+    """Build the draft, one module a node, computing the example on the way: it tells shapes and constants."""
+    graph = fx.Graph()
+    modules: dict[str, nn.Module] = {}
+    report: dict[str, dict[str, Any]] = {}
+    known: dict[fx.Node, Any] = {}
+    in_place = {node for node in traced.nodes if _in_place(root, node)}
+    used: set[str] = set()
+
+    def appender(path: str, operation: str) -> Append:
+        def append(module: nn.Module, *inputs: Value) -> Value:
+            own = unique_path(path, modules)
+            module = module.eval().to(device=examples.device, dtype=examples.dtype)
+            out = module(*(value.tensor for value in inputs))
+            if out.dim() == 0 or len(out) != EXAMPLES:
+                raise Refusal("it mixes the batch with the units of a sample; keep dimension 0 apart")
+            modules[own] = module
+            report[own] = {"module": own, "operation": operation}
+            node = graph.call_module(own, tuple(value.node for value in inputs))
+            node.meta["shape"] = tuple(out.shape[1:])
+            return Value(node, out)
+
+        return append
+
+    result: Any = None
+    for node in traced.nodes:
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda source: known[source])
+        if node.op == "placeholder":
+            default = node.args[0] if node.args else None
+            known[node] = default if known else Value(graph.placeholder(INPUT), examples)
+        elif node.op == "output":
+            result = args[0]
+        elif node.op == "get_attr":
+            known[node] = _attribute(root, str(node.target))
+        else:
+            operation = _operation(root, node)
+            append = appender(paths[node], operation)
+            try:
+                if node.op == "call_module":
+                    known[node] = append(_own_copy(root, str(node.target), used), *args, *kwargs.values())
+                else:
+                    known[node] = _evaluate(node.target, args, kwargs, node in dynamic, append)
+            except Refusal as refusal:
+                raise ConversionError(_refusal(paths[node], operation, str(refusal))) from refusal
+            except (RuntimeError, ValueError, IndexError, TypeError) as error:
+                why = f"it does not run here: {_first_line(error)}"
+                raise ConversionError(_refusal(paths[node], operation, why)) from error
+        if node in in_place:
+            # Whoever uses the changed tensor from here on sees the change.
+            known.update({earlier: known[node] for earlier, value in known.items() if value is args[0]})
+    if not isinstance(result, Value):
+        raise ConversionError("the network must have one input tensor and one output tensor")
+    graph.output(result.node)
+    module = fx.GraphModule(modules, graph)
+    module.graph.eliminate_dead_code()
+    module.delete_all_unused_submodules()
+    draft = Draft(module, tuple(examples.shape[1:]), examples.dtype, examples.device)
+    draft.report = {str(node.target): report[str(node.target)] for node, _ in draft.steps()}
+    return draft, result.tensor
+
+
+def _own_copy(root: nn.Module, path: str, used: set[str]) -> nn.Module:
+    """The module at a path, a copy of its own for each call after the first; without hooks, and never in place."""
+    module = root.get_submodule(path)
+    if path in used:
+        module = copy.deepcopy(module)
+    used.add(path)
+    module._forward_hooks.clear()
+    module._forward_pre_hooks.clear()
+    if getattr(module, "inplace", False):
+        module.inplace = False  # type: ignore[assignment]
+    return module
+
+
+def _evaluate(target: Any, args: Any, kwargs: Any, dynamic: bool, append: Append) -> Any:
+    if target is operator.getitem and not isinstance(args[0], Value):
+        return args[0][args[1]]  # a piece of a split tensor, or a size
+    if dynamic:
+        return FUNCTIONS[target].build(append, *args, **kwargs)
+    return call(target, *_tensors(args), **_tensors(kwargs))
+
+
+def _tensors(structure: Any) -> Any:
+    """The structure with the example's tensors in place of traced ones, to ask for their shapes."""
+    if isinstance(structure, Value):
+        return structure.tensor
+    if isinstance(structure, tuple | list):
+        return type(structure)(_tensors(part) for part in structure)
+    if isinstance(structure, dict):
+        return {key: _tensors(part) for key, part in structure.items()}
+    return structure
+
+
+def _in_place(root: nn.Module, node: fx.Node) -> bool:
+    if node.op == "call_module":
+        return bool(getattr(root.get_submodule(str(node.target)), "inplace", False))
+    name = _function_name(node.target)
+    is_inplace_operator = getattr(node.target, "__module__", "") == "_operator" and name.startswith("i")
+    return bool(node.kwargs.get("inplace", False)) or name.endswith("_") or is_inplace_operator
+
+
+def _attribute(root: nn.Module, path: str) -> Any:
+    value: Any = root
+    for part in path.split("."):
+        value = getattr(value, part)
+    return value.detach() if isinstance(value, Tensor) else value
+
+
+def _operation(root: nn.Module, node: fx.Node) -> str:
+    if node.op == "call_module":
+        return type(root.get_submodule(str(node.target))).__name__
+    return _function_name(node.target)
 
 
 def _refusal(where: str, operation: str, reason: str | None) -> str:
-    fallback = "it is not in the table of operators (quartz_plugin.convert.operators); replace it or leave it out"
+    fallback = (
+        "it is not in the table of operators (README.md); replace it, leave it out, "
+        "or register a rule for its module (quartz_plugin.register_rule)"
+    )
     return f"cannot convert {where!r} ({operation}): {reason or fallback}"
 
 

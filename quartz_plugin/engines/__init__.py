@@ -40,8 +40,8 @@ def run(graph: ConvertedGraph, images: Tensor, engine: str = "auto", record: boo
     Raises
     ------
     ValueError
-        For images of a wrong shape or outside [0, 1], an unknown engine, one that cannot be exact here, or
-        synapses in a type narrower than float32.
+        For images of a wrong shape or outside [0, 1], an unknown engine, one that cannot be exact here, synapses in
+        a type narrower than float32, or paths that meet with windows that do not end together.
     """
     if engine == "auto":
         engine = "analytic" if graph.hold else "stepped"
@@ -54,6 +54,7 @@ def run(graph: ConvertedGraph, images: Tensor, engine: str = "auto", record: boo
     if graph.dtype not in (torch.float32, torch.float64):
         raise ValueError(f"{graph.dtype} cannot hold the membrane; use snn.to(torch.float32)")
     graph.check_images(images)
+    graph.arrivals()
     window = graph.input_window
     with _full_precision(graph.device):
         drive = images.to(device=graph.device, dtype=graph.dtype) * window.length

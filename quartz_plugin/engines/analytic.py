@@ -12,8 +12,8 @@ from torch.nn import functional as F
 
 from quartz_plugin.coding import NO_SPIKE
 from quartz_plugin.functional import closed_form, says_in_time
-from quartz_plugin.graph import ConvertedGraph, call_node, expiring_after
-from quartz_plugin.neuron import AxonalDelay, FirstSpikeMaxPool, TTFSNeuron
+from quartz_plugin.graph import ConvertedGraph, carry, expiring_after
+from quartz_plugin.neuron import FirstSpikeMaxPool, TTFSNeuron
 
 
 def run_analytic(graph: ConvertedGraph, input_levels: Tensor, record: bool = True) -> tuple[dict[str, Tensor], Tensor]:
@@ -42,12 +42,10 @@ def run_analytic(graph: ConvertedGraph, input_levels: Tensor, record: bool = Tru
                 values[node] = levels
             elif isinstance(target, FirstSpikeMaxPool):
                 values[node] = target.pool(values[node.all_input_nodes[0]])
-            elif isinstance(target, AxonalDelay):
-                values[node] = values[node.all_input_nodes[0]]
             else:
                 bias = _bias_to_fuse(module, node)
                 if bias is None or target is None:
-                    values[node] = call_node(module, node, values)
+                    values[node] = carry(module, node, values)
                 else:
                     values[node] = _call_with_bias(target, values[node.all_input_nodes[0]], bias)
                     biased.add(node)

@@ -7,10 +7,10 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor, fx
 
-from quartz_plugin.coding import NO_SPIKE, Window
+from quartz_plugin.coding import NO_SPIKE
 from quartz_plugin.functional import TTFSState, initial_state, ttfs_step
-from quartz_plugin.graph import ConvertedGraph, Layer, call_node
-from quartz_plugin.neuron import AxonalDelay, FirstSpikeMaxPool
+from quartz_plugin.graph import ConvertedGraph, Layer, carry, is_spike_source
+from quartz_plugin.neuron import FirstSpikeMaxPool
 
 
 @torch.no_grad()
@@ -33,7 +33,6 @@ def run_stepped(graph: ConvertedGraph, input_levels: Tensor, record: bool = True
     output_levels : Tensor
         Levels of the output layer, ``-S`` where it did not fire.
     """
-    windows = graph.source_windows()
     layers = {layer.node: layer for layer in graph.layers}
     output = list(layers.values())[-1]
     levels: dict[fx.Node, Tensor] = {}
@@ -43,24 +42,22 @@ def run_stepped(graph: ConvertedGraph, input_levels: Tensor, record: bool = True
             levels[node] = input_levels
         elif node in layers:
             layer = layers[node]
-            steps = step_layer(layer, {source: levels[source] for source in layer.projection.sources}, windows)
+            steps = step_layer(layer, {source: levels[source] for source in layer.projection.sources})
             spoken = layer.neuron.clock.output_window.levels_at(steps, layer.neuron.p.silent_level)
             levels[node] = spoken.to(input_levels.dtype)
             if record or layer is output:
                 spike_steps[layer.name] = steps
-        elif node.op == "call_module":
-            module = graph.module.get_submodule(str(node.target))
-            if isinstance(module, AxonalDelay):
-                levels[node] = levels[node.all_input_nodes[0]]
-            elif isinstance(module, FirstSpikeMaxPool):
-                levels[node] = module.pool(_routed_levels(graph.module, node.all_input_nodes[0], levels))
+        elif is_spike_source(graph.module, node):
+            pool = graph.module.get_submodule(str(node.target))
+            assert isinstance(pool, FirstSpikeMaxPool)
+            levels[node] = pool.pool(_routed_levels(graph.module, node.all_input_nodes[0], levels))
     return spike_steps, levels[output.node]
 
 
-def step_layer(layer: Layer, levels: Mapping[fx.Node, Tensor], windows: Mapping[fx.Node, Window]) -> Tensor:
+def step_layer(layer: Layer, levels: Mapping[fx.Node, Tensor]) -> Tensor:
     """Global spike steps (int32, -1 for none) of one layer, given the levels of its sources."""
     spike_steps = None
-    for step, spikes, _ in walk_layer(layer, levels, windows):
+    for step, spikes, _ in walk_layer(layer, levels):
         if spike_steps is None:
             spike_steps = torch.full(spikes.shape, NO_SPIKE, dtype=torch.int32, device=spikes.device)
         spike_steps[spikes != 0] = step
@@ -68,15 +65,13 @@ def step_layer(layer: Layer, levels: Mapping[fx.Node, Tensor], windows: Mapping[
     return spike_steps
 
 
-def walk_layer(
-    layer: Layer, levels: Mapping[fx.Node, Tensor], windows: Mapping[fx.Node, Window]
-) -> Iterator[tuple[int, Tensor, TTFSState]]:
+def walk_layer(layer: Layer, levels: Mapping[fx.Node, Tensor]) -> Iterator[tuple[int, Tensor, TTFSState]]:
     """Step one layer from the earliest spike that reaches it; yield each global step, its spikes, the state."""
     p, clock = layer.neuron.p, layer.neuron.clock
     first = clock.first_input
-    for source, source_levels in levels.items():
+    for source_levels in levels.values():
         if source_levels.numel():
-            first = min(first, windows[source].step_of(int(source_levels.max())))
+            first = min(first, clock.readout - int(source_levels.max()))
     if p.bias is not None and p.bias_code == "spike":
         first = min(first, int(clock.bias_spike_steps(p.bias).min()))
 
@@ -86,10 +81,8 @@ def walk_layer(
     for step in range(first, p.last_step + 1):
         current = silence
         if step < clock.readout:
-            spikes = {
-                source: (value == windows[source].level_at(step)).to(value.dtype) for source, value in levels.items()
-            }
-            current = layer.projection(spikes)
+            level = clock.readout - step
+            current = layer.projection({source: (value == level).to(value.dtype) for source, value in levels.items()})
         fired, state = ttfs_step(current, state, p)
         yield step, fired, state
 
@@ -98,5 +91,5 @@ def _routed_levels(module: fx.GraphModule, node: fx.Node, levels: dict[fx.Node, 
     """Levels at a node between a spike source and a pool, where only routing can stand."""
     if node not in levels:
         inputs = {source: _routed_levels(module, source, levels) for source in node.all_input_nodes}
-        levels[node] = call_node(module, node, inputs)
+        levels[node] = carry(module, node, inputs)
     return levels[node]

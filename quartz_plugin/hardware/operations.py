@@ -21,8 +21,9 @@ from torch.nn import functional as F
 
 from quartz_plugin.engines.result import SimulationResult
 from quartz_plugin.engines.stepped import walk_layer
-from quartz_plugin.graph import INPUT, ConvertedGraph, OneToOne, Projection, call_node, is_spike_source
-from quartz_plugin.neuron import AxonalDelay, FirstSpikeMaxPool
+from quartz_plugin.graph import INPUT, ConvertedGraph, Projection, carry, is_spike_source
+from quartz_plugin.neuron import FirstSpikeMaxPool
+from quartz_plugin.structure import OneToOne
 
 SILENT = -1
 """Level of a source that sends no spike; no spike ever says it."""
@@ -31,7 +32,7 @@ _CHANGE = 1e-6
 
 
 def source_levels(graph: ConvertedGraph, result: SimulationResult) -> dict[fx.Node, Tensor]:
-    """Levels (float32) that every node emits, pools and delays included; :data:`SILENT` where no spike comes."""
+    """Levels (float32) that every node emits, pools included; :data:`SILENT` where no spike comes."""
     result.check_recorded()
     levels: dict[fx.Node, Tensor] = {}
     names = {layer.node: layer.name for layer in graph.layers}
@@ -39,7 +40,7 @@ def source_levels(graph: ConvertedGraph, result: SimulationResult) -> dict[fx.No
     def at(node: fx.Node) -> Tensor:
         if node not in levels:
             # Shifted, so that the border a padding adds is silent.
-            routed = call_node(graph.module, node, {s: at(s) - SILENT for s in node.all_input_nodes})
+            routed = carry(graph.module, node, {s: at(s) - SILENT for s in node.all_input_nodes})
             levels[node] = routed + SILENT
         return levels[node]
 
@@ -52,10 +53,8 @@ def source_levels(graph: ConvertedGraph, result: SimulationResult) -> dict[fx.No
             continue
         module = graph.module.get_submodule(str(node.target))
         source = at(node.all_input_nodes[0])
-        if isinstance(module, FirstSpikeMaxPool):
-            levels[node] = module.pool(source)
-        elif isinstance(module, AxonalDelay):
-            levels[node] = source
+        assert isinstance(module, FirstSpikeMaxPool)
+        levels[node] = module.pool(source)
     return levels
 
 
@@ -121,7 +120,6 @@ def merged_operations(graph: ConvertedGraph, result: SimulationResult) -> dict[s
     spikes that `result` holds.
     """
     levels = source_levels(graph, result)
-    windows = graph.source_windows()
     operations = {}
     with torch.no_grad():
         for layer in graph.layers:
@@ -129,7 +127,7 @@ def merged_operations(graph: ConvertedGraph, result: SimulationResult) -> dict[s
             bias_comes_later = layer.neuron.p.bias_code == "spike"
             current: Tensor | None = None
             changes = torch.zeros(len(result.logits), dtype=torch.int64, device=result.logits.device)
-            for step, _, state in walk_layer(layer, sources, windows):
+            for step, _, state in walk_layer(layer, sources):
                 change = state.i if current is None else state.i - current
                 changes = changes + (change.abs() > _CHANGE).flatten(1).sum(dim=1)
                 current = state.i

@@ -1,0 +1,194 @@
+"""Modules that torch.nn lacks: what joins, routes and weighs the spikes of a network that is not a chain."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+
+class OneToOne(nn.Module):
+    """One synapse per neuron: multiplies by fixed weights, broadcast over the batch.
+
+    Parameters
+    ----------
+    weight : Tensor
+        Broadcastable to one sample's shape.
+
+    Examples
+    --------
+    >>> OneToOne(torch.tensor([2.0, 3.0]))(torch.ones(1, 2))
+    tensor([[2., 3.]])
+    """
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight.detach().clone(), requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Multiply."""
+        return x * self.weight
+
+    def extra_repr(self) -> str:
+        """Show the shape."""
+        return f"weight={tuple(self.weight.shape)}"
+
+
+class Add(nn.Module):
+    """Sums the currents of several paths.
+
+    Examples
+    --------
+    >>> Add()(torch.ones(1, 2), torch.ones(1, 2), torch.ones(1, 2))
+    tensor([[3., 3.]])
+    """
+
+    def forward(self, first: Tensor, *others: Tensor) -> Tensor:
+        """Add tensors of one shape."""
+        total = first
+        for other in others:
+            total = total + other
+        return total
+
+
+class Concatenate(nn.Module):
+    """Puts the units of several paths side by side.
+
+    Parameters
+    ----------
+    dim : int
+        Dimension, 1 or more: the batch stays apart.
+
+    Examples
+    --------
+    >>> Concatenate(1)(torch.zeros(1, 1), torch.ones(1, 2))
+    tensor([[0., 1., 1.]])
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.dim = dim
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """Concatenate along the dimension."""
+        return torch.cat(inputs, self.dim)
+
+    def extra_repr(self) -> str:
+        """Show the dimension."""
+        return f"dim={self.dim}"
+
+
+class Slice(nn.Module):
+    """Takes every `step`-th unit from `start` up to, and without, `stop`.
+
+    Parameters
+    ----------
+    dim : int
+        Dimension, 1 or more.
+    start, stop, step : int
+        As in ``range``; `step` at least 1.
+
+    Examples
+    --------
+    >>> Slice(1, 1, 5, 2)(torch.arange(6.0).reshape(1, -1))
+    tensor([[1., 3.]])
+    """
+
+    def __init__(self, dim: int, start: int, stop: int, step: int = 1) -> None:
+        super().__init__()
+        self.dim, self.start, self.stop, self.step = dim, start, stop, step
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Slice."""
+        return x[(slice(None),) * self.dim + (slice(self.start, self.stop, self.step),)]
+
+    def extra_repr(self) -> str:
+        """Show the range."""
+        return f"dim={self.dim}, start={self.start}, stop={self.stop}, step={self.step}"
+
+
+class Permute(nn.Module):
+    """Reorders dimensions.
+
+    Parameters
+    ----------
+    dims : sequence of int
+        The order of all dimensions, the batch's 0 first.
+
+    Examples
+    --------
+    >>> Permute((0, 2, 1))(torch.ones(1, 2, 3)).shape
+    torch.Size([1, 3, 2])
+    """
+
+    def __init__(self, dims: Sequence[int]) -> None:
+        super().__init__()
+        self.dims = tuple(dims)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Permute."""
+        return x.permute(self.dims)
+
+    def extra_repr(self) -> str:
+        """Show the order."""
+        return f"dims={self.dims}"
+
+
+class Reshape(nn.Module):
+    """Reshapes every sample.
+
+    Parameters
+    ----------
+    shape : sequence of int
+        One sample's new shape, without the batch.
+
+    Examples
+    --------
+    >>> Reshape((2, 3))(torch.ones(5, 6)).shape
+    torch.Size([5, 2, 3])
+    """
+
+    def __init__(self, shape: Sequence[int]) -> None:
+        super().__init__()
+        self.shape = tuple(shape)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Reshape."""
+        return x.reshape(len(x), *self.shape)
+
+    def extra_repr(self) -> str:
+        """Show the shape."""
+        return f"shape={self.shape}"
+
+
+class Mean(nn.Module):
+    """Average over dimensions.
+
+    Parameters
+    ----------
+    dims : sequence of int
+        Dimensions, each 1 or more.
+    keepdim : bool
+        Keep them, of size 1.
+
+    Examples
+    --------
+    >>> Mean((1,))(torch.tensor([[1.0, 3.0]]))
+    tensor([2.])
+    """
+
+    def __init__(self, dims: Sequence[int], keepdim: bool = False) -> None:
+        super().__init__()
+        self.dims, self.keepdim = tuple(dims), keepdim
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Average."""
+        return x.mean(self.dims, keepdim=self.keepdim)
+
+    def extra_repr(self) -> str:
+        """Show the dimensions."""
+        return f"dims={self.dims}, keepdim={self.keepdim}"
+
+
+__all__ = ["Add", "Concatenate", "Mean", "OneToOne", "Permute", "Reshape", "Slice"]
