@@ -200,7 +200,7 @@ def calibrate(
         shape = draft.shape_at(node)
         scales[path] = scale.reshape(()) if len(scale) == 1 else scale.view(-1, *[1] * (len(shape) - 1))
         if path in draft.pairs:
-            scales[draft.pairs[path]] = scales[path]
+            scales[draft.pairs[path]] = scales[path].clone()
     return scales
 
 

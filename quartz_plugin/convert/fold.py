@@ -199,14 +199,28 @@ def _split_into_pairs(draft: Draft) -> None:
     computed: set[fx.Node] = set()
     for node, module in draft.steps():
         sums = isinstance(module, (Add, *WEIGHTED))
-        if node not in spikes and (sums or not computed.isdisjoint(node.all_input_nodes)):
-            computed.add(node)
-        users = list(node.users)
-        feeds_on = len(users) > 1 or (users[0].op == "call_module" and isinstance(draft.module_at(users[0]), WEIGHTED))
-        if node not in computed or node in positive or not feeds_on:
+        if node in spikes or not (sums or not computed.isdisjoint(node.all_input_nodes)):
             continue
-        _pair(draft, node)
-        computed.discard(node)
+        computed.add(node)
+        if node not in positive and draft.role_at(node) is not Role.ROUTE and _feeds_on(draft, node):
+            _pair(draft, node)
+            computed.discard(node)
+
+
+def _feeds_on(draft: Draft, node: fx.Node) -> bool:
+    """Whether a value goes, routed or not, into synapses that are not its own neurons' alone."""
+    users, pending, seen = [], list(node.users), set()
+    while pending:
+        user = pending.pop()
+        if user in seen:
+            continue
+        seen.add(user)
+        if draft.role_at(user) is Role.ROUTE:
+            pending.extend(user.users)
+        else:
+            users.append(user)
+    weighted = any(user.op == "call_module" and isinstance(draft.module_at(user), WEIGHTED) for user in users)
+    return weighted or (len(users) > 1 and any(draft.role_at(user) is not Role.RECTIFIER for user in users))
 
 
 def _pair(draft: Draft, node: fx.Node) -> None:

@@ -362,7 +362,8 @@ def _adaptive_max_pool(kind: Callable[..., nn.Module]) -> Build:
 
 def _reshaped(target: Any) -> Build:
     def build(append: Append, input: Value, *args: Any, **kwargs: Any) -> Value:
-        out = call(target, input.tensor, *args, **kwargs)
+        # contiguous() is dropped, so a view may have to copy here.
+        out = call("reshape" if target == "view" else target, input.tensor, *args, **kwargs)
         if out.dim() == 0 or len(out) != len(input.tensor):
             raise Refusal(_BATCH)
         if out.shape == input.tensor.shape:

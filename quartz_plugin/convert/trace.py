@@ -76,8 +76,8 @@ def trace(ann: nn.Module, example: Tensor) -> Draft:
     if not isinstance(root, nn.Sequential) and (type(root).__module__.startswith("torch.nn") or type(root) in OPERATORS):
         root = nn.Sequential(root)
     graph = _symbolic(root, type(ann).__name__)
-    paths = _paths(root, graph)
     dynamic = _dynamic(graph)
+    paths = _paths(root, graph, dynamic)
     _check_known(root, graph, paths, dynamic)
     _check_finite(ann)
     # The draft computes in the example's type, which is float32 at least.
@@ -167,7 +167,7 @@ def _symbolic(root: nn.Module, name: str) -> fx.Graph:
     return graph
 
 
-def _paths(root: nn.Module, graph: fx.Graph) -> dict[fx.Node, str]:
+def _paths(root: nn.Module, graph: fx.Graph, dynamic: set[fx.Node]) -> dict[fx.Node, str]:
     """Path for every node: a module's own, or the owner's and the function's name; unique."""
     taken = {name for name, _ in root.named_modules()} | {INPUT}
     paths: dict[fx.Node, str] = {}
@@ -182,7 +182,8 @@ def _paths(root: nn.Module, graph: fx.Graph) -> dict[fx.Node, str]:
         else:
             continue
         paths[node] = path
-        taken.add(path)
+        if node in dynamic:
+            taken.add(path)
     return paths
 
 
