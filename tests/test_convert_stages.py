@@ -8,16 +8,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from random_chains import SOME, normalise
-from torch import nn
+from torch import fx, nn
 
 import quartz_plugin
-from quartz_plugin.coding import NeuronClock, Window
+from quartz_plugin.coding import NeuronClock
 from quartz_plugin.convert.calibrate import QuantileSketch, chunks, peek
 from quartz_plugin.convert.check import check
 from quartz_plugin.convert.fold import fold
 from quartz_plugin.convert.operators import OPERATORS, REASONS, ConversionError, Role
-from quartz_plugin.convert.rescale import ScaledLayer
-from quartz_plugin.convert.schedule import delay_of, schedule
+from quartz_plugin.convert.rescale import ScaledLayer, ScaledNetwork
+from quartz_plugin.convert.schedule import schedule
 from quartz_plugin.convert.trace import trace
 
 
@@ -302,21 +302,44 @@ class TestCheck:
 
 
 class TestSchedule:
-    def layer(self, bias=None, rectified=True):
-        return ScaledLayer("x", [], [], bias, torch.ones(()), rectified, (1,))
+    def layer(self, bias=None, window=8, input_window=8):
+        return ScaledLayer("x", bias, torch.ones(()), True, (1,), window, input_window)
+
+    def chain(self, *layers):
+        graph = fx.Graph()
+        node, nodes = graph.placeholder("input"), {}
+        for number, layer in enumerate(layers):
+            node = graph.call_module(f"layer{number}", (node,))
+            nodes[node] = layer
+        graph.output(node)
+        return ScaledNetwork(graph, {}, nodes)
 
     def test_a_layer_is_read_out_where_its_sources_windows_end(self):
-        clocks = schedule([self.layer(torch.tensor([3.0]))] * 3, t_max=9)
-        assert clocks == [NeuronClock(8 * number, 8, 8) for number in (1, 2, 3)]
+        network = self.chain(*[self.layer(torch.tensor([3.0]))] * 3)
+        times = schedule(network, t_max=9)
+        assert list(times.clocks.values()) == [NeuronClock(8 * number, 8, 8) for number in (1, 2, 3)]
+        assert not times.delays
 
     @pytest.mark.parametrize(("bias", "lead"), [([0.3, -9.0], 0), ([1.0], 0), ([1.25, 0.0], 2), ([1.5], 4), ([7.0], 4)])
     def test_bias_spikes_before_step_0_push_everything_back(self, bias, lead):
-        layers = [self.layer(torch.tensor(bias)), self.layer(torch.tensor([1.5]))]
-        clocks = schedule(layers, 9, "spike")
+        network = self.chain(self.layer(torch.tensor(bias)), self.layer(torch.tensor([1.5])))
+        times = schedule(network, 9, "spike")
+        clocks = list(times.clocks.values())
         assert [clock.readout for clock in clocks] == [8 + lead, 16 + lead]
         assert [clock.first_input for clock in clocks] == [lead, 8 + lead]
-        assert delay_of(clocks[0], Window(0, 8)) == lead
-        assert delay_of(clocks[1], clocks[0].output_window) == 0
+        assert list(times.delays.values()) == [lead] * (lead > 0)
+
+    def test_paths_that_meet_wait_for_the_longest(self):
+        network = self.chain(self.layer(window=4, input_window=8), self.layer(window=6, input_window=4))
+        nodes = list(network.graph.nodes)
+        with network.graph.inserting_before(nodes[-1]):
+            join = network.graph.call_module("join", (nodes[0], nodes[1], nodes[2]))
+            last = network.graph.call_module("last", (join,))
+        nodes[-1].args = (last,)
+        network.layers[last] = self.layer(window=5, input_window=8)
+        times = schedule(network, t_max=9)
+        assert [clock.readout for clock in times.clocks.values()] == [8, 12, 18]
+        assert times.delays == {(join, nodes[0]): 10, (join, nodes[1]): 6}
 
 
 class TestChunks:

@@ -36,13 +36,12 @@ def assert_same_spikes(one, other):
         assert torch.equal(steps, other[name]), name
 
 
-def stepped_on(graph, values, windows):
+def stepped_on(graph, values):
     """Spike steps of every layer by the stepped engine, each on the levels in `values`."""
     return {
         layer.name: step_layer(
             layer,
             {source: values[source].to(graph.dtype) for source in layer.projection.sources},
-            windows,
         )
         for layer in graph.layers
     }
@@ -72,7 +71,7 @@ def test_on_free_weights_both_engines_give_the_closed_form_layer_by_layer_but_fo
     analytic = snn.run(chain.images, engine="analytic").spike_steps
     assert_closed_form(graph, analytic)
     values, drives = walk(graph, analytic)
-    for name, steps in stepped_on(graph, values, graph.source_windows()).items():
+    for name, steps in stepped_on(graph, values).items():
         levels = fired_levels(graph, name, steps)
         expected = fired_levels(graph, name, analytic[name])
         assert_equal_but_for_ties(levels, expected, drives[name], name)
@@ -375,7 +374,7 @@ class TestMNIST:
         analytic = snn.run(images, engine="analytic").spike_steps
         values, drives = walk(graph, analytic)
         differing = neurons = 0
-        for name, steps in stepped_on(graph, values, graph.source_windows()).items():
+        for name, steps in stepped_on(graph, values).items():
             levels, expected = (fired_levels(graph, name, s) for s in (steps, analytic[name]))
             assert_equal_but_for_ties(levels, expected, drives[name], name)
             differing += int((steps != analytic[name]).sum())

@@ -136,12 +136,12 @@ def spiking_network(golden, dtype=torch.float32):
     draft = trace(ann, golden["input"][:1].to(dtype))
     fold(draft, None)
     check(draft)
-    draft.record_shapes(golden["input"][:1].to(dtype))
-    layers = rescale(draft, {str(node.target): torch.ones(()) for node, _ in draft.steps()})
-    clocks = schedule(layers, t_max, "spike")
+    layers = [str(node.target) for node in draft.layers()]
+    network = rescale(draft, dict.fromkeys(layers, torch.ones(())), dict.fromkeys([*layers, "input"], t_max - 1))
+    times = schedule(network, t_max, "spike")
     kind = NeuronKind(hold=False, rectifier="spike", bias="spike")
     settings = {"t_max": t_max, "hold": kind.hold, "rectifier": kind.rectifier, "bias": kind.bias}
-    return SpikingNetwork(emit(draft, layers, clocks, t_max, kind, settings))
+    return SpikingNetwork(emit(draft, network, times, t_max, kind, settings))
 
 
 @files

@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn.utils import prune
 
 import quartz_plugin
-from quartz_plugin.graph import OneToOne
+from quartz_plugin.structure import OneToOne
 
 
 @pytest.fixture
@@ -69,7 +69,7 @@ def test_an_ann_in_bfloat16_becomes_a_network_in_float32():
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"linear": "pair"}, r'linear must be "compose"'),
+        ({"linear": "pairs"}, r'linear must be "compose" or "pair"'),
         ({"hold": "no"}, "hold must be True or False"),
         ({"example_input": torch.rand(1, 5)}, "not one of calibration images"),
         ({"example_input": torch.full((1, 4), 2.0)}, "example_input must lie in"),

@@ -161,11 +161,7 @@ def _move_last_relu_to_the_end(draft: Draft) -> None:
         return
     path, relu, last = str(node.target), draft.module_at(node), trailing[0]
     draft.remove(node)
-    with draft.module.graph.inserting_after(last):
-        moved = draft.module.graph.call_module(path, (last,))
-    draft.module.set_submodule(path, relu)
-    _insert_behind(last, moved)
-    moved.meta["shape"] = last.meta["shape"]
+    _insert_behind(last, draft.insert(path, relu, last, draft.shape_at(last)))
 
 
 def _prepend(draft: Draft, preprocessing: Preprocessing) -> None:

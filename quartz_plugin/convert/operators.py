@@ -93,11 +93,11 @@ def _pools_indices(pool: Any) -> str | None:
 
 
 def _flattens_batch(flatten: Any) -> str | None:
-    return None if flatten.start_dim >= 1 else _BATCH
+    return None if flatten.start_dim >= 1 else "it flattens the batch; use start_dim=1"
 
 
 def _unflattens_batch(unflatten: Any) -> str | None:
-    return _BATCH if unflatten.dim == 0 else None
+    return "it unflattens the batch; use dim=1" if unflatten.dim == 0 else None
 
 
 def _is_no_clipped_relu(hardtanh: Any) -> str | None:
@@ -253,7 +253,7 @@ def register_rule(module_class: type[nn.Module], rule: Rule) -> None:
     ...         self.bound = nn.Parameter(torch.tensor(2.0))
     ...     def forward(self, x):
     ...         return torch.minimum(x.relu(), self.bound)
-    >>> quartz_plugin.register_rule(LearnedClip, lambda module: nn.Hardtanh(0.0, float(module.bound)))
+    >>> quartz_plugin.register_rule(LearnedClip, lambda module: nn.Hardtanh(0.0, module.bound.item()))
     >>> ann = nn.Sequential(nn.Linear(4, 8), LearnedClip(), nn.Linear(8, 2))
     >>> quartz_plugin.convert(ann, torch.rand(32, 4)).report[1]["became"]
     'spiking layer'
@@ -678,8 +678,11 @@ FUNCTIONS: dict[Any, Function] = _table(
 )
 """Functions and methods that tracing replaces by modules of the table; methods by name."""
 
-SHAPE_QUERIES: frozenset[Any] = frozenset({getattr, "size", "dim", "ndimension", "numel", "nelement", "stride"})
-"""What asks for a shape, which is known, since a converted network takes inputs of one shape."""
+SHAPE_QUERIES: frozenset[Any] = frozenset(
+    {getattr, "size", "dim", "ndimension", "numel", "nelement", "stride", "new_zeros", "new_ones"}
+    | {torch.zeros_like, torch.ones_like}
+)
+"""What asks for a shape alone, which is known, since a converted network takes inputs of one shape."""
 SHAPE_ATTRIBUTES = frozenset({"shape", "ndim", "dtype", "device", "is_cuda", "requires_grad"})
 
 
