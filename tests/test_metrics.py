@@ -9,18 +9,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from random_chains import chains
 from torch import nn
+from torch.nn import functional as F
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
 import quartz_plugin
 from quartz_plugin.hardware.operations import (
-    fan_out,
     merged_operations,
     neuron_count,
-    probed_fan_out,
     source_levels,
     synaptic_operations,
 )
+from quartz_plugin.hardware.synapses import fan_out, probed_fan_out, synapse_counts
 from quartz_plugin.metrics import (
     Agreement,
     DecisionLatency,
@@ -91,6 +91,39 @@ def test_fan_out_of_composed_maps_is_that_of_probing_every_unit(modules):
     (counts,), (probed,) = fan_out(layer.projection, shapes).values(), probed_fan_out(layer.projection, shapes).values()
     assert torch.equal(counts, probed)
     assert counts.shape == (4, 7, 7)
+
+
+class Joined(nn.Module):
+    """Every way in which two paths meet."""
+
+    def __init__(self):
+        super().__init__()
+        self.wide, self.narrow = nn.Conv2d(4, 6, 3, padding=1), nn.Conv2d(4, 6, 1, groups=2)
+        self.up, self.last = nn.ConvTranspose2d(6, 4, 3, stride=2, padding=1, output_padding=1), nn.Linear(64, 3)
+
+    def forward(self, x):
+        shuffled = x.view(-1, 2, 2, 8, 8).transpose(1, 2).reshape(-1, 4, 8, 8)
+        y = self.wide(x) + self.narrow(shuffled) + torch.cat([x[:, :3], shuffled[:, 1:]], 1)
+        y = F.relu(y)
+        y = self.up(F.pad(y[:, :, ::2, ::4], (1, 1))) + F.interpolate(F.avg_pool2d(x, 2), size=(8, 8))
+        return self.last(torch.cat([y.mean(3), y.mean(2)], 1).flatten(1))
+
+
+def test_fan_out_of_paths_that_meet_is_that_of_probing_every_unit():
+    snn = quartz_plugin.convert(Joined(), torch.rand(8, 4, 8, 8))
+    shapes = {node: torch.Size((6, 8, 8)) for node in snn.graph_module.graph.nodes}
+    shapes[next(iter(shapes))] = torch.Size((4, 8, 8))
+    for layer in snn.graph.layers:
+        counts, probed = fan_out(layer.projection, shapes), probed_fan_out(layer.projection, shapes)
+        assert counts.keys() == probed.keys()
+        for source in counts:
+            assert torch.equal(counts[source], probed[source]), (layer.name, source)
+
+
+def test_composed_and_factored_synapses_of_a_bottleneck():
+    ann = nn.Sequential(nn.Conv2d(1, 8, 1), nn.ReLU(), nn.Conv2d(8, 2, 1), nn.Conv2d(2, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(72, 2))
+    counts = synapse_counts(quartz_plugin.convert(ann, torch.rand(8, 1, 5, 5)).graph)
+    assert counts == {"1": (200, 200), "4": (9 * 9 * 64, 25 * 16 + 9 * 9 * 16), "output": (144, 144)}
 
 
 @given(chain=chains(), t_max=st.integers(2, 9), paper=st.booleans())

@@ -10,6 +10,15 @@ except ImportError as error:
 from quartz_plugin.lightning.cli import QuartzCLI, QuartzTrainer
 from quartz_plugin.lightning.data import MNISTData
 from quartz_plugin.lightning.modules import Classifier, SpikingClassifier
-from quartz_plugin.lightning.networks import quartz_mnist
+from quartz_plugin.lightning.networks import MobileNetV1, ResNet20, quartz_mnist
 
-__all__ = ["Classifier", "MNISTData", "QuartzCLI", "QuartzTrainer", "SpikingClassifier", "quartz_mnist"]
+__all__ = [
+    "Classifier",
+    "MNISTData",
+    "MobileNetV1",
+    "QuartzCLI",
+    "QuartzTrainer",
+    "ResNet20",
+    "SpikingClassifier",
+    "quartz_mnist",
+]

@@ -23,7 +23,7 @@ from rich.progress import Progress
 
 import quartz_plugin
 from quartz_plugin.functional import BiasCode, Rectifier
-from quartz_plugin.hardware.operations import fan_outs
+from quartz_plugin.hardware.synapses import fan_outs
 from quartz_plugin.io import write_atomically
 from quartz_plugin.lightning.modules import FITTED_ON, Classifier, SpikingClassifier
 from quartz_plugin.network import SpikingNetwork, load
@@ -380,8 +380,7 @@ def convert_with_progress(model: Classifier, datamodule: Any, options: dict[str,
 
 def comparison(figures: dict[str, Mapping[str, float]], snn: SpikingNetwork, datamodule: Any) -> str:
     """Return the table of ANN and SNN side by side."""
-    images = next(iter(datamodule.test_dataloader()))[0][:1]
-    synapses = sum(int(count.sum()) for by in fan_outs(snn.graph, snn.run(images)).values() for count in by.values())
+    synapses = sum(int(count.sum()) for by in fan_outs(snn.graph).values() for count in by.values())
     count = len(datamodule.test_dataloader().dataset)
 
     def percent(name: str) -> Callable[[Mapping[str, float]], str]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 
 def quartz_mnist(classes: int = 10) -> nn.Sequential:
@@ -32,3 +33,121 @@ def quartz_mnist(classes: int = 10) -> nn.Sequential:
         nn.Flatten(),
         nn.Linear(120, classes),
     )
+
+
+class ResNet20(nn.Module):
+    """ResNet-20 for 32 x 32 images (He et al. 2016, arXiv:1512.03385): three stages of three blocks, 16, 32, 64 channels.
+
+    Its shortcuts have no weights (option A): where a stage begins, every other pixel and zero channels at both sides.
+
+    Parameters
+    ----------
+    classes : int
+        Outputs.
+
+    Examples
+    --------
+    >>> import torch
+    >>> ResNet20()(torch.zeros(1, 3, 32, 32)).shape
+    torch.Size([1, 10])
+    """
+
+    def __init__(self, classes: int = 10) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 16, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(16)
+        self.layer1 = nn.Sequential(*(BasicBlock(16, 16) for _ in range(3)))
+        self.layer2 = nn.Sequential(BasicBlock(16, 32), *(BasicBlock(32, 32) for _ in range(2)))
+        self.layer3 = nn.Sequential(BasicBlock(32, 64), *(BasicBlock(64, 64) for _ in range(2)))
+        self.linear = nn.Linear(64, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits ``[B, classes]`` of images ``[B, 3, 32, 32]``."""
+        x = F.relu(self.bn1(self.conv1(x)))
+        x = self.layer3(self.layer2(self.layer1(x)))
+        return self.linear(x.mean((2, 3)))  # type: ignore[no-any-return]
+
+
+class BasicBlock(nn.Module):
+    """Two 3 x 3 convolutions and a shortcut around them; half the size where the channels double."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.grows = outputs - inputs
+        stride = 2 if self.grows else 1
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Add the shortcut, then the ReLU."""
+        shortcut = x
+        if self.grows:
+            shortcut = F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, self.grows // 2, self.grows // 2))
+        x = F.relu(self.bn1(self.conv1(x)))
+        return F.relu(self.bn2(self.conv2(x)) + shortcut)
+
+
+class MobileNetV1(nn.Module):
+    """MobileNet v1 (Howard et al. 2017, arXiv:1704.04861): a stem and 13 depthwise separable blocks with ReLU6.
+
+    Padding is that of TensorFlow: at stride 2 nothing on the left and top, 1 on the right and bottom.
+
+    Parameters
+    ----------
+    width : float
+        Multiplies all channels; 0.25 in the weights of ``../shared``.
+    classes : int
+        Outputs.
+
+    Examples
+    --------
+    >>> import torch
+    >>> MobileNetV1()(torch.zeros(1, 3, 128, 128)).shape
+    torch.Size([1, 1000])
+    """
+
+    def __init__(self, width: float = 0.25, classes: int = 1000) -> None:
+        super().__init__()
+        channels = [int(width * c) for c in (32, 64, 128, 128, 256, 256, *[512] * 6, 1024, 1024)]
+        strides = [1, 2, 1, 2, 1, 2, 1, 1, 1, 1, 1, 2, 1]
+        self.stem = ConvNormReLU6(3, channels[0], 3, stride=2)
+        self.blocks = nn.Sequential(
+            *(
+                DepthwiseSeparable(inputs, outputs, stride)
+                for inputs, outputs, stride in zip(channels, channels[1:], strides, strict=False)
+            )
+        )
+        self.classifier = nn.Linear(channels[-1], classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits ``[B, classes]`` of images ``[B, 3, 128, 128]``."""
+        return self.classifier(self.blocks(self.stem(x)).mean((2, 3)))  # type: ignore[no-any-return]
+
+
+class ConvNormReLU6(nn.Module):
+    """Convolution, batch norm, ReLU6, with TensorFlow's padding."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1) -> None:
+        super().__init__()
+        self.padding = (0, 1, 0, 1) if stride == 2 else (kernel // 2,) * 4
+        self.conv = nn.Conv2d(inputs, outputs, kernel, stride, groups=groups, bias=False)
+        self.bn = nn.BatchNorm2d(outputs, eps=1e-3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Pad, convolve, normalise, clip to [0, 6]."""
+        return F.relu6(self.bn(self.conv(F.pad(x, self.padding))))
+
+
+class DepthwiseSeparable(nn.Module):
+    """A convolution for each channel by itself, then one for each pixel by itself."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.depthwise = ConvNormReLU6(inputs, inputs, 3, stride, groups=inputs)
+        self.pointwise = ConvNormReLU6(inputs, outputs, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Depthwise, then pointwise."""
+        return self.pointwise(self.depthwise(x))  # type: ignore[no-any-return]

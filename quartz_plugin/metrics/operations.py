@@ -9,13 +9,12 @@ from torch import Tensor
 from quartz_plugin.engines.result import SimulationResult
 from quartz_plugin.graph import INPUT
 from quartz_plugin.hardware.operations import (
-    FanOut,
-    fan_outs,
     merged_operations,
     neuron_count,
     quartz_operations,
     synaptic_operations,
 )
+from quartz_plugin.hardware.synapses import FanOut, fan_outs
 from quartz_plugin.metrics.per_layer import PerLayerMetric
 from quartz_plugin.network import SpikingNetwork
 
@@ -67,7 +66,7 @@ class SynapticOperations(PerLayerMetric):
             counts = merged_operations(self.graph, result)
         else:
             if self._fan_out is None:
-                self._fan_out = fan_outs(self.graph, result)
+                self._fan_out = fan_outs(self.graph)
             counts = synaptic_operations(self.graph, result, self._fan_out)
         self.add(_NAMES[self.kind], counts)
         self.images += len(result.logits)

@@ -1,0 +1,434 @@
+"""Synapses of a converted network, counted exactly: entries of the composed map between two layers of spikes.
+
+Who reaches whom is a relation between the units of a source and the neurons of a layer. For convolutions, pools and
+routing it is a product of one relation for each dimension, and so is the composition of such; where several paths
+lead from a source to a layer, their union is counted by inclusion and exclusion. Borders and overlaps are exact.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn import functional as F
+
+from quartz_plugin.graph import ConvertedGraph, Projection, carry, is_spike_source
+from quartz_plugin.neuron import AxonalDelay, FirstSpikeMaxPool
+from quartz_plugin.structure import Add, Concatenate, Mean, OneToOne, Permute, Reshape, Slice
+
+MOST_PATHS = 6
+"""Paths from one source into one layer whose union is counted by inclusion and exclusion; beyond, units are probed."""
+
+FanOut = dict[str, dict[str, Tensor]]
+"""Layer -> name of a source node -> number of synapses of each source unit into that layer."""
+
+
+def fan_outs(graph: ConvertedGraph) -> FanOut:
+    """:func:`fan_out` of every layer, int64 of each source's shape."""
+    shapes = unit_shapes(graph)
+    counts = {}
+    for layer in graph.layers:
+        by_source = fan_out(layer.projection, shapes)
+        counts[layer.name] = {source.name: count for source, count in by_source.items()}
+    return counts
+
+
+def unit_shapes(graph: ConvertedGraph) -> dict[fx.Node, torch.Size]:
+    """Shape of every node's value, without the batch."""
+    values: dict[fx.Node, Tensor] = {}
+    module = graph.module
+    with torch.no_grad():
+        for node in module.graph.nodes:
+            if node.op == "placeholder":
+                values[node] = torch.zeros(1, *graph.input_shape, dtype=graph.dtype, device=graph.device)
+            elif node.op != "output":
+                if not is_spike_source(module, node):
+                    values[node] = carry(module, node, values)
+                else:
+                    pool = module.get_submodule(str(node.target))
+                    source = values[node.all_input_nodes[0]]
+                    values[node] = pool.pool(source) if isinstance(pool, FirstSpikeMaxPool) else source
+    return {node: value.shape[1:] for node, value in values.items()}
+
+
+def synapse_counts(graph: ConvertedGraph) -> dict[str, tuple[int, int]]:
+    """Layer -> its synapses: of the composed maps into it, and of the chains as software runs them.
+
+    A chain that several layers share is counted for the first of them alone in the second figure.
+
+    Examples
+    --------
+    >>> import quartz_plugin
+    >>> bottleneck = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2), nn.Linear(2, 8), nn.ReLU())
+    >>> synapse_counts(quartz_plugin.convert(bottleneck, torch.rand(32, 4)).graph)
+    {'1': (32, 32), '4': (64, 32)}
+    """
+    shapes = unit_shapes(graph)
+    counted: set[fx.Node] = set()
+    counts = {}
+    for layer in graph.layers:
+        projection = layer.projection
+        composed = sum(int(count.sum()) for count in fan_out(projection, shapes).values())
+        factored = 0
+        for node in projection.nodes:
+            module = projection.module.get_submodule(str(node.target))
+            if node in counted or isinstance(module, Add | AxonalDelay):
+                continue
+            counted.add(node)
+            source = node.all_input_nodes[0]
+            single = Projection(projection.module, (source,), (node,), node)
+            if not _only_routes(module):
+                factored += int(fan_out(single, shapes)[source].sum())
+        if not factored:
+            factored = composed  # neurons that listen to spikes directly
+        counts[layer.name] = (composed, factored)
+    return counts
+
+
+def fan_out(projection: Projection, shapes: dict[fx.Node, torch.Size]) -> dict[fx.Node, Tensor]:
+    """How many neurons each source unit reaches: its weight synapses, an entry of the composed map each.
+
+    Parameters
+    ----------
+    projection : Projection
+        The synapses of a layer.
+    shapes : dict
+        Shape of (at least) each source, without the batch.
+
+    Returns
+    -------
+    dict
+        Source -> int64, of the source's shape.
+    """
+    counts = {}
+    for source in projection.sources:
+        paths = _paths(projection, source)
+        count = None if paths is None else _size_of_union(projection, paths, shapes)
+        counts[source] = _probed(projection, source, shapes) if count is None else count.view(shapes[source])
+    return counts
+
+
+def probed_fan_out(projection: Projection, shapes: dict[fx.Node, torch.Size]) -> dict[fx.Node, Tensor]:
+    """:func:`fan_out` by sending a spike from each unit through synapses of weight 1; exact, and slow."""
+    return {source: _probed(projection, source, shapes) for source in projection.sources}
+
+
+def _probed(
+    projection: Projection, source: fx.Node, shapes: dict[fx.Node, torch.Size], chunk: int = 256
+) -> Tensor:
+    ones = copy.deepcopy(projection.module).cpu()
+    for parameter in ones.parameters():
+        parameter.data = torch.ones_like(parameter, dtype=torch.float64)
+    probe = Projection(ones, projection.sources, projection.nodes, projection.target)
+    shape = shapes[source]
+    units = math.prod(shape)
+    reached = []
+    for start in range(0, units, chunk):
+        stop = min(start + chunk, units)
+        spikes = torch.zeros(stop - start, units, dtype=torch.float64)
+        spikes[torch.arange(stop - start), torch.arange(start, stop)] = 1.0
+        inputs = {other: torch.zeros(stop - start, *shapes[other], dtype=torch.float64) for other in probe.sources}
+        inputs[source] = spikes.view(-1, *shape)
+        with torch.no_grad():
+            reached.append((probe(inputs) > 0).flatten(1).sum(dim=1))
+    return torch.cat(reached).view(shape)
+
+
+def _only_routes(module: nn.Module) -> bool:
+    weighs = (nn.Conv1d, nn.Conv2d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.Linear, OneToOne, Mean)
+    averages = (nn.AvgPool1d, nn.AvgPool2d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d)
+    return not isinstance(module, (*weighs, *averages))
+
+
+Path = list[tuple[fx.Node, int]]
+"""Nodes on the way, each with the place among its inputs at which the path enters it."""
+
+
+def _paths(projection: Projection, source: fx.Node) -> list[Path] | None:
+    """All paths from a source to the neurons; None where there are too many."""
+    inside = set(projection.nodes)
+    if source is projection.target:
+        return [[]]
+    paths: list[Path] = []
+    pending: list[tuple[fx.Node, Path]] = [(projection.target, [])]
+    while pending:
+        node, behind = pending.pop()
+        for place, before in enumerate(arg for arg in node.args if isinstance(arg, fx.Node)):
+            path = [(node, place), *behind]
+            if before is source:
+                paths.append(path)
+            elif before in inside:
+                pending.append((before, path))
+        if len(paths) + len(pending) > 64 * MOST_PATHS or len(paths) > MOST_PATHS:
+            return None
+    return paths
+
+
+def _size_of_union(projection: Projection, paths: list[Path], shapes: dict[fx.Node, torch.Size]) -> Tensor | None:
+    """For each source unit, how many neurons it reaches on any of the paths."""
+    relations = []
+    for path in paths:
+        relation = _along(projection, path, shapes)
+        if relation is None or (relations and not relation.matches(relations[0])):
+            return None
+        relations.append(relation)
+    total: Tensor | None = None
+    for count in range(1, len(relations) + 1):
+        for chosen in itertools.combinations(relations, count):
+            if count == 1:
+                reached = chosen[0].reached()
+            else:
+                places = range(len(chosen[0].factors))
+                reached = [_row_sums(torch.stack([r.factor(place) for r in chosen]).amin(0)) for place in places]
+            size = _outer(reached)
+            size = size if count % 2 else -size
+            total = size if total is None else total + size
+    return total
+
+
+def _row_sums(factor: Tensor) -> Tensor:
+    return factor.reshape(len(factor), -1).sum(dim=1).long()
+
+
+def _outer(counts: list[Tensor]) -> Tensor:
+    """For each unit of the product, how many coordinates it is related to."""
+    product = torch.ones((), dtype=torch.int64)
+    for count in counts:
+        product = product.unsqueeze(-1) * count
+    return product
+
+
+def _along(projection: Projection, path: Path, shapes: dict[fx.Node, torch.Size]) -> _Relation | None:
+    if not path:
+        source = projection.target
+    else:
+        node, place = path[0]
+        source = [arg for arg in node.args if isinstance(arg, fx.Node)][place]
+    relation = _Relation.identity(shapes[source])
+    for node, place in path:
+        module = projection.module.get_submodule(str(node.target))
+        inputs = [arg for arg in node.args if isinstance(arg, fx.Node)]
+        sizes = [shapes[arg] for arg in inputs] if isinstance(module, Concatenate) else []
+        if not relation.through(module, place, sizes):
+            return None
+    return relation
+
+
+@dataclass
+class _Relation:
+    """Which coordinates a unit reaches, as a product of factors: one for each of the source's dimensions, then free ones.
+
+    A factor is ``[size of the source's dimension, *sizes]``, 1 where a source coordinate reaches a coordinate of
+    the current tensor; ``dims`` says, for each dimension of that tensor, which factor and axis it is. An identity
+    is no more than its size until it meets another relation: that of a long vector would not fit into memory.
+    """
+
+    factors: list[Tensor | int]
+    dims: list[tuple[int, int]]
+    flat: bool = False
+
+    @classmethod
+    def identity(cls, shape: Sequence[int]) -> _Relation:
+        return cls(list(shape), [(index, 1) for index in range(len(shape))])
+
+    def factor(self, index: int) -> Tensor:
+        """A factor as a tensor."""
+        factor = self.factors[index]
+        if isinstance(factor, int):
+            self.factors[index] = factor = torch.eye(factor)
+        return factor
+
+    def reached(self) -> list[Tensor]:
+        """For each factor, how many coordinates each of its source coordinates reaches."""
+        return [
+            torch.ones(factor, dtype=torch.int64) if isinstance(factor, int) else _row_sums(factor)
+            for factor in self.factors
+        ]
+
+    def matches(self, other: _Relation) -> bool:
+        """Whether both relate the same dimensions, so that they can be intersected."""
+        same = self.dims == other.dims and self.flat == other.flat and len(self.factors) == len(other.factors)
+        return same and all(self.factor(i).shape == other.factor(i).shape for i in range(len(self.factors)))
+
+    def through(self, module: nn.Module, place: int, sizes: list[torch.Size]) -> bool:
+        """Compose with one more module; False where it is no product of relations."""
+        if isinstance(module, OneToOne | Add | AxonalDelay):
+            return True
+        if isinstance(module, nn.Flatten | nn.Unflatten | Reshape):
+            return self._reshape(module)
+        if isinstance(module, nn.Linear):
+            self._linear(module.out_features)
+            return True
+        if self.flat:
+            return False
+        if isinstance(module, Permute):
+            self.dims = [self.dims[dim - 1] for dim in module.dims[1:]]
+        elif isinstance(module, Slice):
+            self._on(module.dim - 1, lambda m: m[:, module.start : module.stop : module.step])
+        elif isinstance(module, Concatenate):
+            before = sum(size[module.dim - 1] for size in sizes[:place])
+            behind = sum(size[module.dim - 1] for size in sizes[place + 1 :])
+            self._on(module.dim - 1, lambda m: F.pad(m, (before, behind)))
+        elif isinstance(module, Mean):
+            for dim in sorted((dim - 1 for dim in module.dims), reverse=True):
+                self._on(dim, lambda m: m.amax(dim=1, keepdim=True))
+                if not module.keepdim:
+                    del self.dims[dim]
+        elif isinstance(module, nn.Conv1d | nn.Conv2d | nn.ConvTranspose1d | nn.ConvTranspose2d):
+            self._convolve(module)
+        elif isinstance(module, nn.ChannelShuffle):
+            order = module(torch.arange(self._size(0), dtype=torch.float32).view(1, -1, 1, 1)).flatten().long()
+            self._on(0, lambda m: m[:, order])
+        else:
+            return self._space_by_space(module)
+        return True
+
+    def _size(self, dim: int) -> int:
+        index, axis = self.dims[dim]
+        factor = self.factors[index]
+        return factor if isinstance(factor, int) else factor.shape[axis]
+
+    def _on(self, dim: int, relate: Callable[[Tensor], Tensor]) -> None:
+        """Apply ``[n, size] -> [n, new size]`` along one dimension of the current tensor."""
+        index, axis = self.dims[dim]
+        moved = self.factor(index).movedim(axis, -1)
+        related = (relate(moved.reshape(-1, moved.shape[-1])) > 0).float()
+        self.factors[index] = related.reshape(*moved.shape[:-1], related.shape[-1]).movedim(-1, axis)
+
+    def _linear(self, outputs: int) -> None:
+        """Whoever reaches any of the features reaches every output: the last dimension, or all of a flat tensor."""
+        last = self.dims[-1][0]
+        for index, factor in enumerate(self.factors):
+            if not self.flat and index != last:
+                continue
+            if isinstance(factor, int):
+                self.factors[index] = torch.ones(factor, 1)
+            elif self.flat:
+                self.factors[index] = factor.reshape(len(factor), -1).amax(dim=1, keepdim=True)
+            else:
+                self.factors[index] = factor.amax(dim=self.dims[-1][1], keepdim=True)
+        self.factors.append(torch.ones(1, outputs))
+        self.dims = [*([] if self.flat else self.dims[:-1]), (len(self.factors) - 1, 1)]
+        self.flat = False
+
+    def _reshape(self, module: nn.Module) -> bool:
+        old = [self._size(dim) for dim in range(len(self.dims))]
+        untouched = all(isinstance(factor, int) for factor in self.factors)
+        if self.flat and isinstance(module, nn.Flatten):
+            return True
+        new = list(module(torch.empty(1, *([math.prod(old)] if self.flat else old), device="meta")).shape[1:])
+        if not self.flat and self._reshape_by_factor(old, new):
+            return True
+        if untouched:
+            # Nothing has happened yet: the source's units may as well be of that shape.
+            self.factors, self.dims, self.flat = list(new), [(index, 1) for index in range(len(new))], False
+            return True
+        self.flat = len(new) == 1
+        return self.flat
+
+    def _reshape_by_factor(self, old: list[int], new: list[int]) -> bool:
+        """Reshape where dimensions are split or merged within one factor each."""
+        factors, dims = list(self.factors), []
+        at_old = at_new = 0
+        while at_old < len(old) or at_new < len(new):
+            # The next few dimensions that hold as many coordinates before as after.
+            end_old, end_new = at_old + (at_old < len(old)), at_new + (at_new < len(new))
+            while math.prod(old[at_old:end_old]) != math.prod(new[at_new:end_new]):
+                if math.prod(old[at_old:end_old]) < math.prod(new[at_new:end_new]):
+                    end_old += 1
+                else:
+                    end_new += 1
+            merged, sizes = self.dims[at_old:end_old], new[at_new:end_new]
+            indices = {index for index, _ in merged}
+            if old[at_old:end_old] == sizes:
+                dims += merged
+            elif not merged:
+                dims += [(len(factors), 1 + axis) for axis in range(len(sizes))]
+                factors.append(torch.ones(1, *sizes))
+            elif len(indices) == 1 and self.factor(merged[0][0]).dim() == len(merged) + 1:
+                (index,) = indices
+                ordered = self.factor(index).permute(0, *(axis for _, axis in merged))
+                factors[index] = ordered.reshape(len(ordered), *sizes)
+                dims += [(index, 1 + axis) for axis in range(len(sizes))]
+            else:
+                return False
+            at_old, at_new = end_old, end_new
+        self.factors, self.dims = factors, dims
+        return True
+
+    def _convolve(self, module: Any) -> None:
+        transposed = isinstance(module, nn.ConvTranspose1d | nn.ConvTranspose2d)
+        block = torch.ones(module.in_channels // module.groups, module.out_channels // module.groups)
+        channels = torch.block_diag(*[block] * module.groups)
+        self._on(0, lambda m: m @ channels)
+        for dim in range(len(self.dims) - 1):
+            kernel = torch.ones(1, 1, module.kernel_size[dim])
+            stride, dilation = module.stride[dim], module.dilation[dim]
+            if transposed:
+                pad, extra = module.padding[dim], module.output_padding[dim]
+
+                def spread(m: Tensor, pad: int = pad, extra: int = extra, stride: int = stride, d: int = dilation,
+                           kernel: Tensor = kernel) -> Tensor:  # fmt: skip
+                    return F.conv_transpose1d(m.unsqueeze(1), kernel, None, stride, pad, extra, 1, d).squeeze(1)
+
+                self._on(dim + 1, spread)
+            else:
+                before, after = module._reversed_padding_repeated_twice[-2 * dim - 2 :][:2]
+                mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
+
+                def gather(m: Tensor, before: int = before, after: int = after, mode: str = mode, stride: int = stride,
+                           d: int = dilation, kernel: Tensor = kernel) -> Tensor:  # fmt: skip
+                    padded = F.pad(m.unsqueeze(1), (before, after), mode=mode)
+                    return F.conv1d(padded, kernel, stride=stride, dilation=d).squeeze(1)
+
+                self._on(dim + 1, gather)
+
+    def _space_by_space(self, module: Any) -> bool:
+        """Compose with pooling, padding or upsampling, which treat each dimension by itself."""
+        rank = len(self.dims)
+        if isinstance(module, nn.AvgPool1d | nn.AvgPool2d):
+            for dim in range(1, rank):
+                kernel, stride, pad = (
+                    value[dim - 1] if isinstance(value, tuple) else value
+                    for value in (module.kernel_size, module.stride, module.padding)
+                )
+                options = (kernel, stride, pad, module.ceil_mode)
+                self._on(dim, lambda m, options=options: F.avg_pool1d(m.unsqueeze(1), *options).squeeze(1))  # type: ignore[misc]
+        elif isinstance(module, nn.AdaptiveAvgPool1d | nn.AdaptiveAvgPool2d):
+            for dim in range(1, rank):
+                wanted = module.output_size
+                size = (wanted[dim - 1] if isinstance(wanted, tuple | list) else wanted) or self._size(dim)
+                self._on(dim, lambda m, size=size: F.adaptive_avg_pool1d(m.unsqueeze(1), size).squeeze(1))  # type: ignore[misc]
+        elif isinstance(module, nn.Upsample):
+            out = module(torch.empty(1, 1, *(self._size(dim) for dim in range(1, rank)), device="meta")).shape[2:]
+            for dim in range(1, rank):
+                scale = module.scale_factor
+                scale = scale[dim - 1] if isinstance(scale, tuple) else scale
+                options = {"size": out[dim - 1]} if scale is None else {"scale_factor": scale}
+                self._on(
+                    dim,
+                    lambda m, options=options: F.interpolate(m.unsqueeze(1), mode=module.mode, **options).squeeze(1),  # type: ignore[misc]
+                )
+        elif hasattr(module, "padding") and type(module).__name__.rstrip("123d").endswith("Pad"):
+            mode = {"Reflection": "reflect", "Replication": "replicate", "Circular": "circular"}.get(
+                type(module).__name__.partition("Pad")[0], "constant"
+            )
+            for place in range(len(module.padding) // 2):
+                pads = module.padding[2 * place : 2 * place + 2]
+                # torch counts paddings from the last dimension backwards.
+                self._on(
+                    rank - 1 - place,
+                    lambda m, pads=pads: F.pad(m.unsqueeze(1), pads, mode=mode).squeeze(1),  # type: ignore[misc]
+                )
+        else:
+            return False
+        return True
+
+
+__all__ = ["FanOut", "fan_out", "fan_outs", "probed_fan_out", "synapse_counts", "unit_shapes"]
