@@ -8,8 +8,15 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
-from quartz_plugin.graph import ConvertedGraph, call_node, check_modules, expiring_after, is_chain, module_nodes
-from quartz_plugin.graph import unique_path
+from quartz_plugin.graph import (
+    ConvertedGraph,
+    call_node,
+    check_modules,
+    expiring_after,
+    is_chain,
+    module_nodes,
+    unique_path,
+)
 from quartz_plugin.neuron import AxonalDelay, FirstSpikeMaxPool, StatefulModule, TTFSNeuron, reset
 
 
@@ -113,17 +120,9 @@ class StatefulGraph(nn.Module):
             else:
                 values[node] = call_node(self.network, node, values)
             for source in expiring.get(node, ()):
-                if not source.users.keys() & {self._output}:
-                    del values[source]
-        return values[self._last], after
-
-    @property
-    def _output(self) -> fx.Node:
-        return next(iter(reversed(self.network.graph.nodes)))
-
-    @property
-    def _last(self) -> fx.Node:
-        return self._output.all_input_nodes[0]
+                del values[source]
+        (out,) = values.values()
+        return out, after
 
 
 def _keeps_state(module: nn.Module) -> bool:

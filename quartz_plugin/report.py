@@ -13,10 +13,24 @@ class Report(Sequence[dict[str, Any]]):
 
     Each row has ``module`` (path in the ANN), ``operation``, ``became``, ``exact``, and for spiking layers
     ``neurons``, ``scale`` (what the value 1 stands for; the largest, where it differs by channel),
-    ``readout`` (global step), ``window`` (steps), ``delay`` (steps, on its inputs).
+    ``readout`` (global step), ``window`` (steps), ``delay`` (steps, the longest on its inputs), ``synapses`` (into
+    it, entries of the composed maps) and ``synapses_factored`` (of the same maps as the chains they are computed
+    as; shared chains stand with the first layer).
     """
 
-    COLUMNS = ("module", "operation", "became", "exact", "neurons", "scale", "readout", "window", "delay")
+    COLUMNS = (
+        "module",
+        "operation",
+        "became",
+        "exact",
+        "neurons",
+        "scale",
+        "readout",
+        "window",
+        "delay",
+        "synapses",
+        "synapses_factored",
+    )
 
     def __init__(self, rows: Sequence[dict[str, Any]]) -> None:
         self._rows = list(rows)
@@ -30,6 +44,18 @@ class Report(Sequence[dict[str, Any]]):
 
     def __str__(self) -> str:
         rows = [[row.get(column) for column in self.COLUMNS] for row in self._rows]
-        return format_table(self.COLUMNS, rows)
+        return f"{format_table(self.COLUMNS, rows)}\n{self.totals()}"
+
+    def totals(self) -> str:
+        """Neurons and synapses of the whole network, in one line."""
+        layers = [row for row in self._rows if row.get("neurons") is not None]
+        neurons = sum(row["neurons"] for row in layers)
+        if any(row.get("synapses") is None for row in layers):
+            return f"{len(layers)} layers, {neurons:,} neurons"
+        composed, factored = (sum(row[kind] for row in layers) for kind in ("synapses", "synapses_factored"))
+        return (
+            f"{len(layers)} layers, {neurons:,} neurons, {composed:,} synapses"
+            f" ({factored:,} where linear maps in a row are computed one after the other)"
+        )
 
     __repr__ = __str__

@@ -16,6 +16,9 @@ from quartz_plugin.engines.result import SimulationResult
 from quartz_plugin.network import SpikingNetwork
 from quartz_plugin.tables import format_table
 
+WRONG = 0.25
+"""Relative deviation from which on a layer is said to have gone wrong."""
+
 
 @dataclass(frozen=True)
 class LayerDeviation:
@@ -27,6 +30,8 @@ class LayerDeviation:
         Name of the layer.
     mean, worst : float
         Deviation of the layer's values from the ANN's, in units of one time step.
+    relative : float
+        Mean deviation as a share of the mean size of the ANN's values.
     saturated : float
         Share of the ANN's values above the layer's scale, which no held neuron can say.
     early : float
@@ -38,6 +43,7 @@ class LayerDeviation:
     layer: str
     mean: float
     worst: float
+    relative: float
     saturated: float
     early: float
     silent: float
@@ -64,12 +70,31 @@ class Verification:
     ties: float
     images: int
 
+    @property
+    def first_wrong(self) -> LayerDeviation | None:
+        """The first layer whose relative deviation exceeds :data:`WRONG`; None where there is none."""
+        return next((layer for layer in self.layers if layer.relative > WRONG), None)
+
+    def diagnosis(self) -> str:
+        """Where it starts to go wrong, and what to try, in one sentence."""
+        wrong = self.first_wrong
+        if wrong is None:
+            return f"no layer deviates by more than {100 * WRONG:.0f} % of its values"
+        advice = 'more steps (t_max), or granularity="channel"'
+        if wrong.early > 0.01:
+            advice = "hold=True, or a higher percentile: neurons fire before their readout"
+        elif wrong.saturated > 0.01:
+            advice = "a higher percentile: values above the scale are clipped"
+        return f"it starts to go wrong at {wrong.layer!r} ({100 * wrong.relative:.0f} % of its values); try {advice}"
+
     def __str__(self) -> str:
         header = list(LayerDeviation.__dataclass_fields__)
         table = format_table(header, [list(asdict(layer).values()) for layer in self.layers])
         return (
             f"{table}\n"
-            "(mean, worst: distance from the ANN in time steps; saturated, early, silent: shares)\n"
+            "(mean, worst: distance from the ANN in time steps; relative: mean distance by mean size of the ANN's "
+            "values; saturated, early, silent: shares)\n"
+            f"{self.diagnosis()}\n"
             f"top-1 agreement with the ANN {100 * self.agreement:.2f} %, "
             f"ties {100 * self.ties:.2f} % ({self.images} images)"
         )
@@ -142,6 +167,7 @@ class _Sums:
 
     values: int = 0
     distance: float = 0.0
+    size: float = 0.0
     worst: float = 0.0
     saturated: int = 0
     early: int = 0
@@ -158,6 +184,7 @@ class _Sums:
         distance = (exact - result.levels(name)).abs()
         self.values += value.numel()
         self.distance += float(distance.sum(dtype=torch.float64))
+        self.size += float(exact.abs().sum(dtype=torch.float64))
         self.worst = max(self.worst, float(distance.max()))
         self.saturated += int((exact > window.length + 0.5).sum())
         self.early += int(result.early[name].sum())
@@ -168,6 +195,7 @@ class _Sums:
             name,
             mean=self.distance / self.values,
             worst=self.worst,
+            relative=self.distance / self.size if self.size else 0.0,
             saturated=self.saturated / self.values,
             early=self.early / self.values,
             silent=self.silent / self.values,

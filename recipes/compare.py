@@ -1,6 +1,6 @@
-"""A trained network beside the spiking networks made of it, on the same images from a folder.
+r"""A trained network beside the spiking networks made of it, on the same images from a folder.
 
-    python recipes/compare.py --network resnet20 --weights ../shared/data/weights/cifar10_resnet20.safetensors \\
+    python recipes/compare.py --network resnet20 --weights ../shared/data/weights/cifar10_resnet20.safetensors \
         --train ../shared/data/cifar10/train --test ../shared/data/cifar10/test --size 32
 
 `--network` is resnet20 or mobilenet_v1 (quartz_plugin.lightning), or any classification model of torchvision.
@@ -137,7 +137,7 @@ def _folder(root: str, size: int, classes_of: str | None = None) -> torchvision.
     return images
 
 
-def _evenly(images: torchvision.datasets.ImageFolder, count: int) -> Dataset[tuple[Tensor, int]]:
+def _evenly(images: torchvision.datasets.ImageFolder, count: int) -> Subset[tuple[Tensor, int]]:
     """At most `count` images, spread evenly over the folder's, which are sorted by class."""
     return Subset(images, torch.linspace(0, len(images) - 1, min(count, len(images))).long().tolist())
 

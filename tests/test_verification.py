@@ -129,11 +129,12 @@ class TestTheTable:
         ann, images = separable()
         text = str(quartz_plugin.verify(ann, quartz_plugin.convert(ann, images, 64, percentile=100), images))
         lines = text.splitlines()
-        assert lines[0].split() == ["layer", "mean", "worst", "saturated", "early", "silent"]
+        assert lines[0].split() == ["layer", "mean", "worst", "relative", "saturated", "early", "silent"]
         assert set(lines[1]) == {"-", " "}
         assert [line.split()[0] for line in lines[2:4]] == ["1", "output"]
         assert "distance from the ANN in time steps" in lines[4]
-        assert lines[5] == "top-1 agreement with the ANN 100.00 %, ties 0.00 % (90 images)"
+        assert lines[5] == "no layer deviates by more than 25 % of its values"
+        assert lines[6] == "top-1 agreement with the ANN 100.00 %, ties 0.00 % (90 images)"
         assert len(lines) == 6
         assert max(map(len, lines[:4])) < 80
 

@@ -23,6 +23,7 @@ from quartz_plugin.convert.schedule import schedule
 from quartz_plugin.convert.trace import trace
 from quartz_plugin.functional import BiasCode, Rectifier
 from quartz_plugin.graph import INPUT
+from quartz_plugin.hardware.synapses import synapse_counts
 from quartz_plugin.network import SpikingNetwork
 
 __all__ = ["PAPER", "ConversionError", "Override", "convert", "register_rule"]
@@ -178,7 +179,12 @@ def convert(
         "layers": {name: dict(options) for name, options in (layers or {}).items()},
     }
     kind = NeuronKind(hold, rectifier, bias)
-    return SpikingNetwork(emit(draft, network, times, lengths[INPUT] + 1, kind, settings))
+    graph = emit(draft, network, times, lengths[INPUT] + 1, kind, settings)
+    synapses = synapse_counts(graph)
+    for row in graph.report:
+        if (counts := synapses.get(row["module"])) is not None:
+            row["synapses"], row["synapses_factored"] = counts
+    return SpikingNetwork(graph)
 
 
 _OPTIONS_OF_LAYERS = tuple(Override.__annotations__)

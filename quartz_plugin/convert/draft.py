@@ -54,21 +54,25 @@ class Draft:
     @property
     def input(self) -> fx.Node:
         """The node that images enter at."""
-        return next(node for node in self.module.graph.nodes if node.op == "placeholder")
+        (node,) = (node for node in self.module.graph.nodes if node.op == "placeholder")
+        assert isinstance(node, fx.Node)
+        return node
 
     @property
     def last(self) -> fx.Node:
         """The node whose value the network returns."""
-        return next(node for node in self.module.graph.nodes if node.op == "output").all_input_nodes[0]
+        (output,) = (node for node in self.module.graph.nodes if node.op == "output")
+        (last,) = output.all_input_nodes
+        assert isinstance(last, fx.Node)
+        return last
 
     def spikes(self) -> set[fx.Node]:
         """Nodes whose values are spikes: the input's, a rectifier's or a pool's, and whatever routes only such."""
         spikes: set[fx.Node] = set()
         for node in self.module.graph.nodes:
             role = self.role_at(node)
-            if node.op == "placeholder" or role in (Role.RECTIFIER, Role.MAX_POOL):
-                spikes.add(node)
-            elif role is Role.ROUTE and spikes.issuperset(node.all_input_nodes):
+            routed = role is Role.ROUTE and spikes.issuperset(node.all_input_nodes)
+            if node.op == "placeholder" or role in (Role.RECTIFIER, Role.MAX_POOL) or routed:
                 spikes.add(node)
         return spikes
 

@@ -104,4 +104,3 @@ def _row(draft: Draft, scaled: ScaledLayer, layer: Layer, delay: int, kind: Neur
         "window": clock.window,
         "delay": delay,
     }
-

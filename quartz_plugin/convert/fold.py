@@ -61,16 +61,21 @@ def _fold_batch_norm(draft: Draft, node: fx.Node, norm: nn.BatchNorm1d | nn.Batc
     source = node.all_input_nodes[0]
     before = None if source.op == "placeholder" else draft.module_at(source)
     shape, dtype = draft.shape_at(source), norm.running_mean.dtype
-    if isinstance(before, WEIGHTED) and len(source.users) == 1 and (not isinstance(before, nn.Linear) or len(shape) == 1):
+    if (
+        isinstance(before, WEIGHTED)
+        and len(source.users) == 1
+        and (not isinstance(before, nn.Linear) or len(shape) == 1)
+    ):
         weight = before.weight.detach().double()
         transposed = isinstance(before, nn.ConvTranspose1d | nn.ConvTranspose2d)
         along_outputs = [-1] + [1] * (weight.dim() - 1)
         if transposed:
             # Their weight is [in, out / groups, ...]: outputs come group after group.
-            by_group = weight.unflatten(0, (before.groups, -1))
-            weight = (by_group * gain.view(before.groups, 1, -1, *[1] * (weight.dim() - 2))).flatten(0, 1)
+            groups = int(before.groups)  # type: ignore[arg-type]
+            by_group = weight.unflatten(0, (groups, -1))
+            weight = (by_group * gain.view(groups, 1, -1, *[1] * (weight.dim() - 2))).flatten(0, 1)
         else:
-            weight = weight * gain.view(along_outputs)
+            weight = weight * gain.view(*along_outputs)
         old_bias = 0.0 if before.bias is None else before.bias.detach().double()
         before.weight = nn.Parameter(weight.to(dtype), requires_grad=False)
         before.bias = nn.Parameter((old_bias * gain + shift).to(dtype), requires_grad=False)
@@ -91,7 +96,9 @@ def _move_pools_behind_relus(draft: Draft) -> None:
         signed = draft.spikes()
         pools = [pool for pool in region if draft.role_at(pool) is Role.MAX_POOL]
         inside = region | {node}
-        if all(pool.all_input_nodes[0] in signed for pool in pools) or any(not inside.issuperset(n.users) for n in region):
+        if all(pool.all_input_nodes[0] in signed for pool in pools) or any(
+            not inside.issuperset(n.users) for n in region
+        ):
             continue
         path = str(node.target)
         draft.remove(node)

@@ -496,7 +496,9 @@ def _dropout(append: Append, input: Value, p: float = 0.5, training: bool = True
     return input
 
 
-def _interpolate(append: Append, input: Value, size: Any = None, scale_factor: Any = None, *args: Any, **kw: Any) -> Any:
+def _interpolate(
+    append: Append, input: Value, size: Any = None, scale_factor: Any = None, *args: Any, **kw: Any
+) -> Any:
     mode = args[0] if args else kw.get("mode", "nearest")
     upsample = _checked(nn.Upsample(size, scale_factor, mode))
     return append(upsample, input)
@@ -604,7 +606,8 @@ def _constant(constant: Any, value: Value) -> Tensor:
         fits = False
     if not fits or not bool(torch.isfinite(constant).all()):
         raise Refusal(f"its constant, of shape {list(constant.shape)}, does not fit units of shape {list(sample)}")
-    return constant.to(value.tensor)
+    fitting: Tensor = constant.to(value.tensor)
+    return fitting
 
 
 def call(target: Any, *args: Any, **kwargs: Any) -> Any:

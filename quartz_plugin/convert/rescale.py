@@ -235,7 +235,9 @@ class _Rescaling:
         if isinstance(module, nn.AvgPool1d | nn.AvgPool2d | nn.MaxPool1d | nn.MaxPool2d):
             # Alike in all windows, whatever pads them.
             spatial = len(self.draft.shape_at(node)) - 1
-            channels = full[0][(0, slice(None), *[slice(0, 1)] * spatial)]
+            channels = full[0][0]
+            for dim in range(1, spatial + 1):
+                channels = channels.narrow(dim, 0, 1)
             return _compressed(channels.expand(self.draft.shape_at(node)))
         return _compressed(module(*full)[0])
 

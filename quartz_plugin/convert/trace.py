@@ -73,7 +73,9 @@ def trace(ann: nn.Module, example: Tensor) -> Draft:
     ann = getattr(ann, "_orig_mod", ann)  # what torch.compile wraps
     _check_initialised(ann)
     root = _with_rules(_copy(ann).eval())
-    if not isinstance(root, nn.Sequential) and (type(root).__module__.startswith("torch.nn") or type(root) in OPERATORS):
+    if not isinstance(root, nn.Sequential) and (
+        type(root).__module__.startswith("torch.nn") or type(root) in OPERATORS
+    ):
         root = nn.Sequential(root)
     graph = _symbolic(root, type(ann).__name__)
     dynamic = _dynamic(graph)
@@ -81,9 +83,10 @@ def trace(ann: nn.Module, example: Tensor) -> Draft:
     _check_known(root, graph, paths, dynamic)
     _check_finite(ann)
     # The draft computes in the example's type, which is float32 at least.
-    like = {"device": example.device, "dtype": example.dtype}
-    reference = (_copy(ann).eval() if any(type(module) in RULES for module in ann.modules()) else root).to(**like)
-    root = root.to(**like)
+    root = root.to(device=example.device, dtype=example.dtype)
+    reference = root
+    if any(type(module) in RULES for module in ann.modules()):
+        reference = _copy(ann).eval().to(device=example.device, dtype=example.dtype)
     hooked = any(module._forward_hooks or module._forward_pre_hooks for module in ann.modules())
     examples = torch.cat([example[:1]] * EXAMPLES)
     with torch.no_grad():

@@ -57,10 +57,11 @@ def unit_shapes(graph: ConvertedGraph) -> dict[fx.Node, torch.Size]:
     return {node: value.shape[1:] for node, value in values.items()}
 
 
-def synapse_counts(graph: ConvertedGraph) -> dict[str, tuple[int, int]]:
+def synapse_counts(graph: ConvertedGraph, most_probes: int = 4096) -> dict[str, tuple[int, int] | None]:
     """Layer -> its synapses: of the composed maps into it, and of the chains as software runs them.
 
-    A chain that several layers share is counted for the first of them alone in the second figure.
+    A chain that several layers share is counted for the first of them alone in the second figure. None where a
+    count would have to send a spike from each of more than `most_probes` units.
 
     Examples
     --------
@@ -71,27 +72,40 @@ def synapse_counts(graph: ConvertedGraph) -> dict[str, tuple[int, int]]:
     """
     shapes = unit_shapes(graph)
     counted: set[fx.Node] = set()
-    counts = {}
+    counts: dict[str, tuple[int, int] | None] = {}
+
+    def synapses(projection: Projection) -> int:
+        return sum(int(count.sum()) for count in fan_out(projection, shapes, most_probes).values())
+
     for layer in graph.layers:
-        projection = layer.projection
-        composed = sum(int(count.sum()) for count in fan_out(projection, shapes).values())
+        module, target = layer.projection.module, layer.projection.target
+        routed = set(layer.projection.sources)
         factored = 0
-        for node in projection.nodes:
-            module = projection.module.get_submodule(str(node.target))
-            if node in counted or isinstance(module, Add | AxonalDelay):
-                continue
-            counted.add(node)
-            source = node.all_input_nodes[0]
-            single = Projection(projection.module, (source,), (node,), node)
-            if not _only_routes(module):
-                factored += int(fan_out(single, shapes)[source].sum())
-        if not factored:
-            factored = composed  # neurons that listen to spikes directly
-        counts[layer.name] = (composed, factored)
+        try:
+            composed = synapses(layer.projection)
+            for node in layer.projection.nodes:
+                each = module.get_submodule(str(node.target))
+                if not _weighs(each) and not isinstance(each, Add) and routed.issuperset(node.all_input_nodes):
+                    routed.add(node)
+                if node not in counted and _weighs(each):
+                    factored += synapses(Projection(module, (node.all_input_nodes[0],), (node,), node))
+                elif node not in counted and isinstance(each, Add):
+                    # Spikes that are added as they come do so through a synapse each.
+                    factored += sum(shapes[arg].numel() for arg in node.all_input_nodes if arg in routed)
+                counted.add(node)
+            counts[layer.name] = composed, factored + (shapes[target].numel() if target in routed else 0)
+        except _TooManyProbesError:
+            counts[layer.name] = None
     return counts
 
 
-def fan_out(projection: Projection, shapes: dict[fx.Node, torch.Size]) -> dict[fx.Node, Tensor]:
+class _TooManyProbesError(Exception):
+    pass
+
+
+def fan_out(
+    projection: Projection, shapes: dict[fx.Node, torch.Size], most_probes: int | None = None
+) -> dict[fx.Node, Tensor]:
     """How many neurons each source unit reaches: its weight synapses, an entry of the composed map each.
 
     Parameters
@@ -99,7 +113,9 @@ def fan_out(projection: Projection, shapes: dict[fx.Node, torch.Size]) -> dict[f
     projection : Projection
         The synapses of a layer.
     shapes : dict
-        Shape of (at least) each source, without the batch.
+        Shape of every node's value, as :func:`unit_shapes` gives.
+    most_probes : int, optional
+        Where a count would need more spikes than this, give up with an exception.
 
     Returns
     -------
@@ -110,6 +126,8 @@ def fan_out(projection: Projection, shapes: dict[fx.Node, torch.Size]) -> dict[f
     for source in projection.sources:
         paths = _paths(projection, source)
         count = None if paths is None else _size_of_union(projection, paths, shapes)
+        if count is None and most_probes is not None and shapes[source].numel() > most_probes:
+            raise _TooManyProbesError
         counts[source] = _probed(projection, source, shapes) if count is None else count.view(shapes[source])
     return counts
 
@@ -119,9 +137,7 @@ def probed_fan_out(projection: Projection, shapes: dict[fx.Node, torch.Size]) ->
     return {source: _probed(projection, source, shapes) for source in projection.sources}
 
 
-def _probed(
-    projection: Projection, source: fx.Node, shapes: dict[fx.Node, torch.Size], chunk: int = 256
-) -> Tensor:
+def _probed(projection: Projection, source: fx.Node, shapes: dict[fx.Node, torch.Size], chunk: int = 256) -> Tensor:
     ones = copy.deepcopy(projection.module).cpu()
     for parameter in ones.parameters():
         parameter.data = torch.ones_like(parameter, dtype=torch.float64)
@@ -140,11 +156,20 @@ def _probed(
     return torch.cat(reached).view(shape)
 
 
-def _only_routes(module: nn.Module) -> bool:
+def _weighs(module: nn.Module) -> bool:
     weighs = (nn.Conv1d, nn.Conv2d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.Linear, OneToOne, Mean)
     averages = (nn.AvgPool1d, nn.AvgPool2d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d)
-    return not isinstance(module, (*weighs, *averages))
+    return isinstance(module, (*weighs, *averages))
 
+
+_PADDING_MODES = {
+    "Zero": "constant",
+    "Constant": "constant",
+    "Reflection": "reflect",
+    "Replication": "replicate",
+    "Circular": "circular",
+}
+"""First half of a padding module's name -> mode of F.pad."""
 
 Path = list[tuple[fx.Node, int]]
 """Nodes on the way, each with the place among its inputs at which the path enters it."""
@@ -172,7 +197,7 @@ def _paths(projection: Projection, source: fx.Node) -> list[Path] | None:
 
 def _size_of_union(projection: Projection, paths: list[Path], shapes: dict[fx.Node, torch.Size]) -> Tensor | None:
     """For each source unit, how many neurons it reaches on any of the paths."""
-    relations = []
+    relations: list[_Relation] = []
     for path in paths:
         relation = _along(projection, path, shapes)
         if relation is None or (relations and not relation.matches(relations[0])):
@@ -222,7 +247,7 @@ def _along(projection: Projection, path: Path, shapes: dict[fx.Node, torch.Size]
 
 @dataclass
 class _Relation:
-    """Which coordinates a unit reaches, as a product of factors: one for each of the source's dimensions, then free ones.
+    """Which coordinates a unit reaches, as a product of factors: one for each source dimension, then free ones.
 
     A factor is ``[size of the source's dimension, *sizes]``, 1 where a source coordinate reaches a coordinate of
     the current tensor; ``dims`` says, for each dimension of that tensor, which factor and axis it is. An identity
@@ -362,70 +387,49 @@ class _Relation:
         self.factors, self.dims = factors, dims
         return True
 
+    def _slide(self, dim: int, function: Callable[..., Tensor], *args: Any, **kwargs: Any) -> None:
+        """Apply a function of one-dimensional images, ``[n, 1, size]``, along one dimension."""
+        self._on(dim, lambda m: function(m.unsqueeze(1), *args, **kwargs).squeeze(1))
+
     def _convolve(self, module: Any) -> None:
-        transposed = isinstance(module, nn.ConvTranspose1d | nn.ConvTranspose2d)
         block = torch.ones(module.in_channels // module.groups, module.out_channels // module.groups)
         channels = torch.block_diag(*[block] * module.groups)
         self._on(0, lambda m: m @ channels)
-        for dim in range(len(self.dims) - 1):
-            kernel = torch.ones(1, 1, module.kernel_size[dim])
-            stride, dilation = module.stride[dim], module.dilation[dim]
-            if transposed:
-                pad, extra = module.padding[dim], module.output_padding[dim]
-
-                def spread(m: Tensor, pad: int = pad, extra: int = extra, stride: int = stride, d: int = dilation,
-                           kernel: Tensor = kernel) -> Tensor:  # fmt: skip
-                    return F.conv_transpose1d(m.unsqueeze(1), kernel, None, stride, pad, extra, 1, d).squeeze(1)
-
-                self._on(dim + 1, spread)
+        for dim in range(1, len(self.dims)):
+            kernel = torch.ones(1, 1, module.kernel_size[dim - 1])
+            stride, dilation = module.stride[dim - 1], module.dilation[dim - 1]
+            if isinstance(module, nn.ConvTranspose1d | nn.ConvTranspose2d):
+                pad, extra = module.padding[dim - 1], module.output_padding[dim - 1]
+                self._slide(dim, F.conv_transpose1d, kernel, None, stride, pad, extra, 1, dilation)
             else:
-                before, after = module._reversed_padding_repeated_twice[-2 * dim - 2 :][:2]
+                # torch counts paddings from the last dimension backwards.
+                pads = module._reversed_padding_repeated_twice[-2 * dim :][:2]
                 mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
-
-                def gather(m: Tensor, before: int = before, after: int = after, mode: str = mode, stride: int = stride,
-                           d: int = dilation, kernel: Tensor = kernel) -> Tensor:  # fmt: skip
-                    padded = F.pad(m.unsqueeze(1), (before, after), mode=mode)
-                    return F.conv1d(padded, kernel, stride=stride, dilation=d).squeeze(1)
-
-                self._on(dim + 1, gather)
+                self._slide(dim, F.pad, tuple(pads), mode=mode)
+                self._slide(dim, F.conv1d, kernel, stride=stride, dilation=dilation)
 
     def _space_by_space(self, module: Any) -> bool:
         """Compose with pooling, padding or upsampling, which treat each dimension by itself."""
         rank = len(self.dims)
+
+        def of(value: Any, dim: int) -> Any:
+            return value[dim - 1] if isinstance(value, tuple | list) else value
+
         if isinstance(module, nn.AvgPool1d | nn.AvgPool2d):
             for dim in range(1, rank):
-                kernel, stride, pad = (
-                    value[dim - 1] if isinstance(value, tuple) else value
-                    for value in (module.kernel_size, module.stride, module.padding)
-                )
-                options = (kernel, stride, pad, module.ceil_mode)
-                self._on(dim, lambda m, options=options: F.avg_pool1d(m.unsqueeze(1), *options).squeeze(1))  # type: ignore[misc]
+                kernel, stride, pad = (of(value, dim) for value in (module.kernel_size, module.stride, module.padding))
+                self._slide(dim, F.avg_pool1d, kernel, stride, pad, module.ceil_mode)
         elif isinstance(module, nn.AdaptiveAvgPool1d | nn.AdaptiveAvgPool2d):
             for dim in range(1, rank):
-                wanted = module.output_size
-                size = (wanted[dim - 1] if isinstance(wanted, tuple | list) else wanted) or self._size(dim)
-                self._on(dim, lambda m, size=size: F.adaptive_avg_pool1d(m.unsqueeze(1), size).squeeze(1))  # type: ignore[misc]
+                self._slide(dim, F.adaptive_avg_pool1d, of(module.output_size, dim) or self._size(dim))
         elif isinstance(module, nn.Upsample):
-            out = module(torch.empty(1, 1, *(self._size(dim) for dim in range(1, rank)), device="meta")).shape[2:]
             for dim in range(1, rank):
-                scale = module.scale_factor
-                scale = scale[dim - 1] if isinstance(scale, tuple) else scale
-                options = {"size": out[dim - 1]} if scale is None else {"scale_factor": scale}
-                self._on(
-                    dim,
-                    lambda m, options=options: F.interpolate(m.unsqueeze(1), mode=module.mode, **options).squeeze(1),  # type: ignore[misc]
-                )
-        elif hasattr(module, "padding") and type(module).__name__.rstrip("123d").endswith("Pad"):
-            mode = {"Reflection": "reflect", "Replication": "replicate", "Circular": "circular"}.get(
-                type(module).__name__.partition("Pad")[0], "constant"
-            )
+                size, scale = of(module.size, dim), of(module.scale_factor, dim)
+                self._slide(dim, F.interpolate, size, scale, mode=module.mode)
+        elif (kind := type(module).__name__.partition("Pad")[0]) in _PADDING_MODES:
             for place in range(len(module.padding) // 2):
                 pads = module.padding[2 * place : 2 * place + 2]
-                # torch counts paddings from the last dimension backwards.
-                self._on(
-                    rank - 1 - place,
-                    lambda m, pads=pads: F.pad(m.unsqueeze(1), pads, mode=mode).squeeze(1),  # type: ignore[misc]
-                )
+                self._slide(rank - 1 - place, F.pad, pads, mode=_PADDING_MODES[kind])
         else:
             return False
         return True

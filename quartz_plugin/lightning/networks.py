@@ -36,7 +36,7 @@ def quartz_mnist(classes: int = 10) -> nn.Sequential:
 
 
 class ResNet20(nn.Module):
-    """ResNet-20 for 32 x 32 images (He et al. 2016, arXiv:1512.03385): three stages of three blocks, 16, 32, 64 channels.
+    """ResNet-20 for 32 x 32 images (He et al. 2016, arXiv:1512.03385): stages of 16, 32 and 64 channels.
 
     Its shortcuts have no weights (option A): where a stage begins, every other pixel and zero channels at both sides.
 
