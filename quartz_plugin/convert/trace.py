@@ -104,7 +104,8 @@ _DIFFERENT_WITH_HOOKS = (
 )
 _DIFFERENT = (
     "the traced network computes something else than the network itself: its forward is random in eval mode, "
-    "changes a view of a tensor in place, or a registered rule is not the module it stands for"
+    "changes a tensor in place that it uses again under another name, or a registered rule is not the module it "
+    "stands for"
 )
 
 
@@ -173,11 +174,13 @@ def _symbolic(root: nn.Module, name: str) -> fx.Graph:
 def _paths(root: nn.Module, graph: fx.Graph, dynamic: set[fx.Node]) -> dict[fx.Node, str]:
     """Path for every node: a module's own, or the owner's and the function's name; unique."""
     taken = {name for name, _ in root.named_modules()} | {INPUT}
+    called: set[str] = {INPUT}
     paths: dict[fx.Node, str] = {}
     for node in graph.nodes:
         if node.op == "call_module":
-            first = str(node.target) not in paths.values() and node.target != INPUT
-            path = str(node.target) if first else unique_path(str(node.target), taken)
+            path = str(node.target)
+            path = unique_path(path, taken) if path in called else path
+            called.add(path)
         elif node.op in ("call_function", "call_method"):
             owner = next((module for module, _ in reversed(node.meta.get("nn_module_stack", {}).values())), "")
             name = _function_name(node.target)
@@ -231,7 +234,8 @@ def _check_known(root: nn.Module, graph: fx.Graph, paths: dict[fx.Node, str], dy
 def _described(output: fx.Node) -> str:
     returned = output.args[0]
     if isinstance(returned, tuple | list | dict):
-        return f"a {type(returned).__name__} of {len(returned)}; wrap it in a module that returns one of them"
+        kind = next(kind for kind in (tuple, list, dict) if isinstance(returned, kind))
+        return f"a {kind.__name__} of {len(returned)}; wrap it in a module that returns one of them"
     return "a value that does not depend on the input"
 
 

@@ -1,0 +1,448 @@
+"""The table of operators: every function, method and module in it, what users add to it, and README's copy."""
+
+import copy
+import operator
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import quartz_plugin
+from quartz_plugin import ConversionError
+from quartz_plugin.convert.operators import FUNCTIONS, OPERATORS, RULES, Role, operator_table
+
+# Many levels, so that rounding is far smaller than any mistake.
+FINE = {"t_max": 1 << 20, "percentile": 100}
+
+
+class Around(nn.Module):
+    """Convolution, ReLU, what is tested on [B, 4, 6, 6], and a signed output."""
+
+    def __init__(self, tested, relu=True):
+        super().__init__()
+        self.conv, self.tested, self.relu = nn.Conv2d(2, 4, 3, padding=1), tested, relu
+        self.weight = nn.Parameter(torch.randn(4, 4, 2, 2))
+        self.line = nn.Parameter(torch.randn(4, 4, 2))
+        self.matrix = nn.Parameter(torch.randn(6, 3))
+        self.register_buffer("mean", torch.rand(4))
+        self.register_buffer("var", torch.rand(4) + 0.5)
+        self.is_module = isinstance(tested, nn.Module)
+
+    def forward(self, x):
+        x = self.conv(x)
+        x = x.relu() if self.relu else x
+        return (self.tested(x) if self.is_module else self.tested(self, x)).flatten(1)
+
+
+def assert_converts(ann, shape=(2, 6, 6), **options):
+    ann = ann.double().eval()
+    with torch.no_grad():
+        ann.conv.bias.add_(0.3)
+    images = torch.rand(30, *shape)
+    wanted = ann(images.double()).detach()
+    assert wanted.abs().max() > 0.01
+    snn = quartz_plugin.convert(ann, images, **(FINE | options))
+    torch.testing.assert_close(snn(images), wanted, rtol=0, atol=2e-4)
+    return snn
+
+
+def sequence(x):
+    return x.flatten(2)
+
+
+EXAMPLES = {
+    F.conv1d: lambda net, x: F.conv1d(sequence(x), net.line, net.mean, 2, padding=1),
+    torch.conv1d: lambda net, x: torch.conv1d(sequence(x), net.line),
+    F.conv2d: lambda net, x: F.conv2d(x, net.weight[:, :2], None, 1, 1, 1, 2),
+    torch.conv2d: lambda net, x: torch.conv2d(x, net.weight, net.mean, stride=2),
+    F.conv_transpose1d: lambda net, x: F.conv_transpose1d(sequence(x), net.line, net.mean, 2, 1, 1),
+    F.conv_transpose2d: lambda net, x: F.conv_transpose2d(x, net.weight, None, 2, groups=2),
+    F.linear: lambda net, x: F.linear(x, net.matrix.t(), net.mean[:3]),
+    torch.matmul: lambda net, x: torch.matmul(x, net.matrix),
+    operator.matmul: lambda net, x: x @ net.matrix,
+    "matmul": lambda net, x: x.matmul(net.matrix),
+    F.batch_norm: lambda net, x: F.batch_norm(x, net.mean, net.var, net.var, net.mean),
+    operator.mul: lambda net, x: 0.5 * x * net.mean.view(4, 1, 1),
+    operator.imul: lambda net, x: operator.imul(x, 0.5),
+    torch.mul: lambda net, x: torch.mul(x, net.mean.view(1, 4, 1, 1)),
+    torch.multiply: lambda net, x: torch.multiply(x, -2),
+    "mul": lambda net, x: x.mul(3.0),
+    "mul_": lambda net, x: x.mul_(3.0),
+    operator.truediv: lambda net, x: x / 2,
+    operator.itruediv: lambda net, x: operator.itruediv(x, 2),
+    torch.div: lambda net, x: torch.div(x, net.var.view(4, 1, 1)),
+    "div": lambda net, x: x.div(4),
+    "div_": lambda net, x: x.div_(4),
+    operator.neg: lambda net, x: -x,
+    torch.neg: lambda net, x: torch.neg(x),
+    "neg": lambda net, x: x.neg(),
+    operator.add: lambda net, x: 0.25 + x + (x + net.mean.view(4, 1, 1)),
+    operator.iadd: lambda net, x: operator.iadd(x.clone(), x),
+    torch.add: lambda net, x: torch.add(x, x, alpha=-0.5),
+    "add": lambda net, x: x.add(x, alpha=2),
+    "add_": lambda net, x: x.add_(0.5),
+    operator.sub: lambda net, x: 1 - x - (x - 0.5),
+    operator.isub: lambda net, x: operator.isub(x, 0.5),
+    torch.sub: lambda net, x: torch.sub(x, 0.5),
+    "sub": lambda net, x: x.sub(x * 0.25, alpha=2),
+    "sub_": lambda net, x: x.sub_(0.5),
+    F.avg_pool1d: lambda net, x: F.avg_pool1d(sequence(x), 5, 2, 2, True, False),
+    F.avg_pool2d: lambda net, x: F.avg_pool2d(x, 3, 2, 1, ceil_mode=True, count_include_pad=False, divisor_override=5),
+    F.adaptive_avg_pool1d: lambda net, x: F.adaptive_avg_pool1d(sequence(x), 7),
+    F.adaptive_avg_pool2d: lambda net, x: F.adaptive_avg_pool2d(x, (4, 1)),
+    torch.mean: lambda net, x: torch.mean(x, (1, 3), keepdim=True),
+    "mean": lambda net, x: x.mean([2, 3]),
+    torch.sum: lambda net, x: torch.sum(x, 1),
+    "sum": lambda net, x: x.sum(-1, keepdim=True),
+    F.relu: lambda net, x: F.relu(x - 0.3, inplace=True),
+    F.relu_: lambda net, x: F.relu_(x - 0.3),
+    torch.relu: lambda net, x: torch.relu(x - 0.3),
+    torch.relu_: lambda net, x: torch.relu_(x - 0.3),
+    "relu": lambda net, x: (x - 0.3).relu(),
+    "relu_": lambda net, x: (x - 0.3).relu_(),
+    F.relu6: lambda net, x: F.relu6(8 * x),
+    F.hardtanh: lambda net, x: F.hardtanh(x, 0.0, 0.5),
+    F.hardtanh_: lambda net, x: F.hardtanh_(x - 0.1, 0, 0.5),
+    torch.clamp: lambda net, x: torch.clamp(x - 0.1, 0, 0.4),
+    torch.clip: lambda net, x: torch.clip(x - 0.1, min=0),
+    "clamp": lambda net, x: (x - 0.1).clamp(min=0.0, max=0.4),
+    "clamp_": lambda net, x: (x - 0.1).clamp_(0),
+    "clip": lambda net, x: (x - 0.1).clip(0, 0.3),
+    "clamp_min": lambda net, x: (x - 0.1).clamp_min(0),
+    "clamp_min_": lambda net, x: (x - 0.1).clamp_min_(0),
+    F.max_pool1d: lambda net, x: F.max_pool1d(sequence(x), 3, 2, 1, 1, True),
+    F.max_pool2d: lambda net, x: F.max_pool2d(x, 3, 2, 1, 1, True),
+    F.adaptive_max_pool1d: lambda net, x: F.adaptive_max_pool1d(sequence(x), 5),
+    F.adaptive_max_pool2d: lambda net, x: F.adaptive_max_pool2d(x, (2, 3)),
+    torch.flatten: lambda net, x: torch.flatten(x, 2),
+    "flatten": lambda net, x: x.flatten(1, 2),
+    torch.reshape: lambda net, x: torch.reshape(x, (x.shape[0], 2, -1)),
+    "reshape": lambda net, x: x.reshape(x.size(0), 8, 18),
+    torch.unflatten: lambda net, x: torch.unflatten(x, 1, (2, 2)),
+    "unflatten": lambda net, x: x.unflatten(1, (2, 2)),
+    torch.squeeze: lambda net, x: torch.squeeze(x[:, :1], 1),
+    "squeeze": lambda net, x: x[:, 1:2].squeeze(1),
+    torch.unsqueeze: lambda net, x: torch.unsqueeze(x, 2),
+    "unsqueeze": lambda net, x: x.unsqueeze(-1),
+    "view": lambda net, x: x.view(x.size(0), x.size(1) // 2, 2, x.shape[-2], -1),
+    torch.permute: lambda net, x: torch.permute(x, (0, 2, 3, 1)),
+    "permute": lambda net, x: x.permute(0, 3, 1, 2),
+    torch.transpose: lambda net, x: torch.transpose(x, 1, 3),
+    "transpose": lambda net, x: x.transpose(-1, 1),
+    torch.swapaxes: lambda net, x: torch.swapaxes(x, 1, 2),
+    "swapaxes": lambda net, x: x.swapaxes(2, 3),
+    torch.chunk: lambda net, x: torch.chunk(x, 3, 2)[1],
+    "chunk": lambda net, x: x.chunk(2, dim=1)[0],
+    torch.split: lambda net, x: torch.split(x, [1, 3], 1)[1],
+    "split": lambda net, x: x.split(4, 3)[1],
+    torch.narrow: lambda net, x: torch.narrow(x, 1, 1, 2),
+    "narrow": lambda net, x: x.narrow(2, 3, 2),
+    operator.getitem: lambda net, x: x[:, 1, None, ..., -4:6:2],
+    torch.cat: lambda net, x: torch.cat([x, x[:, :1], 2 * x], 1),
+    torch.concat: lambda net, x: torch.concat((x, x), -1),
+    torch.concatenate: lambda net, x: torch.concatenate((x, x), dim=2),
+    F.pixel_shuffle: lambda net, x: F.pixel_shuffle(x, 2),
+    F.pixel_unshuffle: lambda net, x: F.pixel_unshuffle(x, 3),
+    F.channel_shuffle: lambda net, x: F.channel_shuffle(x, 2),
+    F.interpolate: lambda net, x: F.interpolate(x, scale_factor=1.5),
+    F.pad: lambda net, x: F.pad(F.pad(x, (1, 2, 0, 1), mode="circular"), (0, -1, 2, 0, 1, 1)),
+    F.dropout: lambda net, x: F.dropout(x, 0.5, training=net.training),
+    F.dropout1d: lambda net, x: F.dropout1d(sequence(x), training=net.training),
+    F.dropout2d: lambda net, x: F.dropout2d(x, training=net.training),
+    F.alpha_dropout: lambda net, x: F.alpha_dropout(x, training=net.training),
+    "contiguous": lambda net, x: x.transpose(1, 2).contiguous().view(x.size(0), -1),
+    "clone": lambda net, x: x.clone(),
+    torch.clone: lambda net, x: torch.clone(x),
+    "detach": lambda net, x: x.detach(),
+    "to": lambda net, x: x.to(torch.float64),
+    "float": lambda net, x: x.float().to(x.dtype),
+    "type_as": lambda net, x: x.type_as(net.mean),
+}
+
+
+@pytest.mark.parametrize("target", FUNCTIONS, ids=lambda target: getattr(target, "__name__", f".{target}"))
+def test_every_function_of_the_table_becomes_exact_spikes(target):
+    net = Around(EXAMPLES[target])
+    targets = [node.target for node in torch.fx.symbolic_trace(net.eval()).graph.nodes]
+    # torch.fx writes `x += y` as `x = x + y`.
+    traced = {operator.iadd: operator.add, operator.isub: operator.sub, operator.imul: operator.mul}
+    traced |= {operator.itruediv: operator.truediv}
+    assert traced.get(target, target) in targets, "the example does not call what it is an example of"
+    assert_converts(net)
+
+
+MODULES = {
+    nn.ConvTranspose2d: [nn.ConvTranspose2d(4, 6, 3, 2, 1, 1, groups=2), nn.BatchNorm2d(6)],
+    nn.ConvTranspose1d: [nn.Flatten(2), nn.ConvTranspose1d(4, 4, 3, dilation=2), nn.BatchNorm1d(4), nn.ReLU()],
+    nn.ReLU6: [nn.Conv2d(4, 3, 1), nn.ReLU6(inplace=True)],
+    nn.Hardtanh: [nn.Hardtanh(0, 0.3), nn.MaxPool2d(2)],
+    nn.PixelShuffle: [nn.PixelShuffle(2), nn.MaxPool2d(2)],
+    nn.PixelUnshuffle: [nn.PixelUnshuffle(2)],
+    nn.ChannelShuffle: [nn.ChannelShuffle(2), nn.Conv2d(4, 2, 2, groups=2)],
+    nn.Upsample: [nn.Upsample(scale_factor=2), nn.MaxPool2d(3)],
+    nn.UpsamplingNearest2d: [nn.UpsamplingNearest2d(size=(9, 8)), nn.Conv2d(4, 2, 3)],
+    nn.ZeroPad3d: [nn.ZeroPad3d((1, 0, 0, 2, 1, 1)), nn.Conv2d(6, 2, 3), nn.ReLU()],
+    nn.ConstantPad1d: [nn.Flatten(2), nn.ConstantPad1d(2, 0.0), nn.MaxPool1d(3)],
+    nn.ConstantPad2d: [nn.ConstantPad2d(1, 0.0), nn.Conv2d(4, 2, 3), nn.ReLU()],
+    nn.ReflectionPad1d: [nn.Flatten(2), nn.ReflectionPad1d(2)],
+    nn.ReflectionPad2d: [nn.ReflectionPad2d(2), nn.Conv2d(4, 2, 3)],
+    nn.ReplicationPad1d: [nn.Flatten(2), nn.ReplicationPad1d((0, 3))],
+    nn.ReplicationPad2d: [nn.ReplicationPad2d(1), nn.MaxPool2d(2)],
+    nn.CircularPad1d: [nn.Flatten(2), nn.CircularPad1d(2), nn.Conv1d(4, 3, 5)],
+    nn.CircularPad2d: [nn.CircularPad2d((1, 0, 0, 2)), nn.Conv2d(4, 2, 3)],
+    nn.Dropout1d: [nn.Flatten(2), nn.Dropout1d()],
+    nn.AlphaDropout: [nn.AlphaDropout()],
+}
+
+
+@pytest.mark.parametrize("kind", MODULES, ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("relu", [True, False], ids=["of spikes", "of signed values"])
+def test_modules_beyond_chains_are_exact_and_saved(kind, relu, tmp_path):
+    net = Around(nn.Sequential(*copy.deepcopy(MODULES[kind]), nn.Flatten(), nn.LazyLinear(5)), relu)
+    net(torch.rand(2, 2, 6, 6))
+    if not relu and any(isinstance(module, nn.MaxPool1d | nn.MaxPool2d) for module in MODULES[kind]):
+        if kind is not nn.Hardtanh:
+            with pytest.raises(ConversionError, match="pools signed values"):
+                assert_converts(net)
+            return
+    snn = assert_converts(net)
+    snn.save(tmp_path / "snn.safetensors")
+    images = torch.rand(3, 2, 6, 6)
+    assert torch.equal(quartz_plugin.load(tmp_path / "snn.safetensors")(images), snn(images))
+
+
+def test_every_module_of_the_table_can_be_saved_or_never_is():
+    from quartz_plugin.io import ATTRIBUTES
+
+    emitted = {kind for kind, row in OPERATORS.items() if row.role not in (Role.NOTHING, Role.RECTIFIER)}
+    folded = {"BatchNorm1d", "BatchNorm2d", "Affine"}
+    assert {kind.__name__ for kind in emitted - set(ATTRIBUTES)} == folded
+
+
+def test_readme_has_the_table():
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    assert operator_table() in readme, (
+        "python -c 'from quartz_plugin.convert.operators import *; print(operator_table())'"
+    )
+
+
+class Doubled(nn.Module):
+    """Traced by torch.fx it could not be: it branches on values."""
+
+    def __init__(self):
+        super().__init__()
+        self.factor = 2.0
+
+    def forward(self, x):
+        return x * self.factor if x.sum() > -1e9 else x
+
+
+@pytest.fixture
+def rules():
+    before = dict(RULES)
+    yield RULES
+    RULES.clear()
+    RULES.update(before)
+
+
+class TestRules:
+    def test_stand_in_for_modules_of_a_class(self, rules):
+        net = Around(nn.Sequential(Doubled(), nn.ReLU(), Doubled()))
+        with pytest.raises(ConversionError, match=r"torch\.fx cannot trace Around in module 'tested\.0'"):
+            assert_converts(net)
+        quartz_plugin.register_rule(Doubled, lambda module: nn.Sequential(nn.Conv2d(4, 4, 1, groups=4, bias=False)))
+        with pytest.raises(ConversionError, match="a registered rule is not the module it stands for"):
+            assert_converts(net)
+
+        def rule(module):
+            conv = nn.Conv2d(4, 4, 1, groups=4, bias=False)
+            nn.init.constant_(conv.weight, module.factor)
+            return conv
+
+        quartz_plugin.register_rule(Doubled, rule)
+        assert_converts(net)
+        assert isinstance(net.tested[0], Doubled)
+
+    def test_can_stand_in_for_the_whole_network(self, rules):
+        quartz_plugin.register_rule(Doubled, lambda module: nn.Hardtanh(0.0, 2.0))
+        with pytest.raises(ConversionError, match="a registered rule is not"):
+            quartz_plugin.convert(Doubled(), torch.rand(20, 4))
+
+    def test_must_return_modules(self, rules):
+        quartz_plugin.register_rule(Doubled, lambda module: 3)
+        with pytest.raises(TypeError, match=r"rule registered for Doubled must return a torch.nn.Module, got int"):
+            quartz_plugin.convert(nn.Sequential(nn.Linear(4, 4), Doubled()), torch.rand(20, 4))
+
+    @pytest.mark.parametrize(("arguments", "says"), [((3, nn.ReLU), "module_class"), ((nn.ReLU, 3), "rule must take")])
+    def test_bad_ones_are_refused(self, rules, arguments, says):
+        with pytest.raises(TypeError, match=says):
+            quartz_plugin.register_rule(*arguments)
+
+
+class TestTracing:
+    def test_sees_what_in_place_operations_do_to_tensors_that_are_used_again(self):
+        class Pre(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.conv = nn.Conv2d(2, 4, 1)
+                self.relu = nn.ReLU(inplace=True)
+                self.second = nn.Conv2d(4, 4, 1)
+
+            def forward(self, x):
+                x = self.conv(x) - 0.2
+                y = self.second(self.relu(x))
+                y += x  # which the ReLU has changed
+                return (self.relu(y) + y).flatten(1)
+
+        snn = assert_converts(Pre())
+        assert [row["module"] for row in snn.report if row["became"] == "spiking layer"] == ["relu", "relu_2"]
+
+    def test_refuses_in_place_operations_on_views(self):
+        class OnView(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.conv = nn.Conv2d(2, 4, 1)
+
+            def forward(self, x):
+                x = self.conv(x) - 0.5
+                x[:, :2].relu_()
+                return x.flatten(1)
+
+        with pytest.raises(ConversionError, match="changes a tensor in place"):
+            assert_converts(OnView())
+
+    def test_names_functions_by_the_module_that_calls_them(self):
+        class Block(nn.Module):
+            def forward(self, x):
+                return F.relu(x) + F.relu(50 - x)
+
+        net = nn.Sequential(nn.Linear(3, 4), Block(), nn.Sequential(Block()), nn.Linear(4, 2))
+        names = list(quartz_plugin.convert(net, torch.rand(50, 3)).windows)
+        assert names == ["input", "1.relu", "1.relu_2", "2.0.relu", "2.0.relu_2", "output"]
+
+    def test_takes_optional_arguments_at_their_defaults(self):
+        class Optional(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.conv = nn.Conv2d(2, 4, 1)
+
+            def forward(self, x, mask=None, scale=2.0):
+                return (self.conv(x).relu() * scale).flatten(1)
+
+        assert_converts(Optional())
+
+    def test_folds_normalisation_by_buffers_exactly_at_the_borders(self):
+        class Normalising(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.register_buffer("mean", torch.rand(1, 2, 1, 1))
+                self.register_buffer("std", torch.rand(1, 2, 1, 1) + 0.2)
+                self.conv = nn.Conv2d(2, 3, 3, padding=1)
+
+            def forward(self, x):
+                return self.conv((x - self.mean) / self.std).relu().mean((2, 3))
+
+        assert_converts(Normalising())
+
+    @pytest.mark.parametrize(
+        ("returned", "says"),
+        [
+            (lambda x: (x, x), "one output tensor; forward returns a tuple of 2"),
+            (lambda x: {"out": x, "aux": x}, "one output tensor; forward returns a dict of 2"),
+            (lambda x: torch.ones(3), "does not depend on the input"),
+            (lambda x: x.chunk(2, 1), "the network must return one tensor, it gave tuple"),
+        ],
+    )
+    def test_refuses_other_outputs_than_one_tensor(self, returned, says):
+        with pytest.raises(ConversionError, match=says):
+            quartz_plugin.convert(nn.Sequential(nn.Linear(4, 4), _Returning(returned)), torch.rand(5, 4))
+
+    def test_refuses_a_second_input(self):
+        class Two(nn.Module):
+            def forward(self, x, y):
+                return x.relu() + y
+
+        with pytest.raises(ConversionError, match=r"forward also takes 'y'"):
+            quartz_plugin.convert(Two(), torch.rand(5, 4))
+
+    def test_on_the_meta_device_says_that_there_are_no_weights(self):
+        with torch.device("meta"):
+            net = nn.Sequential(nn.Linear(4, 4), nn.ReLU())
+        with pytest.raises(ConversionError, match=r"0\.weight is on the meta device.*load the weights"):
+            quartz_plugin.convert(net, torch.rand(5, 4))
+
+
+class _Returning(nn.Module):
+    def __init__(self, returned):
+        super().__init__()
+        self.returned = returned
+
+    def forward(self, x):
+        return self.returned(x)
+
+
+class TestLayers:
+    """Options of their own for layers and blocks."""
+
+    @pytest.fixture
+    def ann(self):
+        block = nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(), nn.Conv2d(3, 3, 3, padding=1), nn.ReLU())
+        return nn.Sequential(block, nn.Flatten(), nn.Linear(48, 4), nn.ReLU(), nn.Linear(4, 2))
+
+    def scales(self, ann, **options):
+        return quartz_plugin.convert(ann, torch.rand(200, 1, 6, 6), 8, **options)
+
+    def test_a_block_a_layer_the_input_and_the_output(self, ann):
+        torch.manual_seed(1)
+        plain = self.scales(ann, percentile=90)
+        torch.manual_seed(1)
+        own = {
+            "0": {"percentile": 80, "t_max": 5},
+            "0.3": {"percentile": 100, "granularity": "channel"},
+            "input": {"t_max": 17},
+            "output": {"t_max": 33, "percentile": 80},
+        }
+        snn = self.scales(ann, percentile=90, layers=own)
+        assert {name: window.length for name, window in snn.windows.items()} == {
+            "input": 16, "0.1": 4, "0.3": 4, "3": 7, "output": 32,
+        }  # fmt: skip
+        before, after = plain.graph.scales, snn.graph.scales
+        assert float(after["0.1"]) < float(before["0.1"])
+        assert after["0.3"].shape == (3, 1, 1)
+        assert float(after["0.3"].max()) > float(before["0.3"])
+        assert float(after["3"]) == float(before["3"])
+        assert float(after["output"]) < float(before["output"])
+        assert snn.graph.settings["layers"] == own
+        starts = [window.start for window in snn.windows.values()]
+        assert starts == [0, 16, 20, 24, 31]
+
+    @pytest.mark.parametrize(
+        ("layers", "says"),
+        [
+            ({"7": {"percentile": 50}}, r"no layer or block is called '7'; the layers are \['0\.1', '0\.3', '3'"),
+            ({"0": {"percentil": 50}}, r"layers\['0'\] must be a dict with some of"),
+            ({"0": 3}, r"layers\['0'\] must be a dict"),
+            ({"0": {"percentile": 0}}, r"layers\['0'\]: percentile must be a number in"),
+            ({"0": {"t_max": 1}}, "t_max must be a whole number of at least 2"),
+            ({"0": {"granularity": "row"}}, "granularity must be"),
+        ],
+    )
+    def test_wrong_ones_are_refused(self, ann, layers, says):
+        with pytest.raises(ValueError, match=says):
+            self.scales(ann, layers=layers)
+
+    def test_must_be_a_dict(self, ann):
+        with pytest.raises(TypeError, match="layers must be a dict"):
+            self.scales(ann, layers=[("0", {})])
+
+
+def test_the_report_sums_up_neurons_and_synapses():
+    ann = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2), nn.Linear(2, 8), nn.ReLU(), nn.Linear(8, 3))
+    report = quartz_plugin.convert(ann, torch.rand(50, 4)).report
+    assert str(report).splitlines()[-1] == (
+        "3 layers, 19 neurons, 120 synapses (88 where linear maps in a row are computed one after the other)"
+    )
+    assert re.search(r"\n4 .* 64 .* 32\n", str(report))
