@@ -30,6 +30,8 @@ class Draft:
         Module path -> row of the report, in the order of the network.
     pairs : dict
         Where a signed value is carried by two layers: path of the positive half -> path of the negative.
+    traced : frozenset of str
+        Paths that tracing found; what the later stages insert is not among them.
     """
 
     module: fx.GraphModule
@@ -38,6 +40,7 @@ class Draft:
     device: torch.device
     report: dict[str, dict[str, Any]] = field(default_factory=dict)
     pairs: dict[str, str] = field(default_factory=dict)
+    traced: frozenset[str] = frozenset()
 
     def steps(self) -> list[tuple[fx.Node, nn.Module]]:
         """The nodes between input and output with their modules, in order."""
@@ -103,6 +106,17 @@ class Draft:
             node = self.module.graph.call_module(path, (source,))
         node.meta["shape"] = shape
         return node
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The report in the order of the network: what was inserted stands behind what it listens to."""
+        rows = dict(self.report)
+        order = [path for path in rows if path in self.traced]
+        for node, _ in self.steps():
+            path = str(node.target)
+            if path not in self.traced:
+                before = [order.index(str(source.target)) for source in node.all_input_nodes if source.op != "placeholder"]
+                order.insert(max(before, default=-1) + 1, path)
+        return [rows[path] for path in [*order, *(path for path in rows if path not in order)]]
 
     def names(self) -> set[str]:
         """Paths that are taken."""

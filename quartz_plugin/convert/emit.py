@@ -70,7 +70,7 @@ def emit(
     for layer, emitted in zip(layers, graph.layers, strict=True):
         earliest = min(ends[source] for source in emitted.projection.sources)
         draft.log(layer.name, **_row(draft, layer, emitted, emitted.neuron.clock.readout - earliest, kind))
-    graph.report = [{key: value for key, value in row.items() if key != "moved"} for row in draft.report.values()]
+    graph.report = [{key: value for key, value in row.items() if key != "moved"} for row in draft.rows()]
     return graph
 
 

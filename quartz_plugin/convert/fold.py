@@ -239,8 +239,9 @@ def _pair(draft: Draft, node: fx.Node) -> None:
     for user in users:
         user.replace_input_with(node, both)
     draft.pairs[str(upper.target)] = str(lower.target)
-    for half, sign in ((upper, "positive"), (lower, "negative")):
-        draft.log(str(half.target), operation=f"{sign} half of {path}")
+    halves = {upper: "positive half", flipped: "sign", lower: "negative half", back: "sign", both: "sum of the halves"}
+    for half, what in halves.items():
+        draft.log(str(half.target), operation=f"{what} of {path}")
 
 
 def _insert_behind(source: fx.Node, node: fx.Node) -> None:

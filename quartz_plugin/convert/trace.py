@@ -320,6 +320,7 @@ def _build(
     module.delete_all_unused_submodules()
     draft = Draft(module, tuple(examples.shape[1:]), examples.dtype, examples.device)
     draft.report = {str(node.target): report[str(node.target)] for node, _ in draft.steps()}
+    draft.traced = frozenset(draft.report)
     return draft, result.tensor
 
 
