@@ -360,7 +360,7 @@ class TestTheSpikingNetwork:
             ["preprocessing"] * (chain.preprocessing is not None) + ["output"] * ("output" in snn.windows)
         )
         table = str(snn.report)
-        assert len(table.splitlines()) == 2 + len(snn.report)
+        assert len(table.splitlines()) == 2 + len(snn.report) + 1
         for layer in snn.graph.layers:
             row = rows[layer.name]
             assert row["readout"] == snn.windows[layer.name].start

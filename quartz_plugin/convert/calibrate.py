@@ -30,7 +30,8 @@ class QuantileSketch:
     channels : int
         One histogram for each.
     bins_per_octave : int
-        Resolution: a bin is at most ``1 / bins_per_octave`` of its value wide, and quantiles interpolate in it.
+        Resolution, a power of two: a bin is at most ``1 / bins_per_octave`` of its value wide, and quantiles
+        interpolate in it.
 
     Examples
     --------
@@ -59,16 +60,16 @@ class QuantileSketch:
         if self.top_octave is None:
             self.zeros += values.shape[1]
             return
-        mantissa, exponent = torch.frexp(values)
-        octave = exponent - (self.top_octave - self.OCTAVES + 1)
-        within = ((mantissa - 0.5) * (2 * self.bins_per_octave)).long()
-        bins = octave * self.bins_per_octave + within
-        counted = (bins >= 0) & (values > 0)
-        width = self.counts.shape[1]
-        offsets = torch.arange(channels, device=values.device).unsqueeze(1) * width
-        counts = torch.bincount((bins + offsets)[counted], minlength=channels * width).view(channels, width).cpu()
-        self.counts += counts
-        self.zeros += values.shape[1] - counts.sum(dim=1)
+        # The bits of a float, exponent before mantissa, are its octave and its place in it.
+        bits = values.to(torch.float32).contiguous().view(torch.int32) >> (23 - self.bins_per_octave.bit_length() + 1)
+        lowest = (self.top_octave - self.OCTAVES + 1 + 126) * self.bins_per_octave
+        bins = bits.sub_(lowest - 1).clamp_(min=0)  # 0 for what is too small to be counted
+        width = self.counts.shape[1] + 1
+        if channels > 1:
+            bins += torch.arange(0, channels * width, width, dtype=torch.int32, device=values.device).unsqueeze(1)
+        counts = torch.bincount(bins.flatten(), minlength=channels * width).view(channels, width).cpu()
+        self.counts += counts[:, 1:]
+        self.zeros += counts[:, 0]
 
     def merge(self, other: QuantileSketch) -> None:
         """Add the counts of another sketch of the same shape, as from another process."""
