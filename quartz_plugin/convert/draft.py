@@ -114,8 +114,8 @@ class Draft:
         for node, _ in self.steps():
             path = str(node.target)
             if path not in self.traced:
-                before = [order.index(str(source.target)) for source in node.all_input_nodes if source.op != "placeholder"]
-                order.insert(max(before, default=-1) + 1, path)
+                sources = [str(source.target) for source in node.all_input_nodes if source.op != "placeholder"]
+                order.insert(max((order.index(source) for source in sources), default=-1) + 1, path)
         return [rows[path] for path in [*order, *(path for path in rows if path not in order)]]
 
     def names(self) -> set[str]:
