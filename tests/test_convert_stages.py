@@ -246,6 +246,18 @@ class TestFold:
         assert not {nn.BatchNorm1d, nn.BatchNorm2d, nn.Dropout, nn.Identity} & set(kinds)
         assert kinds.index(nn.ReLU) < kinds.index(nn.MaxPool2d)
 
+    def test_a_batch_norm_of_positive_weights_goes_in_front_of_max_pooling(self):
+        norm = randomise(nn.BatchNorm2d(4))
+        norm.weight.data.abs_().add_(0.1)
+        ann = nn.Sequential(nn.Conv2d(2, 4, 3), nn.MaxPool2d(2), norm, nn.ReLU(), nn.Flatten(), nn.Linear(16, 3)).eval()
+        images = torch.rand(20, 2, 6, 6)
+        snn = quartz_plugin.convert(ann, images, 1 << 20, percentile=100)
+        torch.testing.assert_close(snn(images), ann(images).detach(), rtol=0, atol=1e-4)
+        assert snn.report[2]["became"] == "folded into 0"
+        norm.weight.data[1] = -0.1
+        with pytest.raises(ConversionError, match=r"'1' \(MaxPool2d\): it pools signed values"):
+            quartz_plugin.convert(ann, images)
+
     def test_preprocessing_is_put_in_front(self):
         ann = nn.Sequential(nn.Conv2d(2, 3, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(48, 2))
         preprocessing = ([0.3, 0.6], [0.2, 0.4])

@@ -144,6 +144,7 @@ EXAMPLES = {
     torch.cat: lambda net, x: torch.cat([x, x[:, :1], 2 * x], 1),
     torch.concat: lambda net, x: torch.concat((x, x), -1),
     torch.concatenate: lambda net, x: torch.concatenate((x, x), dim=2),
+    torch.stack: lambda net, x: torch.stack([x, 2 * x], 2),
     F.pixel_shuffle: lambda net, x: F.pixel_shuffle(x, 2),
     F.pixel_unshuffle: lambda net, x: F.pixel_unshuffle(x, 3),
     F.channel_shuffle: lambda net, x: F.channel_shuffle(x, 2),

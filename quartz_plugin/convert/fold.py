@@ -38,7 +38,7 @@ def fold(draft: Draft, preprocessing: Preprocessing | None = None, linear: Linea
             draft.remove(node)
     for node, module in draft.steps():
         if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
-            _fold_batch_norm(draft, node, module)
+            _fold_batch_norm(draft, _in_front_of_pools(draft, node, module), module)
     _move_pools_behind_relus(draft)
     _give_sums_neurons_before_pools(draft)
     _drop_repeated_relus(draft)
@@ -54,13 +54,29 @@ def fold(draft: Draft, preprocessing: Preprocessing | None = None, linear: Linea
     return draft
 
 
-def _fold_batch_norm(draft: Draft, node: fx.Node, norm: nn.BatchNorm1d | nn.BatchNorm2d) -> None:
+def _in_front_of_pools(draft: Draft, node: fx.Node, norm: nn.BatchNorm1d | nn.BatchNorm2d) -> fx.Node:
+    """Move a batch norm of positive weights in front of max pooling: the largest value stays the largest."""
+    pool = node.all_input_nodes[0]
+    while draft.role_at(pool) is Role.MAX_POOL and len(pool.users) == 1 and bool((_affine(norm)[0] > 0).all()):
+        source = pool.all_input_nodes[0]
+        draft.remove(node)
+        node = draft.insert(str(node.target), norm, source, draft.shape_at(source))
+        pool.replace_input_with(source, node)
+        pool = source
+    return node
+
+
+def _affine(norm: nn.BatchNorm1d | nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
     assert norm.running_mean is not None
     assert norm.running_var is not None
-    gain, shift = norm_as_affine(norm.running_mean, norm.running_var, norm.weight, norm.bias, norm.eps)
+    return norm_as_affine(norm.running_mean, norm.running_var, norm.weight, norm.bias, norm.eps)
+
+
+def _fold_batch_norm(draft: Draft, node: fx.Node, norm: nn.BatchNorm1d | nn.BatchNorm2d) -> None:
+    gain, shift = _affine(norm)
     source = node.all_input_nodes[0]
     before = None if source.op == "placeholder" else draft.module_at(source)
-    shape, dtype = draft.shape_at(source), norm.running_mean.dtype
+    shape, dtype = draft.shape_at(source), draft.dtype
     if (
         isinstance(before, WEIGHTED)
         and len(source.users) == 1

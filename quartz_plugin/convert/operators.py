@@ -434,6 +434,12 @@ def _cat(append: Append, tensors: Sequence[Any], dim: int = 0) -> Value:
     return append(Concatenate(_unit_dim(dim, tensors[0])), *tensors)
 
 
+def _stack(append: Append, tensors: Sequence[Any], dim: int = 0) -> Value:
+    unsqueezed = _reshaped("unsqueeze")
+    rows = [unsqueezed(append, value, dim) if isinstance(value, Value) else value for value in tensors]
+    return _cat(append, rows, dim)
+
+
 def _add(append: Append, input: Any, other: Any, *, alpha: float = 1) -> Value:
     if isinstance(input, Value) and isinstance(other, Value):
         if input.tensor.shape != other.tensor.shape:
@@ -670,6 +676,7 @@ FUNCTIONS: dict[Any, Function] = _table(
         (_ROUTE, _narrow, [torch.narrow, "narrow"]),
         (_ROUTE, _getitem, [operator.getitem]),
         (_ROUTE, _cat, [torch.cat, torch.concat, torch.concatenate]),
+        (_ROUTE, _stack, [torch.stack]),
         (_ROUTE, _module(nn.PixelShuffle), [F.pixel_shuffle]),
         (_ROUTE, _module(nn.PixelUnshuffle), [F.pixel_unshuffle]),
         (_ROUTE, _module(nn.ChannelShuffle), [F.channel_shuffle]),
