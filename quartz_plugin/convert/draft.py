@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from quartz_plugin.convert.operators import Role, role_of
+from quartz_plugin.convert.operators import WEIGHTED, Role, role_of
 from quartz_plugin.graph import INPUT, call_node, expiring_after, unique_path
 
 
@@ -154,6 +154,8 @@ class Draft:
                     biases[node] = sources[0][0]
                 if node in spikes:
                     values[node] = torch.zeros(1, *self.shape_at(node), dtype=torch.float64, device=self.device)
+                elif (own := self._bias_alone(node, spikes)) is not None:
+                    values[node] = own
                 else:
                     values[node] = copy.deepcopy(self.module_at(node)).double()(*_arguments(node, values))
                 if node in wanted and node not in biases:
@@ -161,6 +163,17 @@ class Draft:
                 for source in expiring.get(node, ()):
                     del values[source]
         return biases
+
+    def _bias_alone(self, node: fx.Node, spikes: set[fx.Node]) -> Tensor | None:
+        """A convolution's or linear layer's value when its inputs are silent, without computing with its weights."""
+        module: Any = self.module_at(node)
+        if not isinstance(module, WEIGHTED) or node.all_input_nodes[0] not in spikes:
+            return None
+        shape = self.shape_at(node)
+        if module.bias is None:
+            return torch.zeros(1, *shape, dtype=torch.float64, device=self.device)
+        bias = module.bias.detach().double()
+        return (bias if isinstance(module, nn.Linear) else bias.view(-1, *[1] * (len(shape) - 1))).expand(1, *shape)
 
     def output(self, images: Tensor) -> Tensor:
         """What the network gives on `images`."""

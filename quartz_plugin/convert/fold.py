@@ -10,15 +10,11 @@ import torch
 from torch import Tensor, fx, nn
 
 from quartz_plugin.convert.draft import Draft
-from quartz_plugin.convert.operators import Affine, Role, ceiling_of, norm_as_affine
-from quartz_plugin.structure import Add, Mean
+from quartz_plugin.convert.operators import AVERAGES, WEIGHTED, Affine, Role, ceiling_of, norm_as_affine
+from quartz_plugin.structure import Add
 
 Preprocessing = tuple[Sequence[float] | Tensor | float, Sequence[float] | Tensor | float]
 Linear = Literal["compose", "pair"]
-
-WEIGHTED = (nn.Conv1d, nn.Conv2d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.Linear)
-"""Modules with weights that mix units."""
-AVERAGES = (nn.AvgPool1d, nn.AvgPool2d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, Mean)
 
 
 def fold(draft: Draft, preprocessing: Preprocessing | None = None, linear: Linear = "compose") -> Draft:
@@ -55,10 +51,12 @@ def fold(draft: Draft, preprocessing: Preprocessing | None = None, linear: Linea
 
 
 def _in_front_of_pools(draft: Draft, node: fx.Node, norm: nn.BatchNorm1d | nn.BatchNorm2d) -> fx.Node:
-    """Move a batch norm of positive weights in front of max pooling: the largest value stays the largest."""
+    """Move a batch norm of positive weights in front of pooling of signed values: the largest stays the largest."""
     pool = node.all_input_nodes[0]
     while draft.role_at(pool) is Role.MAX_POOL and len(pool.users) == 1 and bool((_affine(norm)[0] > 0).all()):
         source = pool.all_input_nodes[0]
+        if source in draft.spikes():
+            break
         draft.remove(node)
         node = draft.insert(str(node.target), norm, source, draft.shape_at(source))
         pool.replace_input_with(source, node)
@@ -109,10 +107,11 @@ def _move_pools_behind_relus(draft: Draft) -> None:
         if draft.role_at(node) is not Role.RECTIFIER:
             continue
         region, edges = _pooled_region(draft, node)
-        signed = draft.spikes()
         pools = [pool for pool in region if draft.role_at(pool) is Role.MAX_POOL]
-        inside = region | {node}
-        if all(pool.all_input_nodes[0] in signed for pool in pools) or any(
+        if not pools:
+            continue
+        spikes, inside = draft.spikes(), region | {node}
+        if all(pool.all_input_nodes[0] in spikes for pool in pools) or any(
             not inside.issuperset(n.users) for n in region
         ):
             continue
@@ -166,10 +165,12 @@ def _never_negative(draft: Draft) -> set[fx.Node]:
 
 def _drop_repeated_relus(draft: Draft) -> None:
     """Drop a ReLU of values that are spikes anyway, and so are not negative."""
+    spikes = draft.spikes()
     for node, module in draft.steps():
         if draft.role_at(node) is not Role.RECTIFIER:
             continue
-        if ceiling_of(module) is None and node.all_input_nodes[0] in draft.spikes():
+        # A dropped one's input is a node of spikes as well, so they stay the ones that were found.
+        if ceiling_of(module) is None and node.all_input_nodes[0] in spikes:
             draft.log(str(node.target), became="dropped: its input is never negative", exact="exact")
             draft.remove(node)
 

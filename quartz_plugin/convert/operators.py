@@ -146,11 +146,16 @@ _PAD = Operator(Role.ROUTE, "silent units at the border", refusal=_pads_with_a_c
 _BORDER = Operator(Role.ROUTE, "routes copies of spikes to the border")
 _DROPPED = Operator(Role.NOTHING, "nothing in eval mode")
 
+WEIGHTED = (nn.Conv1d, nn.Conv2d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.Linear)
+"""Modules whose weights mix units."""
+AVERAGES = (nn.AvgPool1d, nn.AvgPool2d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, Mean)
+"""Modules that average units."""
+
 OPERATORS: dict[type[nn.Module], Operator] = {
-    **dict.fromkeys((nn.Conv1d, nn.Conv2d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.Linear), _CONVOLUTION),
+    **dict.fromkeys(WEIGHTED, _CONVOLUTION),
     **dict.fromkeys((nn.BatchNorm1d, nn.BatchNorm2d), _NORM),
     Affine: _CONSTANTS,
-    **dict.fromkeys((nn.AvgPool1d, nn.AvgPool2d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, Mean), _AVERAGE),
+    **dict.fromkeys(AVERAGES, _AVERAGE),
     Add: _ADD,
     nn.ReLU: _RECTIFIER,
     **dict.fromkeys((nn.ReLU6, nn.Hardtanh), _CLIPPED),

@@ -20,8 +20,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from quartz_plugin.convert.draft import Draft
-from quartz_plugin.convert.fold import AVERAGES, WEIGHTED
-from quartz_plugin.convert.operators import Affine, ConversionError, Role
+from quartz_plugin.convert.operators import AVERAGES, WEIGHTED, Affine, ConversionError, Role
 from quartz_plugin.graph import INPUT, unique_path
 from quartz_plugin.structure import Add, Concatenate, Mean, OneToOne
 
@@ -143,19 +142,17 @@ class _Rescaling:
                         f"cannot convert {node.target!r} ({type(module).__name__}): it pools units of different "
                         'scales; use granularity="layer", or pool before they are joined'
                     )
-                self._call(node, module, [self._weighed(sources[0], gain, str(node.target))])
+                self._call(node, copy.deepcopy(module), [self._weighed(sources[0], gain, str(node.target))])
                 self.gains[node] = ONE
             else:
-                self._call(node, module, [self.nodes[sources[0]]])
+                self._call(node, copy.deepcopy(module), [self.nodes[sources[0]]])
                 self.gains[node] = self._routed(node, module, sources)
         else:
-            self._call(node, module, [self.nodes[source] for source in sources])
+            self._call(node, copy.deepcopy(module), [self.nodes[source] for source in sources])
             self.gains[node] = self._routed(node, module, sources)
 
     def _call(self, node: fx.Node, module: nn.Module, sources: list[fx.Node]) -> None:
-        self.network.modules[str(node.target)] = module = copy.deepcopy(module)
-        for parameter in module.parameters():
-            parameter.requires_grad_(False)
+        self.network.modules[str(node.target)] = module
         self.nodes[node] = self.network.graph.call_module(str(node.target), tuple(sources))
 
     def _weighed(self, source: fx.Node, weight: Tensor, name: str) -> fx.Node:
@@ -202,11 +199,13 @@ class _Rescaling:
         wanted = self.wanted[node]
         along_outputs = wanted is not None and _along_outputs(module, wanted)
         out_gain = wanted if wanted is not None and along_outputs else ONE
-        self._call(node, module, [drive])
-        emitted: Any = self.network.modules[str(node.target)]
         weight = _scaled_weight(module, _gain_of_inputs(module, gain, shape), 1 / out_gain)
-        emitted.weight = nn.Parameter(weight.to(module.weight.dtype), requires_grad=False)
-        emitted.bias = None
+        emitted = copy.copy(module)
+        emitted._parameters = {
+            "weight": nn.Parameter(weight.to(module.weight.dtype), requires_grad=False),
+            "bias": None,
+        }
+        self._call(node, emitted, [drive])
         self.gains[node] = out_gain
 
     def _visit_add(self, node: fx.Node, module: nn.Module, sources: list[fx.Node]) -> None:
@@ -218,7 +217,7 @@ class _Rescaling:
         weighed = [
             self._weighed(source, gain / wanted, str(node.target)) for source, gain in zip(sources, gains, strict=True)
         ]
-        self._call(node, module, weighed)
+        self._call(node, copy.deepcopy(module), weighed)
         self.gains[node] = wanted
 
     def _routed(self, node: fx.Node, module: nn.Module, sources: list[fx.Node]) -> Tensor:
@@ -300,10 +299,11 @@ def _along_outputs(module: Any, gain: Tensor) -> bool:
 def _scaled_weight(module: Any, gain: Tensor | None, out_gain: Tensor) -> Tensor:
     """Weights times gains on their inputs and outputs, float64."""
     assert gain is not None
-    weight = module.weight.detach().double()
+    # In place on a copy of its own: the largest layers decide how much memory conversion takes.
+    weight: Tensor = module.weight.detach().to(torch.float64, copy=True)
     gain, out_gain = gain.to(weight.device), out_gain.flatten().to(weight.device)
     if isinstance(module, nn.Linear):
-        return weight * gain * out_gain.view(-1, 1)  # type: ignore[no-any-return]
+        return weight.mul_(gain).mul_(out_gain.view(-1, 1))
     spatial = [1] * (weight.dim() - 2)
     groups = module.groups
     inputs = gain.flatten().expand(module.in_channels).view(groups, -1)
@@ -313,8 +313,8 @@ def _scaled_weight(module: Any, gain: Tensor | None, out_gain: Tensor) -> Tensor
     else:
         first, second = outputs, inputs
     by_group = weight.unflatten(0, (groups, -1))
-    by_group = by_group * first.view(groups, -1, 1, *spatial) * second.view(groups, 1, -1, *spatial)
-    return by_group.flatten(0, 1)  # type: ignore[no-any-return]
+    by_group.mul_(first.view(groups, -1, 1, *spatial)).mul_(second.view(groups, 1, -1, *spatial))
+    return weight
 
 
 def _alike_in_windows(gain: Tensor, pool: nn.Module) -> bool:
