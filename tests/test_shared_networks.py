@@ -1,0 +1,110 @@
+"""Trained residual and concatenating networks of ../shared: figures within wide bounds, exports stepped by hand."""
+
+import pytest
+import torch
+import torchvision
+from conftest import SHARED
+from random_chains import first_spikes, input_train
+from torchvision.transforms import v2
+
+import quartz_plugin
+from quartz_plugin.engines.stepped import step_layer
+from quartz_plugin.hardware.operations import source_levels
+from quartz_plugin.lightning import MobileNetV1, ResNet20
+from quartz_plugin.lightning.modules import load_weights
+
+pytestmark = pytest.mark.shared
+
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+def images_of(folder, count, size):
+    """`count` images, spread over the classes, and their labels."""
+    transform = v2.Compose([v2.ToImage(), v2.Resize(size), v2.ToDtype(torch.float32, scale=True), v2.ToPureTensor()])
+    found = torchvision.datasets.ImageFolder(SHARED / "data" / folder, transform, allow_empty=True)
+    chosen = torch.linspace(0, len(found) - 1, count).long().tolist()
+    images, labels = zip(*(found[index] for index in chosen), strict=True)
+    return torch.stack(images), torch.tensor(labels)
+
+
+def trained(network, weights):
+    load_weights(network, str(SHARED / "data" / "weights" / weights))
+    return network.eval()
+
+
+@pytest.fixture(scope="module")
+def resnet20():
+    return trained(ResNet20(), "cifar10_resnet20.safetensors")
+
+
+@pytest.fixture(scope="module")
+def cifar10_train():
+    return images_of("cifar10/train", 200, 32)[0]
+
+
+def accuracies(ann, snn, images, labels, preprocessing):
+    with torch.no_grad():
+        answer = ann(v2.Normalize(*preprocessing)(images)).argmax(1)
+    return float((answer == labels).float().mean()), float((snn(images).argmax(1) == labels).float().mean())
+
+
+def test_resnet20_keeps_its_accuracy_at_64_levels(resnet20, cifar10_train):
+    snn = quartz_plugin.convert(resnet20, cifar10_train, 64, preprocessing=IMAGENET)
+    ann, spiking = accuracies(resnet20, snn, *images_of("cifar10/test", 200, 32), IMAGENET)
+    assert ann > 0.85
+    assert spiking >= ann - 0.03
+    assert [row["readout"] // 63 for row in snn.report if row.get("readout")] == list(range(1, 21))
+    assert quartz_plugin.verify(resnet20, snn, cifar10_train[:20]).agreement >= 0.9
+
+
+@pytest.mark.parametrize("options", [{}, {"rectifier": "silent", "linear": "pair"}, quartz_plugin.PAPER], ids=str)
+def test_resnet20_exported_and_stepped_by_hand_gives_the_same_spike_steps(resnet20, cifar10_train, options):
+    snn = quartz_plugin.convert(resnet20, cifar10_train[:50], 4, preprocessing=IMAGENET, **options).double()
+    images = cifar10_train[50:52]
+    steps = snn.run(images, engine="stepped").spike_steps["output"]
+    train = input_train(snn, images)
+    net = snn.to_snntorch()
+    assert torch.equal(first_spikes([net(spikes) for spikes in train]), steps)
+    net, state, outputs = snn.to_norse(), None, []
+    for spikes in train:
+        out, state = net(spikes, state)
+        outputs.append(out)
+    assert torch.equal(first_spikes(outputs), steps)
+
+
+def test_resnet20_stepped_equals_analytic_layer_by_layer_but_for_ties(resnet20, cifar10_train):
+    snn = quartz_plugin.convert(resnet20, cifar10_train[:50], 16, preprocessing=IMAGENET)
+    graph, images = snn.graph, cifar10_train[50:54]
+    result = snn.run(images, engine="analytic")
+    levels = source_levels(graph, result)
+    differing = neurons = 0
+    for layer in graph.layers:
+        steps = step_layer(layer, {source: levels[source] for source in layer.projection.sources})
+        apart = (steps - result.spike_steps[layer.name]).abs()
+        assert int(apart.max()) <= 1, layer.name
+        differing, neurons = differing + int(apart.sum()), neurons + steps.numel()
+    assert neurons == 4 * 188_426
+    assert differing <= neurons / 10_000
+
+
+@pytest.mark.slow
+def test_squeezenet_keeps_its_accuracy_at_64_levels():
+    ann = trained(torchvision.models.squeezenet1_0(), "imagenet_squeezenet1_0.safetensors")
+    snn = quartz_plugin.convert(ann, images_of("imagenet/train", 100, 227)[0], 64, preprocessing=IMAGENET)
+    images, _ = images_of("imagenet/val", 80, 227)
+    assert quartz_plugin.verify(ann, snn, images).agreement >= 0.85
+
+
+@pytest.mark.slow
+def test_mobilenet_v1_approaches_the_ann_with_t_max():
+    ann = trained(MobileNetV1(), "imagenet_mobilenet_v1_025_128.safetensors")
+    preprocessing = ((0.5,) * 3, (0.5,) * 3)
+    calibration, images = images_of("imagenet/train", 200, 128)[0], images_of("imagenet/val", 100, 128)[0]
+    agreements = [
+        quartz_plugin.verify(
+            ann, quartz_plugin.convert(ann, calibration, t, preprocessing=preprocessing), images
+        ).agreement
+        for t in (16, 64, 1024)
+    ]
+    assert agreements == sorted(agreements)
+    assert agreements[-1] >= 0.85
