@@ -43,7 +43,6 @@ class Line:
 
     def values(self, net, known, text=None):
         """What the line gives for each of its names."""
-        # Dictionaries hold no tensor twice, and fx proxies are evaluated alike.
         value = eval(text or self.text, _WORDS, {"self": net, **known})
         return {name: value[i] for i, name in enumerate(self.names)} if len(self.names) > 1 else {self.names[0]: value}
 
@@ -120,7 +119,7 @@ class _Value:
     run: int = 0
     # Changing it in place would change another tensor as well.
     aliased: bool = False
-    # Behind routing of what is no spike, where a ReLU behind a pool has its neurons further up.
+    # Behind routing: a ReLU behind a pool may have its neurons in front of that as well.
     routed: bool = False
     weighted: bool = False
     used: bool = False
@@ -164,7 +163,7 @@ class _Writer:
     def write(self, text, sources, kind, *, path="", run=0, alias=False, names=1, **line):
         """Append a line; returns its values, or none where it does not fit."""
         names = tuple(f"v{self.count + i}" for i in range(names))
-        new = Line(names, text, path, sources=tuple(source.name for source in sources), **line)
+        new = Line(names, text, sources=tuple(source.name for source in sources), **line)
         net = Net([], self.modules).eval()
         try:
             with torch.no_grad():
@@ -174,6 +173,7 @@ class _Writer:
             return []
         if any(value.numel() == 0 or not value.isfinite().all() for value in values.values()):
             return []
+        new.path = self.path(path)
         self.lines.append(new)
         shapes = [tuple(value.shape[1:]) for value in values.values()]
         made = [_Value(name, shape, kind, run, alias) for name, shape in zip(names, shapes, strict=True)]
@@ -186,11 +186,7 @@ class _Writer:
 
     def call(self, module, source, kind, **line):
         name = self.module(module)
-        made = self.write(f"self.{name}({source.name})", [source], kind, path=self.path(name), **line)
-        if not made:
-            del self.modules[name]
-            self.paths[name] -= 1
-        return made
+        return self.write(f"self.{name}({source.name})", [source], kind, path=name, **line)
 
     # Operations, each of one line; they do nothing where nothing fits.
     def rectify(self, source=None):
@@ -231,7 +227,7 @@ class _Writer:
             inplace = False
             block = self.module(Part("F.relu(a)"))
             text, path = f"self.{block}({name})", f"{block}.relu"
-        made = self.write(text, [source], "spikes", path=self.path(path), rectifies=True)
+        made = self.write(text, [source], "spikes", path=path, rectifies=True)
         if inplace and made:
             # Who uses the source from here on sees it rectified.
             source.kind, source.run, source.weighted = "spikes", 0, False
@@ -294,8 +290,7 @@ class _Writer:
         text, path = self.pick(
             ("{} * 0.5", "mul"), ("{} + 0.25", "add"), ("{} / 2", "truediv"), ("-{}", "neg"), ("{} - 0.1", "sub")
         )
-        text, path = text.format(source.name), self.path(path)
-        self.write(text, [source], "signed", path=path, run=source.run + 1)
+        self.write(text.format(source.name), [source], "signed", path=path, run=source.run + 1)
 
     def bottleneck(self):
         """Linear maps in a row."""
@@ -332,20 +327,20 @@ class _Writer:
         if how == "in place" and (a.aliased or a is b):
             how = "operator"
         if how == "operator":
-            self.write(f"{a.name} + {b.name}", both, kind, path=self.path("add"), run=run)
+            self.write(f"{a.name} + {b.name}", both, kind, path="add", run=run)
         elif how == "method":
             text = self.pick("{}.add({})", "torch.add({}, {})").format(a.name, b.name)
-            self.write(text, both, kind, path=self.path("add"), run=run)
+            self.write(text, both, kind, path="add", run=run)
         elif how == "subtract":
             block = self.module(Part("a - b"))
             self.write(f"self.{block}({a.name}, {b.name})", both, "signed", path=f"{block}.sub", run=run)
         elif self.chance():
-            (made,) = self.write(f"{a.name}.add_({b.name})", both, kind, path=self.path("add_"), run=run)
+            (made,) = self.write(f"{a.name}.add_({b.name})", both, kind, path="add_", run=run)
             a.kind, a.run, a.weighted = kind, run, False
             a.aliased = made.aliased = True
         else:
             # torch.fx takes += for +, so nobody may look at the old name again.
-            self.write(f"operator.iadd({a.name}, {b.name})", both, kind, path=self.path("add"), run=run)
+            self.write(f"operator.iadd({a.name}, {b.name})", both, kind, path="add", run=run)
             self.values.remove(a)
 
     def concatenate(self):
@@ -366,7 +361,7 @@ class _Writer:
         kind = "signed" if "signed" in kinds else "positive" if "positive" in kinds else "spikes"
         text = f"torch.cat([{', '.join(part.name for part in parts)}], {dim})"
         for made in self.write(text, parts, kind, run=max(part.run for part in parts)):
-            made.routed = kind != "spikes"
+            made.routed = True
 
     def max_pool(self):
         """Over spikes, or over what cannot be negative, which gets neurons of its own."""
@@ -374,8 +369,7 @@ class _Writer:
         if source is None:
             return
         if self.chance(25):
-            text, path = f"F.max_pool2d({source.name}, 2, 1)", self.path("max_pool2d")
-            self.write(text, [source], "spikes", path=path, pools=True)
+            self.write(f"F.max_pool2d({source.name}, 2, 1)", [source], "spikes", path="max_pool2d", pools=True)
         else:
             self.call(self.any_max_pool(), source, "spikes", pools=True)
 
@@ -417,14 +411,14 @@ class _Writer:
                 options |= {"count_include_pad": self.chance(), "ceil_mode": self.chance(20)}
             self.call(nn.AvgPool2d(2, **options), source, kind, run=source.run)
         elif how == "function":
-            self.write(f"F.avg_pool2d({name}, 2)", [source], kind, path=self.path("avg_pool2d"), run=source.run)
+            self.write(f"F.avg_pool2d({name}, 2)", [source], kind, path="avg_pool2d", run=source.run)
         elif how == "adaptive":
             size = 1 if self.exact else self.pick(1, 2, 3)
             self.call(nn.AdaptiveAvgPool2d(size), source, kind, run=source.run)
         elif how == "mean":
-            self.write(f"{name}.mean((2, 3))", [source], kind, path=self.path("mean"), run=source.run)
+            self.write(f"{name}.mean((2, 3))", [source], kind, path="mean", run=source.run)
         else:
-            self.write(f"{name}.mean(3, keepdim=True)", [source], kind, path=self.path("mean"), run=source.run)
+            self.write(f"{name}.mean(3, keepdim=True)", [source], kind, path="mean", run=source.run)
 
     def route(self):
         source = self.value()
@@ -456,7 +450,7 @@ class _Writer:
             return
         keeps = "dropout" in text or "contiguous" in text
         for made in self.write(text, [source], source.kind, run=source.run, alias=alias):
-            made.routed = source.routed if keeps else source.kind != "spikes"
+            made.routed = source.routed or not keeps
             made.weighted = keeps and source.weighted
 
     def split(self):
@@ -465,7 +459,7 @@ class _Writer:
             return
         text = f"{source.name}.chunk(2, dim=1)"
         for made in self.write(text, [source], source.kind, run=source.run, alias=True, names=2):
-            made.routed = source.kind != "spikes"
+            made.routed = True
 
     OPERATIONS = (
         *(["rectify"] * 5 + ["weigh"] * 4 + ["branch"] * 4 + ["join"] * 3 + ["concatenate"] * 3),
@@ -478,8 +472,8 @@ class _Writer:
         ends = self.pick("linear", "linear", "linear", "relu", "average", "as it is")
         latest = self.values[-1]
         if ends == "average" and len(latest.shape) == 3 and (latest.kind != "spikes") and not self.exact:
-            self.write(f"F.adaptive_avg_pool2d({latest.name}, 1).flatten(1)", [latest], latest.kind, run=latest.run)
-            self.lines[-1].path = self.path("adaptive_avg_pool2d")
+            text = f"F.adaptive_avg_pool2d({latest.name}, 1).flatten(1)"
+            self.write(text, [latest], latest.kind, path="adaptive_avg_pool2d", run=latest.run)
             return
         if ends == "as it is" and latest.kind != "spikes":
             return
@@ -518,14 +512,16 @@ def random_nets(draw, *, exact=False, dtypes=(torch.float32, torch.float32, torc
     for _ in range(draw(st.integers(2, 8))):
         getattr(writer, writer.pick(*writer.OPERATIONS))()
     writer.end()
+    text = " ".join(line.text for line in writer.lines)
+    modules = {name: module for name, module in writer.modules.items() if f"self.{name}(" in text}
     with torch.no_grad():
-        for module in writer.modules.values():
+        for module in modules.values():
             if isinstance(module, nn.Conv1d | nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
                 module.weight.mul_(1.5)
                 if module.bias is not None:
                     module.bias.add_(0.1)
     net = RandomNet(
-        ann=Net(writer.lines, writer.modules).to(draw(st.sampled_from(dtypes))),
+        ann=Net(writer.lines, modules).to(draw(st.sampled_from(dtypes))),
         input_shape=shape,
         calibration=torch.rand(30, *shape),
         images=torch.rand(draw(st.integers(1, 3)), *shape),
@@ -554,7 +550,9 @@ def _alive(net):
 def pools_mixed_scales(net, refusal):
     """Whether a refusal is that of a pool over units of different scales, and names a pool of this network."""
     pools = {line.path for line in net.ann.lines if line.pools}
-    pools |= {name for name, module in net.ann.named_modules() if isinstance(module, nn.MaxPool2d | nn.AdaptiveMaxPool2d)}
+    pools |= {
+        name for name, module in net.ann.named_modules() if isinstance(module, nn.MaxPool2d | nn.AdaptiveMaxPool2d)
+    }
     return "pools units of different scales" in str(refusal) and str(refusal).split("'")[1] in pools
 
 
@@ -748,6 +746,11 @@ def assert_the_ann_says_it(net, snn, spike_steps):
                 names, rectified = [line.path, f"{line.path}_2"], {}
                 relu = ann.get_submodule(line.path)
                 for name, source in zip(names, line.sources, strict=False):
+                    # Two names of one value, as dropout makes them, have the same neurons.
+                    same = [other for other in rectified if known[other].data_ptr() == known[source].data_ptr()]
+                    if same and known[same[0]].shape == known[source].shape:
+                        rectified[source] = rectified[same[0]]
+                        continue
                     value = relu(known[source].clone())
                     rectified[source] = said(name, value) if name in lengths else value
                 value = line.values(ann, known | rectified, line.pooled)[line.names[0]]

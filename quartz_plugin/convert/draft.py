@@ -70,12 +70,12 @@ class Draft:
         return last
 
     def spikes(self) -> set[fx.Node]:
-        """Nodes whose values are spikes: the input's, a rectifier's or a pool's, and whatever routes only such."""
+        """Nodes whose values are spikes: the input's, a rectifier's, and whatever pools or routes only such."""
         spikes: set[fx.Node] = set()
         for node in self.module.graph.nodes:
             role = self.role_at(node)
-            routed = role is Role.ROUTE and spikes.issuperset(node.all_input_nodes)
-            if node.op == "placeholder" or role in (Role.RECTIFIER, Role.MAX_POOL) or routed:
+            passed_on = role in (Role.ROUTE, Role.MAX_POOL) and spikes.issuperset(node.all_input_nodes)
+            if node.op == "placeholder" or role is Role.RECTIFIER or passed_on:
                 spikes.add(node)
         return spikes
 

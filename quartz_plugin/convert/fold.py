@@ -32,6 +32,9 @@ def fold(draft: Draft, preprocessing: Preprocessing | None = None, linear: Linea
         if draft.role_at(node) is Role.NOTHING:
             draft.log(str(node.target), became=Role.NOTHING.value, exact="exact")
             draft.remove(node)
+    if preprocessing is not None:
+        # First of all: what is normalised is no longer the input's spikes.
+        _prepend(draft, preprocessing)
     for node, module in draft.steps():
         if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
             _fold_batch_norm(draft, _in_front_of_pools(draft, node, module), module)
@@ -39,8 +42,6 @@ def fold(draft: Draft, preprocessing: Preprocessing | None = None, linear: Linea
     _give_sums_neurons_before_pools(draft)
     _drop_repeated_relus(draft)
     _move_last_relu_to_the_end(draft)
-    if preprocessing is not None:
-        _prepend(draft, preprocessing)
     if linear == "pair":
         _split_into_pairs(draft)
     draft.module.graph.eliminate_dead_code()
@@ -110,11 +111,6 @@ def _move_pools_behind_relus(draft: Draft) -> None:
         pools = [pool for pool in region if draft.role_at(pool) is Role.MAX_POOL]
         if not pools:
             continue
-        spikes, inside = draft.spikes(), region | {node}
-        if all(pool.all_input_nodes[0] in spikes for pool in pools) or any(
-            not inside.issuperset(n.users) for n in region
-        ):
-            continue
         path = str(node.target)
         draft.remove(node)
         for count, (source, user) in enumerate(dict.fromkeys(edges)):
@@ -126,20 +122,22 @@ def _move_pools_behind_relus(draft: Draft) -> None:
 
 
 def _pooled_region(draft: Draft, relu: fx.Node) -> tuple[set[fx.Node], list[tuple[fx.Node, fx.Node]]]:
-    """Max pools and routing right in front of a ReLU, and the edges over which values enter them."""
+    """Max pools and routing of signed values right in front of a ReLU and for it alone, and the edges into them."""
+    spikes = draft.spikes()
     region: set[fx.Node] = set()
     edges: list[tuple[fx.Node, fx.Node]] = []
     pending = [relu]
     while pending:
         user = pending.pop()
         for source in user.all_input_nodes:
-            if draft.role_at(source) in (Role.MAX_POOL, Role.ROUTE):
-                if source not in region:
-                    region.add(source)
-                    pending.append(source)
-            else:
+            passes_on = draft.role_at(source) in (Role.MAX_POOL, Role.ROUTE) and source not in spikes
+            if not passes_on or not (region | {relu}).issuperset(source.users):
                 edges.append((source, user))
-    return region, edges
+            elif source not in region:
+                region.add(source)
+                pending.append(source)
+    # Another way into the region may have shown that a source is for the ReLU alone after all.
+    return region, [(source, user) for source, user in edges if source not in region]
 
 
 def _give_sums_neurons_before_pools(draft: Draft) -> None:
@@ -157,7 +155,7 @@ def _never_negative(draft: Draft) -> set[fx.Node]:
     """Nodes whose values cannot be negative: spikes, and what is averaged or added of such."""
     positive = draft.spikes()
     for node, module in draft.steps():
-        keeps = isinstance(module, (Add, *AVERAGES)) or draft.role_at(node) is Role.ROUTE
+        keeps = isinstance(module, (Add, *AVERAGES)) or draft.role_at(node) in (Role.ROUTE, Role.MAX_POOL)
         if keeps and positive.issuperset(node.all_input_nodes):
             positive.add(node)
     return positive

@@ -104,8 +104,8 @@ _DIFFERENT_WITH_HOOKS = (
 )
 _DIFFERENT = (
     "the traced network computes something else than the network itself: its forward is random in eval mode, "
-    "changes a tensor in place that it uses again under another name, or a registered rule is not the module it "
-    "stands for"
+    "changes a tensor in place (as `x += y` does) that it uses again under another name, or a registered rule is "
+    "not the module it stands for"
 )
 
 
