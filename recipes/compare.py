@@ -11,6 +11,7 @@ Folders hold one folder of images for each class; the classes are those of `--tr
 import csv
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Literal
 
 import torch
 import torchvision
@@ -35,7 +36,9 @@ def compare(
     size: int,
     network: str = "resnet20",
     t_max: Sequence[int] = (16, 32, 64),
+    output_t_max: int | None = None,
     percentile: float = 99.9,
+    granularity: Literal["layer", "channel"] = "layer",
     calibration_images: int = 1000,
     hold: bool = True,
     mean: Sequence[float] = (0.485, 0.456, 0.406),
@@ -53,7 +56,9 @@ def compare(
         size: Images are resized to this many pixels, the shorter side, and cropped to a square.
         network: Its name.
         t_max: The T to convert at.
+        output_t_max: T of the output layer, where it is not that of the others.
         percentile: Of each ReLU's values on the calibration images.
+        granularity: One scale a layer, or one a channel.
         calibration_images: At most this many.
         hold: No neuron fires before its readout; False is the paper's neuron, simulated step by step.
         mean: What the network expects its input normalised by.
@@ -69,7 +74,8 @@ def compare(
     snns = {
         t: quartz_plugin.convert(
             ann, _batches(calibration, batch_size, f"calibrating T = {t}"), t,
-            percentile=percentile, hold=hold, preprocessing=(mean, std),
+            percentile=percentile, granularity=granularity, hold=hold, preprocessing=(mean, std),
+            layers={} if output_t_max is None else {"output": {"t_max": output_t_max}},
         )
         for t in t_max
     }  # fmt: skip
@@ -102,7 +108,8 @@ def compare(
                 int(n["neurons"]),
             ]
         )
-    print(f"{network}: {total} test images, calibrated on {len(calibration)} training images, percentile {percentile}")
+    how = f"percentile {percentile} by {granularity}" + (f", output T = {output_t_max}" if output_t_max else "")
+    print(f"{network}: {total} test images, calibrated on {len(calibration)} training images, {how}")
     print(format_table(COLUMNS, rows))
     if out is not None:
         with Path(out).open("w", newline="") as file:
