@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from quartz_plugin.graph import (
+    INPUT,
     ConvertedGraph,
     call_node,
     check_modules,
@@ -102,8 +103,19 @@ class StatefulGraph(nn.Module):
             Spikes that arrive now, ``[B, ...]``.
         state : dict, optional
             What the step before returned: path of each stateful module -> its state. None starts an inference.
+
+        Raises
+        ------
+        ValueError
+            If `state` is not one that this network returned for input of this shape.
         """
-        before, after = state or {}, {}
+        if state is not None and (not isinstance(state, dict) or state.get(INPUT) != input_.shape):
+            raise ValueError(
+                f"the state is not one that this network returned for input of shape {list(input_.shape)}; "
+                "start an inference with None"
+            )
+        before: dict[str, Any] = state or {}
+        after: dict[str, Any] = {INPUT: input_.shape}
         values: dict[fx.Node, Any] = {}
         expiring = expiring_after(self.network)
         for node in self.network.graph.nodes:

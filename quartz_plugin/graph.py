@@ -51,13 +51,6 @@ class Projection:
             values[node] = carry(self.module, node, values)
         return values[self.target]
 
-    def submodules(self) -> Iterator[nn.Module]:
-        """Yield the synapse and routing modules, in order."""
-        for node in self.nodes:
-            module = self.module.get_submodule(str(node.target))
-            if not isinstance(module, AxonalDelay):
-                yield module
-
 
 @dataclass(frozen=True)
 class Layer:

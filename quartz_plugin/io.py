@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import re
 import tempfile
-from collections.abc import Callable
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,9 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor, fx, nn
 
 from quartz_plugin.coding import window_length
-from quartz_plugin.graph import INPUT, ConvertedGraph, check_modules
+from quartz_plugin.graph import INPUT, ConvertedGraph, call_node, check_modules
 from quartz_plugin.neuron import AxonalDelay, FirstSpikeMaxPool, TTFSNeuron
-from quartz_plugin.structure import Add, Concatenate, Mean, OneToOne, Permute, Reshape, Slice
+from quartz_plugin.structure import WEIGHTED, Add, Concatenate, Mean, OneToOne, Permute, Reshape, Slice
 
 FORMAT = "quartz_plugin.network"
 VERSION = 2
@@ -72,6 +72,24 @@ ATTRIBUTES: dict[type[nn.Module], tuple[str, ...]] = {
     AxonalDelay: ("steps",),
 }
 """Modules a file may hold, with what builds them again."""
+
+_ALLOWED: dict[str, dict[str, tuple[Any, ...]]] = {
+    "Upsample": {"mode": ("nearest", "nearest-exact")},
+    "ConstantPad1d": {"value": (0,)},
+    "ConstantPad2d": {"value": (0,)},
+}
+"""Options that have to be as conversion leaves them."""
+
+_WHAT_DAMAGE_RAISES = (
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    MemoryError,
+    RuntimeError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+)
 
 _NAME = re.compile(r'[^"\\\x00-\x1f]+')
 _PLAIN_MODULE = nn.Module()
@@ -158,20 +176,21 @@ def read(path: str | PathLike[str]) -> ConvertedGraph:
     try:
         header = json.loads(metadata[FORMAT])
         version = header["version"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{path} is damaged: its header is not readable") from error
     if version != VERSION:
         raise ValueError(f"{path} is of version {version!r}, and this package reads version {VERSION}; update it")
     try:
         return _build(header, tensors)
-    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, IndexError, SyntaxError) as error:
+    except _WHAT_DAMAGE_RAISES as error:
         what = f"no {error}" if isinstance(error, KeyError) else str(error).partition("\n")[0]
         raise ValueError(f"{path} is damaged: {what}") from error
 
 
 def _build(header: dict[str, Any], tensors: dict[str, Tensor]) -> ConvertedGraph:
     weights = {name.removeprefix("module."): t for name, t in tensors.items() if name.startswith("module.")}
-    scales = {name.removeprefix("scale."): t for name, t in tensors.items() if name.startswith("scale.")}
+    # Cloned: what safetensors gives is the file's memory, and would change with it.
+    scales = {name.removeprefix("scale."): t.clone() for name, t in tensors.items() if name.startswith("scale.")}
     _check_header(header)
     check_finite(tensors)
     modules = {path: _rebuild(entry, path, weights) for path, entry in header["modules"].items()}
@@ -206,8 +225,28 @@ def _build(header: dict[str, Any], tensors: dict[str, Tensor]) -> ConvertedGraph
     layers = result.layers
     if not layers or layers[-1].node is not last or {layer.name for layer in layers} != set(scales):
         raise ValueError("its layers and scales do not belong together")
+    if not all(bool((scale > 0).all()) for scale in scales.values()):
+        raise ValueError("a scale is not positive")
     result.arrivals()
+    _check_fit(result)
     return result
+
+
+def _check_fit(graph: ConvertedGraph) -> None:
+    """Raise what torch says where one module's values do not fit the next; computes shapes alone."""
+    on_meta = copy.deepcopy(graph.module).to("meta")
+    values: dict[fx.Node, Tensor] = {}
+    for node in on_meta.graph.nodes:
+        if node.op == "placeholder":
+            values[node] = torch.empty(2, *graph.input_shape, device="meta")
+        elif node.op == "call_module":
+            module = on_meta.get_submodule(str(node.target))
+            source = values[node.all_input_nodes[0]]
+            # Neurons keep their input's shape; stepping them would compute.
+            values[node] = source if isinstance(module, TTFSNeuron) else call_node(on_meta, node, values)
+            reshaped = isinstance(module, OneToOne) and values[node].shape != source.shape
+            if len(values[node]) != len(source) or reshaped:
+                raise ValueError(f"{node.target!r} does not fit what it listens to")
 
 
 def _check_header(header: dict[str, Any]) -> None:
@@ -220,14 +259,26 @@ def _check_header(header: dict[str, Any]) -> None:
         raise ValueError(f"its output scale is {scale!r}")
     if not isinstance(settings, dict) or settings.get("rectifier") not in ("spike", "silent"):
         raise ValueError("its settings lack the rectifier")
-    if "preprocessing" not in settings or "linear" not in settings or not isinstance(header["report"], list):
-        raise ValueError("its settings or its report are incomplete")
+    if settings.get("linear") not in ("compose", "pair") or "preprocessing" not in settings:
+        raise ValueError("its settings are incomplete")
+    report = header["report"]
+    if not isinstance(report, list) or not all(_is_row(row) for row in report):
+        raise ValueError("its report is no list of rows")
     if not isinstance(header["modules"], dict) or not isinstance(header["nodes"], list):
         raise ValueError("its modules or its nodes are not there")
     for path in header["modules"]:
         parts = path.split(".")
         if any(not _NAME.fullmatch(part) or hasattr(_PLAIN_MODULE, part) for part in parts):
             raise ValueError(f"it names a module {path!r}")
+
+
+def _is_row(row: Any) -> bool:
+    numbers = ("neurons", "scale", "readout", "window", "delay", "synapses", "synapses_factored")
+    return (
+        isinstance(row, dict)
+        and isinstance(row.get("module"), str)
+        and all(row.get(name) is None or type(row[name]) in (int, float) for name in numbers)
+    )
 
 
 def check_finite(tensors: dict[str, Tensor]) -> None:
@@ -265,16 +316,21 @@ def _rebuild(entry: dict[str, Any], path: str, weights: dict[str, Tensor]) -> nn
         return FirstSpikeMaxPool(_rebuild(entry["pool"], path, weights), init_hidden=True)
     if name == "OneToOne":
         return OneToOne(weights[f"{path}.weight"])
-    kinds: dict[str, Callable[..., nn.Module]] = {kind.__name__: kind for kind in ATTRIBUTES}
+    kinds: dict[str, Any] = {kind.__name__: kind for kind in ATTRIBUTES}
     if name not in kinds:
         raise ValueError(f"unknown module class {name!r}")
     if name == "AxonalDelay":
         options["init_hidden"] = True
     weight = weights.get(f"{path}.weight")
+    if (weight is None) == issubclass(kinds[name], WEIGHTED):
+        raise ValueError(f"{path!r} has no weights, or some that it cannot have")
+    for option, allowed in _ALLOWED.get(name, {}).items():
+        if options.get(option) not in allowed:
+            raise ValueError(f"{path!r} has {option}={options.get(option)!r}, which spikes cannot carry out")
     if weight is not None:
         options |= {"bias": False, "dtype": weight.dtype, "device": "meta"}
-        return kinds[name](**options).to_empty(device="cpu").requires_grad_(False)
-    return kinds[name](**options)
+    module: nn.Module = kinds[name](**options)
+    return module if weight is None else module.to_empty(device="cpu").requires_grad_(False)
 
 
 def _plain(value: Any) -> Any:

@@ -50,9 +50,10 @@ class Report(Sequence[dict[str, Any]]):
         """Neurons and synapses of the whole network, in one line."""
         layers = [row for row in self._rows if row.get("neurons") is not None]
         neurons = sum(row["neurons"] for row in layers)
-        if any(row.get("synapses") is None for row in layers):
+        counts = [(row.get("synapses"), row.get("synapses_factored")) for row in layers]
+        if any(None in pair for pair in counts):
             return f"{len(layers)} layers, {neurons:,} neurons"
-        composed, factored = (sum(row[kind] for row in layers) for kind in ("synapses", "synapses_factored"))
+        composed, factored = (sum(kind) for kind in zip(*counts, strict=True))
         return (
             f"{len(layers)} layers, {neurons:,} neurons, {composed:,} synapses"
             f" ({factored:,} where linear maps in a row are computed one after the other)"

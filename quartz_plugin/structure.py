@@ -7,6 +7,17 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+WEIGHTED = (nn.Conv1d, nn.Conv2d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.Linear)
+"""Modules whose weights mix units."""
+
+PADDING_MODES: dict[type[nn.Module], str] = {
+    **dict.fromkeys((nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d, nn.ConstantPad1d, nn.ConstantPad2d), "constant"),
+    **dict.fromkeys((nn.ReflectionPad1d, nn.ReflectionPad2d), "reflect"),
+    **dict.fromkeys((nn.ReplicationPad1d, nn.ReplicationPad2d), "replicate"),
+    **dict.fromkeys((nn.CircularPad1d, nn.CircularPad2d), "circular"),
+}
+"""Padding modules, with their mode of ``torch.nn.functional.pad``."""
+
 
 class OneToOne(nn.Module):
     """One synapse per neuron: multiplies by fixed weights, broadcast over the batch.
@@ -68,7 +79,7 @@ class Concatenate(nn.Module):
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        self.dim = dim
+        self.dim = _unit_dim(dim)
 
     def forward(self, *inputs: Tensor) -> Tensor:
         """Concatenate along the dimension."""
@@ -97,7 +108,9 @@ class Slice(nn.Module):
 
     def __init__(self, dim: int, start: int, stop: int, step: int = 1) -> None:
         super().__init__()
-        self.dim, self.start, self.stop, self.step = dim, start, stop, step
+        if any(type(value) is not int or value < 0 for value in (start, stop, step)) or step == 0:
+            raise ValueError(f"a slice goes from a start to a stop by a step of at least 1, got {start, stop, step!r}")
+        self.dim, self.start, self.stop, self.step = _unit_dim(dim), start, stop, step
 
     def forward(self, x: Tensor) -> Tensor:
         """Slice."""
@@ -125,6 +138,8 @@ class Permute(nn.Module):
     def __init__(self, dims: Sequence[int]) -> None:
         super().__init__()
         self.dims = tuple(dims)
+        if self.dims[:1] != (0,) or sorted(self.dims) != list(range(len(self.dims))):
+            raise ValueError(f"dims must order all dimensions, the batch's 0 first, got {self.dims}")
 
     def forward(self, x: Tensor) -> Tensor:
         """Permute."""
@@ -180,7 +195,7 @@ class Mean(nn.Module):
 
     def __init__(self, dims: Sequence[int], keepdim: bool = False) -> None:
         super().__init__()
-        self.dims, self.keepdim = tuple(dims), keepdim
+        self.dims, self.keepdim = tuple(_unit_dim(dim) for dim in dims), keepdim
 
     def forward(self, x: Tensor) -> Tensor:
         """Average."""
@@ -191,4 +206,24 @@ class Mean(nn.Module):
         return f"dims={self.dims}, keepdim={self.keepdim}"
 
 
-__all__ = ["Add", "Concatenate", "Mean", "OneToOne", "Permute", "Reshape", "Slice"]
+def _unit_dim(dim: int) -> int:
+    if type(dim) is not int or dim < 1:
+        raise ValueError(f"a dimension of a sample's units is 1 or more (0 is the batch), got {dim!r}")
+    return dim
+
+
+AVERAGES = (nn.AvgPool1d, nn.AvgPool2d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, Mean)
+"""Modules that average units."""
+
+__all__ = [
+    "AVERAGES",
+    "PADDING_MODES",
+    "WEIGHTED",
+    "Add",
+    "Concatenate",
+    "Mean",
+    "OneToOne",
+    "Permute",
+    "Reshape",
+    "Slice",
+]

@@ -186,7 +186,8 @@ class _Sums:
         self.distance += float(distance.sum(dtype=torch.float64))
         self.size += float(exact.abs().sum(dtype=torch.float64))
         self.worst = max(self.worst, float(distance.max()))
-        self.saturated += int((exact > window.length + 0.5).sum())
+        size = exact.abs() if name == result.output and result.signed_output else exact
+        self.saturated += int((size > window.length + 0.5).sum())
         self.early += int(result.early[name].sum())
         self.silent += int((spike_steps == NO_SPIKE).sum())
 

@@ -467,7 +467,8 @@ def quantise(snn, bits=8):
     needs_double = False
     for layer in snn.graph.layers:
         weighted, largest = 0, 0.0
-        for module in layer.projection.submodules():
+        for node in layer.projection.nodes:
+            module = snn.graph_module.get_submodule(node.target)
             if isinstance(module, nn.Flatten | nn.ZeroPad1d | nn.ZeroPad2d):
                 continue
             weighted += 1

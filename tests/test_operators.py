@@ -160,6 +160,7 @@ EXAMPLES = {
     "detach": lambda net, x: x.detach(),
     "to": lambda net, x: x.to(torch.float64),
     "float": lambda net, x: x.float().to(x.dtype),
+    "double": lambda net, x: x.double(),
     "type_as": lambda net, x: x.type_as(net.mean),
 }
 
@@ -447,3 +448,159 @@ def test_the_report_sums_up_neurons_and_synapses():
         "3 layers, 19 neurons, 120 synapses (88 where linear maps in a row are computed one after the other)"
     )
     assert re.search(r"\n4 .* 64 .* 32\n", str(report))
+
+
+class TestWhatReviewFound:
+    """Networks that once became others, silently or with errors from inside torch."""
+
+    @pytest.mark.parametrize("granularity", ["layer", "channel"])
+    @pytest.mark.parametrize("place", ["spikes", "signed", "tail"])
+    @pytest.mark.parametrize("shape", [(6,), (6, 1), (4, 1, 6), (1, 6, 6), (4, 6, 6)])
+    def test_constants_along_other_dimensions_than_channels(self, shape, place, granularity):
+        # As many channels as pixels in a row: nothing but the rank tells them apart.
+        class Weighed(nn.Module):
+            def __init__(self):
+                super().__init__()
+                channels = 6 if shape[0] != 4 or len(shape) < 3 else 4
+                self.conv, self.last = nn.Conv2d(2, channels, 3, padding=1), nn.Conv2d(channels, 3, 3)
+                self.register_buffer("constant", torch.rand(shape) + 0.3)
+
+            def forward(self, x):
+                x = self.conv(x)
+                x = x.relu() * self.constant if place == "spikes" else (x * self.constant + self.constant).relu()
+                return self.last(x).flatten(1) if place != "tail" else (x * self.constant).mean((2, 3))
+
+        assert_converts(Weighed(), granularity=granularity)
+
+    def test_batch_norms_that_are_zero_and_added(self):
+        class Zeros(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.conv, self.one, self.two = nn.Conv2d(2, 4, 1), nn.BatchNorm2d(4), nn.BatchNorm2d(4)
+                self.one.weight.data[0] = 0.0
+                self.one.bias.data.uniform_()
+                self.two.weight.data.zero_()
+
+            def forward(self, x):
+                x = self.conv(x).relu()
+                y = self.one(x) + self.one(x)
+                return (y.relu() + y + (self.two(x) + self.two(x))).flatten(1)
+
+        assert_converts(Zeros())
+
+    @pytest.mark.parametrize(
+        "forward",
+        [
+            lambda net, x: _aliased(net, x),
+            lambda net, x: net.conv(x).relu().flatten(1) / x.size(0),
+            lambda net, x: net.conv(x).flatten(1) * x.shape[0],
+        ],
+        ids=["changed in place", "divided by the batch size", "times the batch size"],
+    )
+    def test_a_black_first_image_does_not_hide_a_wrong_trace(self, forward):
+        class Wrong(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.conv = nn.Conv2d(2, 4, 3)
+
+            def forward(self, x):
+                return forward(self, x)
+
+        images = torch.rand(20, 2, 6, 6)
+        images[0] = 0.0
+        with pytest.raises(ConversionError, match="computes something else than the network itself"):
+            quartz_plugin.convert(Wrong(), images)
+
+    def test_copies_change_in_place_apart(self):
+        def kept(net, x):
+            copied = (x - 0.3).clone()
+            original = x - 0.3
+            other = original.clone()
+            other.relu_()
+            return original + other + copied
+
+        assert_converts(Around(kept))
+
+    @pytest.mark.parametrize(
+        ("function", "says"),
+        [
+            (lambda net, x: x.to(torch.int8).to(x.dtype), r"'to' \(to\).*converts to torch.int8"),
+            (lambda net, x: torch.div(x, 0.1, rounding_mode="floor"), "'div'.*not all known here.*rounding_mode"),
+            (lambda net, x: net.convt(x, output_size=[13, 13]), r"'convt'.*called with 2 arguments"),
+        ],
+    )
+    def test_calls_that_cannot_be_carried_are_named(self, function, says):
+        net = Around(function)
+        net.convt = nn.ConvTranspose2d(4, 4, 3, 2)
+        with pytest.raises(ConversionError, match=says):
+            assert_converts(net)
+
+    def test_calls_by_keyword(self):
+        class Keywords(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.conv, self.relu = nn.Conv2d(2, 4, 1), nn.ReLU(inplace=True)
+                self.inner, self.constant = nn.Linear(3, 36), nn.Parameter(torch.rand(1, 3))
+
+            def forward(self, x):
+                x = self.relu(input=self.conv(input=x)) + self.inner(self.constant).view(6, 6)
+                a, b = x.chunk(chunks=2, dim=1)
+                c, d = torch.split(x, split_size_or_sections=2, dim=1)
+                x = torch.cat(tensors=[F.relu(input=a - d), b + c], dim=1)
+                x = F.interpolate(x, scale_factor=1.4, recompute_scale_factor=True)
+                return torch.mean(x, axis=3).flatten(start_dim=1)
+
+        assert_converts(Keywords())
+
+    def test_with_another_default_type(self):
+        torch.set_default_dtype(torch.float64)
+        try:
+            assert_converts(Around(nn.Sequential(nn.Conv2d(4, 3, 3), nn.ReLU())))
+        finally:
+            torch.set_default_dtype(torch.float32)
+
+    def test_wrapped_scripted_and_parametrised_networks(self):
+        net = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+        images = torch.rand(30, 4)
+        assert torch.equal(
+            quartz_plugin.convert(nn.DataParallel(net), images)(images), quartz_plugin.convert(net, images)(images)
+        )
+        with pytest.raises(ConversionError, match=r"scripted network.*give the nn.Module it was made from"):
+            quartz_plugin.convert(torch.jit.trace(net, images), images)
+        torch.nn.utils.parametrizations.spectral_norm(net[0])
+        with pytest.raises(ConversionError, match=r"remove_parametrizations"):
+            quartz_plugin.convert(net, images)
+
+    def test_a_rule_that_fails_is_named(self, rules):
+        quartz_plugin.register_rule(Doubled, lambda module: 1 / 0)
+        with pytest.raises(ConversionError, match=r"rule registered for Doubled failed at '1': division by zero"):
+            quartz_plugin.convert(nn.Sequential(nn.Linear(4, 4), Doubled()), torch.rand(20, 4))
+
+    @pytest.mark.parametrize("options", [{"percentile": 99}, {"granularity": "channel"}])
+    def test_options_that_mean_nothing_for_the_input_are_refused(self, options):
+        with pytest.raises(ValueError, match=r"layers\['input'\].*mean nothing there"):
+            quartz_plugin.convert(nn.Linear(4, 2), torch.rand(20, 4), layers={"input": options})
+
+
+def _aliased(net, x):
+    x = net.conv(x)
+    kept = x
+    x += x.relu()
+    return (x + kept).flatten(1)
+
+
+@pytest.mark.parametrize("state", [(), {"x": 1}, "shape"])
+def test_a_state_of_another_network_or_shape_is_refused(state):
+    class Residual(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(4, 4)
+
+        def forward(self, x):
+            return x + self.fc(x).relu()
+
+    net = quartz_plugin.convert(Residual(), torch.rand(20, 4), 4).to_norse()
+    if state == "shape":
+        _, state = net(torch.ones(3, 4))
+    with pytest.raises(ValueError, match=r"not one that this network returned for input of shape \[2, 4\]"):
+        net(torch.ones(2, 4), state)

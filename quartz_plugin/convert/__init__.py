@@ -6,13 +6,22 @@ trace -> fold -> check -> calibrate -> rescale -> schedule -> emit.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from typing import Any, TypedDict
 
 import torch
 from torch import Tensor, nn
 
 from quartz_plugin.coding import at_least_float32, check_unit_interval, window_length
-from quartz_plugin.convert.calibrate import Calibration, Granularity, Override, calibrate, chunks, peek
+from quartz_plugin.convert.calibrate import (
+    Calibration,
+    Granularity,
+    Override,
+    calibrate,
+    chunks,
+    failing_together,
+    peek,
+)
 from quartz_plugin.convert.check import check
 from quartz_plugin.convert.draft import Draft
 from quartz_plugin.convert.emit import NeuronKind, emit
@@ -23,8 +32,8 @@ from quartz_plugin.convert.schedule import schedule
 from quartz_plugin.convert.trace import trace
 from quartz_plugin.functional import BiasCode, Rectifier
 from quartz_plugin.graph import INPUT
-from quartz_plugin.hardware.synapses import synapse_counts
 from quartz_plugin.network import SpikingNetwork
+from quartz_plugin.synapses import synapse_counts
 
 __all__ = ["PAPER", "ConversionError", "Override", "convert", "register_rule"]
 
@@ -131,30 +140,20 @@ def convert(
     torch.Size([3, 2])
     """
     window_length(t_max)
+    if progress is not None and not callable(progress):
+        raise TypeError(f"progress must be a function of the number of images seen, got {progress!r}")
     _check_options(hold, rectifier, bias, linear, percentile, output_percentile, granularity)
-    first, images = peek(chunks(calibration))
-    if first is None:
-        raise ValueError("calibration is empty: give at least one batch of training images")
-    parameter = next((p for p in ann.parameters()), None) if isinstance(ann, nn.Module) else None
-    dtype = torch.float32 if parameter is None else at_least_float32(parameter.dtype)
-    device = first.device if parameter is None else parameter.device
-    if example_input is not None:
-        check_unit_interval(example_input, "example_input")
-        if example_input.shape[1:] != first.shape[1:] or len(example_input) == 0:
-            raise ValueError(
-                f"example_input has the shape {list(example_input.shape)}, which is not one of calibration images "
-                f"of shape {list(first.shape)}"
-            )
-        first = example_input
-    example = first[:1].to(device=device, dtype=dtype)
-
-    draft = fold(trace(ann, example), preprocessing, linear)
-    check(draft)
-    own = _overrides(draft, layers or {})
-    lengths = {path: window_length(options.get("t_max", t_max)) for path, options in own.items()}
+    with failing_together() if distributed else nullcontext():
+        first, images = peek(chunks(calibration))
+        if first is None:
+            raise ValueError("calibration is empty: give at least one batch of training images")
+        example = _example(ann, first, example_input)
+        draft = check(fold(trace(ann, example), preprocessing, linear))
+        own = _overrides(draft, layers or {})
+        lengths = {path: _window(path, options.get("t_max", t_max)) for path, options in own.items()}
     scales = calibrate(
         draft,
-        (chunk.to(device=device, dtype=dtype) for chunk in images),
+        (chunk.to(example) for chunk in images),
         percentile=percentile,
         output_percentile=output_percentile,
         granularity=granularity,
@@ -187,7 +186,32 @@ def convert(
     return SpikingNetwork(graph)
 
 
+def _example(ann: nn.Module, first: Tensor, given: Tensor | None) -> Tensor:
+    """One image on the ANN's device and in its type: the one given, or the first of calibration."""
+    parameter = next((p for p in ann.parameters()), None) if isinstance(ann, nn.Module) else None
+    dtype = torch.float32 if parameter is None else at_least_float32(parameter.dtype)
+    device = first.device if parameter is None else parameter.device
+    if given is not None:
+        check_unit_interval(given, "example_input")
+        if given.shape[1:] != first.shape[1:] or len(given) == 0:
+            raise ValueError(
+                f"example_input has the shape {list(given.shape)}, which is not one of calibration images "
+                f"of shape {list(first.shape)}"
+            )
+        first = given
+    return first[:1].to(device=device, dtype=dtype)
+
+
 _OPTIONS_OF_LAYERS = tuple(Override.__annotations__)
+_MEANINGLESS = {INPUT: {"percentile", "granularity"}, "output": {"granularity"}}
+"""Options that the input's values (always from 0 to 1) and the output (one scale) do not have."""
+
+
+def _window(path: str, t_max: int) -> int:
+    try:
+        return window_length(t_max)
+    except ValueError as error:
+        raise ValueError(f"layer {path!r}: {error}") from error
 
 
 def _overrides(draft: Draft, layers: Mapping[str, Override]) -> dict[str, Override]:
@@ -199,8 +223,10 @@ def _overrides(draft: Draft, layers: Mapping[str, Override]) -> dict[str, Overri
     if not isinstance(layers, Mapping):
         raise TypeError(f"layers must be a dict, name of a layer or block -> options, got {type(layers).__name__}")
     own: dict[str, Override] = {path: {} for path in names}
-    for key in sorted(layers, key=len):
+    for key in sorted(layers, key=lambda name: len(str(name))):
         options = layers[key]
+        if not isinstance(key, str):
+            raise TypeError(f"layers must be named by strings, as the report has them, got {key!r}")
         if not isinstance(options, Mapping) or not set(options) <= set(_OPTIONS_OF_LAYERS):
             raise ValueError(f"layers[{key!r}] must be a dict with some of {_OPTIONS_OF_LAYERS}, got {options!r}")
         _check_percentile(f"layers[{key!r}]: percentile", options.get("percentile", 100.0))
@@ -210,6 +236,8 @@ def _overrides(draft: Draft, layers: Mapping[str, Override]) -> dict[str, Overri
             known = sorted(name for also in names.values() for name in also)
             raise ValueError(f"layers: no layer or block is called {key!r}; the layers are {known}")
         for path in matching:
+            if key in names[path] and (meaningless := _MEANINGLESS.get(key, set()) & set(options)):
+                raise ValueError(f"layers[{key!r}]: {sorted(meaningless)} mean nothing there")
             own[path].update(options)
     return own
 

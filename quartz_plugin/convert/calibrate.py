@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from typing import Any, Literal, TypedDict
 
 import torch
@@ -169,7 +170,8 @@ def calibrate(
         for node in draft.layers()
         if draft.role_at(node) is Role.RECTIFIER
     }
-    seen, brightest, sketches = _observe(draft, images, by_channel, progress)
+    with failing_together() if distributed else nullcontext():
+        seen, brightest, sketches = _observe(draft, images, by_channel, progress)
     if distributed:
         seen, brightest, sketches = _of_all_processes(seen, brightest, sketches)
     if seen == 0:
@@ -240,11 +242,28 @@ def _observe(
     return seen, brightest, sketches
 
 
+@contextmanager
+def failing_together() -> Iterator[None]:
+    """Let an error in one process of torch.distributed be one in all: none waits for another that has gone."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        raise ValueError("distributed=True needs torch.distributed: call init_process_group in every process first")
+    own: Exception | None = None
+    try:
+        yield
+    except Exception as error:
+        own = error
+    errors: list[str | None] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(errors, None if own is None else f"{type(own).__name__}: {own}")
+    if own is not None:
+        raise own
+    for rank, message in enumerate(errors):
+        if message is not None:
+            raise ValueError(f"process {rank} could not calibrate: {message}")
+
+
 def _of_all_processes(
     seen: int, brightest: float, sketches: dict[str, QuantileSketch]
 ) -> tuple[int, float, dict[str, QuantileSketch]]:
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        raise ValueError("distributed=True needs torch.distributed: call init_process_group in every process first")
     gathered: list[Any] = [None] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(gathered, (seen, brightest, sketches))
     for path, sketch in gathered[0][2].items():

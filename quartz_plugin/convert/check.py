@@ -24,12 +24,11 @@ def check(draft: Draft) -> Draft:
             raise ConversionError(
                 f"cannot convert {path!r} ({type(module).__name__}): it pools signed values "
                 f"(from {_first_signed(draft, source, spikes)!r}), and a first spike says the largest value only of a "
-                "ReLU's; put a ReLU before or right behind it"
+                "ReLU's; put a ReLU in front of it, or one behind it that alone listens to it"
             )
         draft.log(path, exact=row.exact)
         if draft.report[path].get("became") is None:
-            moved = draft.report[path].get("moved")
-            draft.log(path, became=row.role.value + (", moved behind the ReLU" if moved else ""))
+            draft.log(path, became=row.role.value + (", moved behind the ReLU" if path in draft.moved else ""))
     if all(draft.role_at(node) in (Role.ROUTE, None) for node in draft.module.graph.nodes):
         raise ConversionError("the network computes nothing: it has no weights and no ReLU")
     return draft

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from quartz_plugin.convert.operators import WEIGHTED, Role, role_of
+from quartz_plugin.convert.operators import Role, role_of
 from quartz_plugin.graph import INPUT, call_node, expiring_after, unique_path
+from quartz_plugin.structure import WEIGHTED
 
 
 @dataclass
@@ -32,6 +33,8 @@ class Draft:
         Where a signed value is carried by two layers: path of the positive half -> path of the negative.
     traced : frozenset of str
         Paths that tracing found; what the later stages insert is not among them.
+    moved : set of str
+        Paths of the pools that were moved behind their ReLU.
     """
 
     module: fx.GraphModule
@@ -41,6 +44,7 @@ class Draft:
     report: dict[str, dict[str, Any]] = field(default_factory=dict)
     pairs: dict[str, str] = field(default_factory=dict)
     traced: frozenset[str] = frozenset()
+    moved: set[str] = field(default_factory=set)
 
     def steps(self) -> list[tuple[fx.Node, nn.Module]]:
         """The nodes between input and output with their modules, in order."""

@@ -9,6 +9,7 @@ import torch
 from torch import fx, nn
 
 from quartz_plugin.convert.draft import Draft
+from quartz_plugin.convert.operators import ConversionError
 from quartz_plugin.convert.rescale import ScaledLayer, ScaledNetwork
 from quartz_plugin.convert.schedule import Schedule
 from quartz_plugin.functional import BiasCode, Rectifier
@@ -55,6 +56,9 @@ def emit(
     network.graph.lint()
     module = fx.GraphModule(modules, network.graph, "SpikingGraph")
     module.eval()
+    for name, tensor in module.state_dict().items():
+        if not bool(torch.isfinite(tensor).all()):
+            raise ConversionError(f"{name} of the spiking network is not finite: the ANN's values overflow its type")
     for parameter in module.parameters():
         parameter.requires_grad_(False)
     layers = list(network.layers.values())
@@ -70,7 +74,7 @@ def emit(
     for layer, emitted in zip(layers, graph.layers, strict=True):
         earliest = min(ends[source] for source in emitted.projection.sources)
         draft.log(layer.name, **_row(draft, layer, emitted, emitted.neuron.clock.readout - earliest, kind))
-    graph.report = [{key: value for key, value in row.items() if key != "moved"} for row in draft.rows()]
+    graph.report = draft.rows()
     return graph
 
 

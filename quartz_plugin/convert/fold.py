@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from quartz_plugin.convert.draft import Draft
-from quartz_plugin.convert.operators import AVERAGES, WEIGHTED, Affine, Role, ceiling_of, norm_as_affine
-from quartz_plugin.structure import Add
+from quartz_plugin.convert.operators import Affine, Role, ceiling_of, norm_as_affine
+from quartz_plugin.structure import AVERAGES, WEIGHTED, Add
 
 Preprocessing = tuple[Sequence[float] | Tensor | float, Sequence[float] | Tensor | float]
 Linear = Literal["compose", "pair"]
@@ -117,8 +117,7 @@ def _move_pools_behind_relus(draft: Draft) -> None:
             moved = draft.insert(path, relu if count == 0 else copy.deepcopy(relu), source, draft.shape_at(source))
             user.replace_input_with(source, moved)
             draft.report.setdefault(str(moved.target), draft.report[path] | {"module": str(moved.target)})
-        for pool in pools:
-            draft.log(str(pool.target), moved=True)
+        draft.moved.update(str(pool.target) for pool in pools)
 
 
 def _pooled_region(draft: Draft, relu: fx.Node) -> tuple[set[fx.Node], list[tuple[fx.Node, fx.Node]]]:

@@ -16,7 +16,17 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from quartz_plugin.structure import Add, Concatenate, Mean, Permute, Reshape, Slice
+from quartz_plugin.structure import (
+    AVERAGES,
+    PADDING_MODES,
+    WEIGHTED,
+    Add,
+    Concatenate,
+    Mean,
+    Permute,
+    Reshape,
+    Slice,
+)
 
 
 class ConversionError(ValueError):
@@ -84,7 +94,7 @@ class Operator:
 
 def _uses_batch_statistics(norm: Any) -> str | None:
     if norm.running_mean is None:
-        return "it normalises by the statistics of each batch; use track_running_stats=True"
+        return _BATCH_STATISTICS
     return None
 
 
@@ -113,17 +123,20 @@ def _interpolates(upsample: Any) -> str | None:
 
 
 def _pads_with_a_constant(pad: Any) -> str | None:
-    return None if pad.value == 0 else "it pads with a constant other than 0, which nothing says; pad with 0"
+    return None if getattr(pad, "value", 0) == 0 else _PADDED_BY_A_CONSTANT
 
 
-_BATCH = "it mixes the batch with the units of a sample; keep dimension 0 apart"
+_PADDED_BY_A_CONSTANT = "it pads with a constant other than 0, which nothing says; pad with 0"
+_BATCH_STATISTICS = "it normalises by the statistics of each batch; use track_running_stats=True"
+BATCH = "it mixes the batch with the units of a sample; keep dimension 0 apart"
 _PRODUCT = "it multiplies two activations, and synapses are fixed weights: the network is no ReLU network"
 
 _CONVOLUTION = Operator(Role.SYNAPSE, "weights scaled, bias moved to the neurons; maps in a row act as one")
 _AVERAGE = Operator(Role.SYNAPSE, "linear, unrounded: part of the synapses that follow")
 _NORM = Operator(
     Role.SYNAPSE,
-    "folded into the layer before, or into the synapses that follow; its shift into the neurons' bias",
+    "folded into the layer before, or into the synapses that follow; its shift into the neurons' bias "
+    "(without running statistics: refused)",
     refusal=_uses_batch_statistics,
 )
 _CONSTANTS = Operator(Role.SYNAPSE, "by or with constants: folded into the synapses that follow")
@@ -131,25 +144,23 @@ _ADD = Operator(Role.SYNAPSE, "currents add; scales are met by weights, times by
 _RECTIFIER = Operator(Role.RECTIFIER, "a layer of TTFSNeuron", "exact with hold; without, exact but for early spikes")
 _CLIPPED = Operator(
     Role.RECTIFIER,
-    "a layer of TTFSNeuron whose value 1 is at most the upper bound",
+    "a layer of TTFSNeuron whose value 1 is at most the upper bound (lower bounds other than 0: refused)",
     "exact with hold; without, an early spike can say more than the bound",
     refusal=_is_no_clipped_relu,
 )
 _MAX_POOL = Operator(
     Role.MAX_POOL,
-    "the first spike passes, once; moved behind a ReLU that follows; neurons in front of sums that cannot be negative",
+    "the first spike passes, once; moved behind a ReLU that follows; neurons in front of sums that cannot be negative "
+    "(of other signed values, or with indices: refused)",
     refusal=_pools_indices,
 )
-_ROUTE = Operator(Role.ROUTE, "routes spikes")
-_COPIES = Operator(Role.ROUTE, "routes copies of spikes", refusal=_interpolates)
-_PAD = Operator(Role.ROUTE, "silent units at the border", refusal=_pads_with_a_constant)
+_ROUTE = Operator(Role.ROUTE, "routes spikes (where it mixes the batch with a sample's units: refused)")
+_COPIES = Operator(Role.ROUTE, "routes copies of spikes (modes but nearest: refused)", refusal=_interpolates)
+_PAD = Operator(
+    Role.ROUTE, "silent units at the border (constants other than 0: refused)", refusal=_pads_with_a_constant
+)
 _BORDER = Operator(Role.ROUTE, "routes copies of spikes to the border")
 _DROPPED = Operator(Role.NOTHING, "nothing in eval mode")
-
-WEIGHTED = (nn.Conv1d, nn.Conv2d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.Linear)
-"""Modules whose weights mix units."""
-AVERAGES = (nn.AvgPool1d, nn.AvgPool2d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, Mean)
-"""Modules that average units."""
 
 OPERATORS: dict[type[nn.Module], Operator] = {
     **dict.fromkeys(WEIGHTED, _CONVOLUTION),
@@ -165,9 +176,7 @@ OPERATORS: dict[type[nn.Module], Operator] = {
     **dict.fromkeys((Concatenate, Slice, Permute, Reshape), _ROUTE),
     **dict.fromkeys((nn.PixelShuffle, nn.PixelUnshuffle, nn.ChannelShuffle), _ROUTE),
     **dict.fromkeys((nn.Upsample, nn.UpsamplingNearest2d), _COPIES),
-    **dict.fromkeys((nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d, nn.ConstantPad1d, nn.ConstantPad2d), _PAD),
-    **dict.fromkeys((nn.ReflectionPad1d, nn.ReflectionPad2d, nn.ReplicationPad1d, nn.ReplicationPad2d), _BORDER),
-    **dict.fromkeys((nn.CircularPad1d, nn.CircularPad2d), _BORDER),
+    **{kind: _PAD if mode == "constant" else _BORDER for kind, mode in PADDING_MODES.items()},
     **dict.fromkeys((nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.AlphaDropout, nn.Identity), _DROPPED),
 }
 """What each module class becomes; what stands neither here nor among the functions is refused."""
@@ -318,8 +327,18 @@ def _module(kind: Callable[..., nn.Module]) -> Build:
     return lambda append, input, *args, **kwargs: append(kind(*args, **kwargs), input)
 
 
-def _same(append: Append, input: Value, *args: Any, **kwargs: Any) -> Value:
-    return input
+def _kept(target: Any) -> Build:
+    """Keep the values: the same tensor, or a copy of its own that changes in place apart."""
+
+    def build(append: Append, input: Value, *args: Any, **kwargs: Any) -> Value:
+        others = [arg.tensor if isinstance(arg, Value) else arg for arg in args]
+        out = call(target, input.tensor, *others, **kwargs)
+        if out.dtype not in (torch.float32, torch.float64):
+            raise Refusal(f"it converts to {out.dtype}, which rounds; leave values in floating point")
+        same = out.data_ptr() == input.tensor.data_ptr()
+        return input if same else Value(input.node, input.tensor.clone())
+
+    return build
 
 
 def _relu(append: Append, input: Value, inplace: bool = False) -> Value:
@@ -370,7 +389,7 @@ def _reshaped(target: Any) -> Build:
         # contiguous() is dropped, so a view may have to copy here.
         out = call("reshape" if target == "view" else target, input.tensor, *args, **kwargs)
         if out.dim() == 0 or len(out) != len(input.tensor):
-            raise Refusal(_BATCH)
+            raise Refusal(BATCH)
         if out.shape == input.tensor.shape:
             return input
         return append(nn.Flatten() if out.dim() == 2 else Reshape(out.shape[1:]), input)
@@ -384,15 +403,18 @@ def _permuted(target: Any) -> Build:
         order = torch.empty(tuple(range(1, input.tensor.dim() + 1)), device="meta")
         dims = [size - 1 for size in call(target, order, *args, **kwargs).shape]
         if dims[0] != 0:
-            raise Refusal(_BATCH)
+            raise Refusal(BATCH)
         return append(Permute(dims), input)
 
     return build
 
 
 def _pieces(target: Any) -> Build:
-    def build(append: Append, input: Value, sections: Any, dim: int = 0) -> list[Value]:
+    def build(append: Append, input: Value, sections: Any = None, dim: int = 0, **named: Any) -> list[Value]:
         dim = _unit_dim(dim, input)
+        if sections is None:
+            # torch calls it chunks, split_size or split_size_or_sections.
+            (sections,) = named.values()
         pieces, start = [], 0
         for piece in call(target, input.tensor, sections, dim):
             pieces.append(append(Slice(dim, start, start + piece.shape[dim]), input))
@@ -416,7 +438,7 @@ def _getitem(append: Append, input: Value, index: Any) -> Value:
     place = index.index(Ellipsis)
     index[place : place + 1] = [slice(None)] * (rank - used)
     if not index or index[0] != slice(None):
-        raise Refusal(_BATCH)
+        raise Refusal(BATCH)
     value, dim = input, 0
     for part in index:
         if part is None:
@@ -495,7 +517,7 @@ def _pad(append: Append, input: Value, pad: Sequence[int], mode: str = "constant
         "circular": (nn.CircularPad1d, nn.CircularPad2d),
     }
     if value:
-        raise Refusal("it pads with a constant other than 0, which nothing says; pad with 0")
+        raise Refusal(_PADDED_BY_A_CONSTANT)
     if rank >= input.tensor.dim() or rank > len(kinds.get(mode, ())) or rank == 0:
         raise Refusal(f"it pads {rank} dimensions with mode={mode!r}; padding of units of a sample is routed")
     return append(kinds[mode][rank - 1](pads), input)
@@ -508,11 +530,18 @@ def _dropout(append: Append, input: Value, p: float = 0.5, training: bool = True
 
 
 def _interpolate(
-    append: Append, input: Value, size: Any = None, scale_factor: Any = None, *args: Any, **kw: Any
-) -> Any:
-    mode = args[0] if args else kw.get("mode", "nearest")
-    upsample = _checked(nn.Upsample(size, scale_factor, mode))
-    return append(upsample, input)
+    append: Append,
+    input: Value,
+    size: Any = None,
+    scale_factor: Any = None,
+    mode: str = "nearest",
+    align_corners: bool | None = None,
+    recompute_scale_factor: bool | None = None,
+    antialias: bool = False,
+) -> Value:
+    if recompute_scale_factor:
+        size, scale_factor = F.interpolate(input.tensor, None, scale_factor).shape[2:], None
+    return append(_checked(nn.Upsample(size, scale_factor, mode)), input)
 
 
 def _convolution(kind: Any) -> Build:
@@ -555,7 +584,7 @@ def _batch_norm(
     eps: float = 1e-5,
 ) -> Value:
     if training or running_mean is None:
-        raise Refusal("it normalises by the statistics of each batch")
+        raise Refusal(_BATCH_STATISTICS)
     shape = (-1, *[1] * (input.tensor.dim() - 2))
     gain, shift = norm_as_affine(running_mean, running_var, weight, bias, eps)
     return append(Affine(gain.view(shape).to(input.tensor), shift.view(shape).to(input.tensor)), input)
@@ -583,7 +612,7 @@ def _with_weights(module: Any, weight: Tensor, bias: Tensor | None) -> nn.Module
 def _unit_dim(dim: int, value: Value) -> int:
     dim = dim % value.tensor.dim()
     if dim == 0:
-        raise Refusal(_BATCH)
+        raise Refusal(BATCH)
     return dim
 
 
@@ -607,6 +636,9 @@ def _constant(constant: Any, value: Value) -> Tensor:
         raise Refusal(f"it computes with {type(constant).__name__}, which is no number or tensor")
     constant = torch.as_tensor(constant).detach()
     sample = value.tensor.shape[1:]
+    if 0 < constant.dim() < len(sample):
+        # Aligned with the last dimensions; said in full, it cannot be taken for one number a channel.
+        constant = constant.reshape((1,) * (len(sample) - constant.dim()) + constant.shape)
     if constant.dim() == value.tensor.dim():
         if not bool((constant == constant[:1]).all()):
             raise Refusal("its constant differs from image to image of a batch")
@@ -688,7 +720,10 @@ FUNCTIONS: dict[Any, Function] = _table(
         (_COPIES, _interpolate, [F.interpolate]),
         (_PAD, _pad, [F.pad]),
         (_DROPPED, _dropout, [F.dropout, F.dropout1d, F.dropout2d, F.alpha_dropout]),
-        (_DROPPED, _same, ["contiguous", "clone", torch.clone, "detach", "to", "float", "type_as"]),
+        *(
+            (_DROPPED, _kept(target), [target])
+            for target in ("contiguous", "clone", torch.clone, "detach", "to", "float", "double", "type_as")
+        ),
     ]
 )
 """Functions and methods that tracing replaces by modules of the table; methods by name."""

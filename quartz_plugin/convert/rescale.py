@@ -20,9 +20,9 @@ import torch
 from torch import Tensor, fx, nn
 
 from quartz_plugin.convert.draft import Draft
-from quartz_plugin.convert.operators import AVERAGES, WEIGHTED, Affine, ConversionError, Role
+from quartz_plugin.convert.operators import Affine, ConversionError, Role
 from quartz_plugin.graph import INPUT, unique_path
-from quartz_plugin.structure import Add, Concatenate, Mean, OneToOne
+from quartz_plugin.structure import AVERAGES, PADDING_MODES, WEIGHTED, Add, Concatenate, Mean, OneToOne
 
 ONE = torch.ones((), dtype=torch.float64)
 
@@ -140,7 +140,7 @@ class _Rescaling:
                 if role is Role.MAX_POOL:
                     raise ConversionError(
                         f"cannot convert {node.target!r} ({type(module).__name__}): it pools units of different "
-                        'scales; use granularity="layer", or pool before they are joined'
+                        'scales; pool them before they are joined, or use granularity="layer" where it pools channels'
                     )
                 self._call(node, copy.deepcopy(module), [self._weighed(sources[0], gain, str(node.target))])
                 self.gains[node] = ONE
@@ -213,7 +213,7 @@ class _Rescaling:
         wanted = self.wanted[node]
         if wanted is None:
             alike = all(gain.shape == gains[0].shape and bool((gain == gains[0]).all()) for gain in gains)
-            wanted = gains[0] if alike else ONE
+            wanted = gains[0] if alike and bool((gains[0] != 0).all()) else ONE
         weighed = [
             self._weighed(source, gain / wanted, str(node.target)) for source, gain in zip(sources, gains, strict=True)
         ]
@@ -228,9 +228,10 @@ class _Rescaling:
         full = [
             gain.expand(self.draft.shape_at(source)).unsqueeze(0) for gain, source in zip(gains, sources, strict=True)
         ]
-        if isinstance(module, nn.ZeroPad1d | nn.ZeroPad2d | nn.ZeroPad3d | nn.ConstantPad1d | nn.ConstantPad2d):
+        if PADDING_MODES.get(type(module)) == "constant":
             # Nothing spikes in a border, so its gain may be that of the edge.
-            return _compressed(_pad_with_edges(full[0], module.padding)[0])
+            padding: Any = module.padding
+            return _compressed(_pad_with_edges(full[0], padding)[0])
         if isinstance(module, nn.AvgPool1d | nn.AvgPool2d | nn.MaxPool1d | nn.MaxPool2d):
             # Alike in all windows, whatever pads them.
             spatial = len(self.draft.shape_at(node)) - 1
@@ -323,7 +324,8 @@ def _alike_in_windows(gain: Tensor, pool: nn.Module) -> bool:
         return True
     if isinstance(pool, Mean):
         return all(gain.shape[dim - 1] == 1 for dim in pool.dims)
-    dims = 2 if type(pool).__name__.endswith("2d") else 1
+    two = (nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.MaxPool2d, nn.AdaptiveMaxPool2d)
+    dims = 2 if isinstance(pool, two) else 1
     return all(size == 1 for size in gain.shape[-dims:])
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import operator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,6 +13,7 @@ from torch import Tensor, fx, nn
 
 from quartz_plugin.convert.draft import Draft
 from quartz_plugin.convert.operators import (
+    BATCH,
     FUNCTIONS,
     OPERATORS,
     REASONS,
@@ -70,7 +73,7 @@ def trace(ann: nn.Module, example: Tensor) -> Draft:
     """
     if not isinstance(ann, nn.Module):
         raise TypeError(f"ann must be a torch.nn.Module, got {type(ann).__name__}")
-    ann = getattr(ann, "_orig_mod", ann)  # what torch.compile wraps
+    ann = _unwrapped(ann)
     _check_initialised(ann)
     root = _with_rules(_copy(ann).eval())
     if not isinstance(root, nn.Sequential) and (
@@ -88,14 +91,30 @@ def trace(ann: nn.Module, example: Tensor) -> Draft:
     if any(type(module) in RULES for module in ann.modules()):
         reference = _copy(ann).eval().to(device=example.device, dtype=example.dtype)
     hooked = any(module._forward_hooks or module._forward_pre_hooks for module in ann.modules())
-    examples = torch.cat([example[:1]] * EXAMPLES)
+    # Different images show what mixes them; a batch of another size, what has taken the size for a number.
+    others = torch.rand(
+        EXAMPLES - 1, *example.shape[1:], generator=torch.Generator().manual_seed(0), dtype=torch.float64
+    )
+    examples = torch.cat([example[:1], others.to(example)])
     with torch.no_grad():
-        wanted = _run(reference, examples.clone())
+        wanted = _run(reference, examples[1:].clone())
         del reference
-        draft, traced = _build(root, graph, paths, dynamic, examples)
-    if wanted.shape != traced.shape or not torch.allclose(wanted, traced, rtol=1e-3, atol=1e-5, equal_nan=True):
+        draft = _build(root, graph, paths, dynamic, examples)
+        traced = draft.output(examples[1:].clone())
+    tolerance = 1e-3 * float(wanted.abs().max()) if wanted.numel() else 0.0
+    if wanted.shape != traced.shape or not torch.allclose(wanted, traced, rtol=0, atol=tolerance, equal_nan=True):
         raise ConversionError(_DIFFERENT_WITH_HOOKS if hooked else _DIFFERENT)
     return draft
+
+
+def _unwrapped(ann: nn.Module) -> nn.Module:
+    """Return what torch.compile and data parallelism wrap."""
+    ann = getattr(ann, "_orig_mod", ann)
+    if isinstance(ann, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        ann = ann.module
+    if isinstance(ann, torch.jit.ScriptModule):
+        raise ConversionError("a scripted network cannot be traced by torch.fx; give the nn.Module it was made from")
+    return ann
 
 
 _DIFFERENT_WITH_HOOKS = (
@@ -103,7 +122,8 @@ _DIFFERENT_WITH_HOOKS = (
     "put it into the network's forward, or remove it (handle.remove())"
 )
 _DIFFERENT = (
-    "the traced network computes something else than the network itself: its forward is random in eval mode, "
+    "the traced network computes something else than the network itself: its forward is random in eval mode, computes "
+    "with the size of the batch, "
     "changes a tensor in place (as `x += y` does) that it uses again under another name, or a registered rule is "
     "not the module it stands for"
 )
@@ -141,7 +161,12 @@ def _with_rules(root: nn.Module) -> nn.Module:
         if rule is None:
             continue
         if id(module) not in done:
-            done[id(module)] = replacement = rule(module)
+            try:
+                done[id(module)] = replacement = rule(module)
+            except Exception as error:
+                raise ConversionError(
+                    f"the rule registered for {type(module).__name__} failed at {path!r}: {_first_line(error)}"
+                ) from error
             if not isinstance(replacement, nn.Module):
                 raise TypeError(
                     f"the rule registered for {type(module).__name__} must return a torch.nn.Module, "
@@ -239,12 +264,14 @@ def _described(output: fx.Node) -> str:
     return "a value that does not depend on the input"
 
 
-def _reason_against(module: nn.Module) -> Any:
+def _reason_against(module: nn.Module) -> Callable[[str], str] | None:
     """Say why a leaf module is refused, as a function of its path; None if it is not."""
     row = OPERATORS.get(type(module))
     reason = REASONS.get(type(module)) if row is None else row.refusal(module)
     if row is not None and reason is None:
         return None
+    if torch.nn.utils.parametrize.is_parametrized(module):
+        reason = "its weights are computed anew in each call; use torch.nn.utils.parametrize.remove_parametrizations"
     return lambda path: _refusal(path, type(module).__name__, reason)
 
 
@@ -262,7 +289,7 @@ def _run(network: nn.Module, examples: Tensor) -> Tensor:
 
 def _build(
     root: nn.Module, traced: fx.Graph, paths: dict[fx.Node, str], dynamic: set[fx.Node], examples: Tensor
-) -> tuple[Draft, Tensor]:
+) -> Draft:
     """Build the draft, one module a node, computing the example on the way: it tells shapes and constants."""
     graph = fx.Graph()
     modules: dict[str, nn.Module] = {}
@@ -277,7 +304,7 @@ def _build(
             module = module.eval().to(device=examples.device, dtype=examples.dtype)
             out = module(*(value.tensor for value in inputs))
             if out.dim() == 0 or len(out) != EXAMPLES:
-                raise Refusal("it mixes the batch with the units of a sample; keep dimension 0 apart")
+                raise Refusal(BATCH)
             modules[own] = module
             report[own] = {"module": own, "operation": operation}
             node = graph.call_module(own, tuple(value.node for value in inputs))
@@ -300,8 +327,10 @@ def _build(
             operation = _operation(root, node)
             append = appender(paths[node], operation)
             try:
-                if node.op == "call_module":
-                    known[node] = append(_own_copy(root, str(node.target), used), *args, *kwargs.values())
+                if node.op == "call_module" and node in dynamic:
+                    known[node] = append(_own_copy(root, str(node.target), used), *_only_input(args, kwargs))
+                elif node.op == "call_module":
+                    known[node] = root.get_submodule(str(node.target))(*_tensors(args), **_tensors(kwargs))
                 else:
                     known[node] = _evaluate(node.target, args, kwargs, node in dynamic, append)
             except Refusal as refusal:
@@ -311,7 +340,8 @@ def _build(
                 raise ConversionError(_refusal(paths[node], operation, why)) from error
         if node in in_place:
             # Whoever uses the changed tensor from here on sees the change.
-            known.update({earlier: known[node] for earlier, value in known.items() if value is args[0]})
+            changed = next(iter([*args, *kwargs.values()]))
+            known.update({earlier: known[node] for earlier, value in known.items() if value is changed})
     if not isinstance(result, Value):
         raise ConversionError("the network must have one input tensor and one output tensor")
     graph.output(result.node)
@@ -321,7 +351,15 @@ def _build(
     draft = Draft(module, tuple(examples.shape[1:]), examples.dtype, examples.device)
     draft.report = {str(node.target): report[str(node.target)] for node, _ in draft.steps()}
     draft.traced = frozenset(draft.report)
-    return draft, result.tensor
+    return draft
+
+
+def _only_input(args: Any, kwargs: Any) -> list[Value]:
+    """The one tensor that a module of the table takes."""
+    given = [*args, *kwargs.values()]
+    if len(given) != 1 or not isinstance(given[0], Value):
+        raise Refusal(f"it is called with {len(given)} arguments, and only its input can be carried")
+    return given
 
 
 def _own_copy(root: nn.Module, path: str, used: set[str]) -> nn.Module:
@@ -341,7 +379,12 @@ def _evaluate(target: Any, args: Any, kwargs: Any, dynamic: bool, append: Append
     if target is operator.getitem and not isinstance(args[0], Value):
         return args[0][args[1]]  # a piece of a split tensor, or a size
     if dynamic:
-        return FUNCTIONS[target].build(append, *args, **kwargs)
+        named = {"dim" if name == "axis" else name: value for name, value in kwargs.items()}
+        try:
+            inspect.signature(FUNCTIONS[target].build).bind(append, *args, **named)
+        except TypeError as error:
+            raise Refusal(f"its arguments are not all known here ({error}); write it without") from error
+        return FUNCTIONS[target].build(append, *args, **named)
     return call(target, *_tensors(args), **_tensors(kwargs))
 
 
@@ -356,12 +399,14 @@ def _tensors(structure: Any) -> Any:
     return structure
 
 
+_IN_PLACE = {operator.iadd, operator.isub, operator.imul, operator.itruediv}
+
+
 def _in_place(root: nn.Module, node: fx.Node) -> bool:
     if node.op == "call_module":
         return bool(getattr(root.get_submodule(str(node.target)), "inplace", False))
     name = _function_name(node.target)
-    is_inplace_operator = getattr(node.target, "__module__", "") == "_operator" and name.startswith("i")
-    return bool(node.kwargs.get("inplace", False)) or name.endswith("_") or is_inplace_operator
+    return bool(node.kwargs.get("inplace", False)) or name.endswith("_") or node.target in _IN_PLACE
 
 
 def _attribute(root: nn.Module, path: str) -> Any:

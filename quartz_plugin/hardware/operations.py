@@ -18,8 +18,8 @@ from torch import Tensor, fx
 from quartz_plugin.engines.result import SimulationResult
 from quartz_plugin.engines.stepped import walk_layer
 from quartz_plugin.graph import INPUT, ConvertedGraph, carry, is_spike_source
-from quartz_plugin.hardware.synapses import FanOut, fan_outs
 from quartz_plugin.neuron import FirstSpikeMaxPool
+from quartz_plugin.synapses import FanOut, fan_outs
 
 SILENT = -1
 """Level of a source that sends no spike; no spike ever says it."""

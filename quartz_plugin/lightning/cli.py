@@ -23,10 +23,10 @@ from rich.progress import Progress
 
 import quartz_plugin
 from quartz_plugin.functional import BiasCode, Rectifier
-from quartz_plugin.hardware.synapses import fan_outs
 from quartz_plugin.io import write_atomically
 from quartz_plugin.lightning.modules import FITTED_ON, Classifier, SpikingClassifier
 from quartz_plugin.network import SpikingNetwork, load
+from quartz_plugin.synapses import fan_outs
 from quartz_plugin.tables import format_table
 
 _SKIP = {"model", "dataloaders", "datamodule"}

@@ -14,9 +14,9 @@ from quartz_plugin.hardware.operations import (
     quartz_operations,
     synaptic_operations,
 )
-from quartz_plugin.hardware.synapses import FanOut, fan_outs
 from quartz_plugin.metrics.per_layer import PerLayerMetric
 from quartz_plugin.network import SpikingNetwork
+from quartz_plugin.synapses import FanOut, fan_outs
 
 _NAMES = {"synapse": "synops", "merged": "synops_merged"}
 

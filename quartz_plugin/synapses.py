@@ -20,7 +20,18 @@ from torch.nn import functional as F
 
 from quartz_plugin.graph import ConvertedGraph, Projection, carry, is_spike_source
 from quartz_plugin.neuron import AxonalDelay, FirstSpikeMaxPool
-from quartz_plugin.structure import Add, Concatenate, Mean, OneToOne, Permute, Reshape, Slice
+from quartz_plugin.structure import (
+    AVERAGES,
+    PADDING_MODES,
+    WEIGHTED,
+    Add,
+    Concatenate,
+    Mean,
+    OneToOne,
+    Permute,
+    Reshape,
+    Slice,
+)
 
 MOST_PATHS = 6
 """Paths from one source into one layer whose union is counted by inclusion and exclusion; beyond, units are probed."""
@@ -157,19 +168,8 @@ def _probed(projection: Projection, source: fx.Node, shapes: dict[fx.Node, torch
 
 
 def _weighs(module: nn.Module) -> bool:
-    weighs = (nn.Conv1d, nn.Conv2d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.Linear, OneToOne, Mean)
-    averages = (nn.AvgPool1d, nn.AvgPool2d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d)
-    return isinstance(module, (*weighs, *averages))
+    return isinstance(module, (*WEIGHTED, *AVERAGES, OneToOne))
 
-
-_PADDING_MODES = {
-    "Zero": "constant",
-    "Constant": "constant",
-    "Reflection": "reflect",
-    "Replication": "replicate",
-    "Circular": "circular",
-}
-"""First half of a padding module's name -> mode of F.pad."""
 
 Path = list[tuple[fx.Node, int]]
 """Nodes on the way, each with the place among its inputs at which the path enters it."""
@@ -266,7 +266,7 @@ class _Relation:
         """A factor as a tensor."""
         factor = self.factors[index]
         if isinstance(factor, int):
-            self.factors[index] = factor = torch.eye(factor)
+            self.factors[index] = factor = torch.eye(factor, dtype=torch.float32)
         return factor
 
     def reached(self) -> list[Tensor]:
@@ -333,12 +333,12 @@ class _Relation:
             if not self.flat and index != last:
                 continue
             if isinstance(factor, int):
-                self.factors[index] = torch.ones(factor, 1)
+                self.factors[index] = torch.ones(factor, 1, dtype=torch.float32)
             elif self.flat:
                 self.factors[index] = factor.reshape(len(factor), -1).amax(dim=1, keepdim=True)
             else:
                 self.factors[index] = factor.amax(dim=self.dims[-1][1], keepdim=True)
-        self.factors.append(torch.ones(1, outputs))
+        self.factors.append(torch.ones(1, outputs, dtype=torch.float32))
         self.dims = [*([] if self.flat else self.dims[:-1]), (len(self.factors) - 1, 1)]
         self.flat = False
 
@@ -375,7 +375,7 @@ class _Relation:
                 dims += merged
             elif not merged:
                 dims += [(len(factors), 1 + axis) for axis in range(len(sizes))]
-                factors.append(torch.ones(1, *sizes))
+                factors.append(torch.ones(1, *sizes, dtype=torch.float32))
             elif len(indices) == 1 and self.factor(merged[0][0]).dim() == len(merged) + 1:
                 (index,) = indices
                 ordered = self.factor(index).permute(0, *(axis for _, axis in merged))
@@ -392,11 +392,13 @@ class _Relation:
         self._on(dim, lambda m: function(m.unsqueeze(1), *args, **kwargs).squeeze(1))
 
     def _convolve(self, module: Any) -> None:
-        block = torch.ones(module.in_channels // module.groups, module.out_channels // module.groups)
+        block = torch.ones(
+            module.in_channels // module.groups, module.out_channels // module.groups, dtype=torch.float32
+        )
         channels = torch.block_diag(*[block] * module.groups)
         self._on(0, lambda m: m @ channels)
         for dim in range(1, len(self.dims)):
-            kernel = torch.ones(1, 1, module.kernel_size[dim - 1])
+            kernel = torch.ones(1, 1, module.kernel_size[dim - 1], dtype=torch.float32)
             stride, dilation = module.stride[dim - 1], module.dilation[dim - 1]
             if isinstance(module, nn.ConvTranspose1d | nn.ConvTranspose2d):
                 pad, extra = module.padding[dim - 1], module.output_padding[dim - 1]
@@ -426,10 +428,10 @@ class _Relation:
             for dim in range(1, rank):
                 size, scale = of(module.size, dim), of(module.scale_factor, dim)
                 self._slide(dim, F.interpolate, size, scale, mode=module.mode)
-        elif (kind := type(module).__name__.partition("Pad")[0]) in _PADDING_MODES:
+        elif type(module) in PADDING_MODES:
             for place in range(len(module.padding) // 2):
                 pads = module.padding[2 * place : 2 * place + 2]
-                self._slide(rank - 1 - place, F.pad, pads, mode=_PADDING_MODES[kind])
+                self._slide(rank - 1 - place, F.pad, pads, mode=PADDING_MODES[type(module)])
         else:
             return False
         return True
