@@ -73,6 +73,9 @@ ATTRIBUTES: dict[type[nn.Module], tuple[str, ...]] = {
 }
 """Modules a file may hold, with what builds them again."""
 
+MOST_UNITS = 2**31
+"""Units of one value that no network has; a damaged size would only fail when memory is asked for."""
+
 _ALLOWED: dict[str, dict[str, tuple[Any, ...]]] = {
     "Upsample": {"mode": ("nearest", "nearest-exact")},
     "ConstantPad1d": {"value": (0,)},
@@ -245,7 +248,7 @@ def _check_fit(graph: ConvertedGraph) -> None:
             # Neurons keep their input's shape; stepping them would compute.
             values[node] = source if isinstance(module, TTFSNeuron) else call_node(on_meta, node, values)
             reshaped = isinstance(module, OneToOne) and values[node].shape != source.shape
-            if len(values[node]) != len(source) or reshaped:
+            if len(values[node]) != len(source) or reshaped or values[node][0].numel() > MOST_UNITS:
                 raise ValueError(f"{node.target!r} does not fit what it listens to")
 
 

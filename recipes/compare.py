@@ -36,6 +36,7 @@ def compare(
     size: int,
     network: str = "resnet20",
     t_max: Sequence[int] = (16, 32, 64),
+    input_t_max: int | None = None,
     output_t_max: int | None = None,
     percentile: float = 99.9,
     granularity: Literal["layer", "channel"] = "layer",
@@ -56,7 +57,8 @@ def compare(
         size: Images are resized to this many pixels, the shorter side, and cropped to a square.
         network: Its name.
         t_max: The T to convert at.
-        output_t_max: T of the output layer, where it is not that of the others.
+        input_t_max: T of the input's window, where it is not that of the others.
+        output_t_max: T of the output layer's, likewise.
         percentile: Of each ReLU's values on the calibration images.
         granularity: One scale a layer, or one a channel.
         calibration_images: At most this many.
@@ -71,11 +73,14 @@ def compare(
     ann = build(network, weights).eval()
     train_set, test_set = _folder(train, size), _folder(test, size, classes_of=train)
     calibration = _evenly(train_set, calibration_images)
+    ends: dict[str, quartz_plugin.Override] = {
+        name: {"t_max": own} for name, own in (("input", input_t_max), ("output", output_t_max)) if own is not None
+    }
     snns = {
         t: quartz_plugin.convert(
             ann, _batches(calibration, batch_size, f"calibrating T = {t}"), t,
             percentile=percentile, granularity=granularity, hold=hold, preprocessing=(mean, std),
-            layers={} if output_t_max is None else {"output": {"t_max": output_t_max}},
+            layers=ends,
         )
         for t in t_max
     }  # fmt: skip
@@ -108,7 +113,9 @@ def compare(
                 int(n["neurons"]),
             ]
         )
-    how = f"percentile {percentile} by {granularity}" + (f", output T = {output_t_max}" if output_t_max else "")
+    how = f"percentile {percentile} by {granularity}" + "".join(
+        f", {name} T = {own['t_max']}" for name, own in ends.items()
+    )
     print(f"{network}: {total} test images, calibrated on {len(calibration)} training images, {how}")
     print(format_table(COLUMNS, rows))
     if out is not None:

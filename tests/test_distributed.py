@@ -49,6 +49,22 @@ def test_two_processes_get_the_network_of_one(shares):
     assert any(not torch.equal(alone.graph.scales[name], scale) for name, scale in whole.graph.scales.items())
 
 
+def fail_in_one(rank, folder):
+    """Process 1 has no images; both must say so, and neither wait."""
+    torch.set_num_threads(1)
+    store = torch.distributed.FileStore(f"{folder}/store", 2)
+    torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=2)
+    share = images()[:10] if rank == 0 else images()[:0]
+    with pytest.raises(ValueError, match="calibration is empty" if rank else "process 1 could not calibrate.*is empty"):
+        quartz_plugin.convert(network(), share, distributed=True)
+    torch.distributed.destroy_process_group()
+
+
+def test_an_error_in_one_process_is_one_in_all():
+    with tempfile.TemporaryDirectory() as folder:
+        torch.multiprocessing.spawn(fail_in_one, args=(folder,), nprocs=2)
+
+
 def test_without_a_process_group_it_says_what_is_missing():
     with pytest.raises(ValueError, match="init_process_group in every process first"):
         quartz_plugin.convert(network(), images(), distributed=True)

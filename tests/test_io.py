@@ -440,3 +440,79 @@ class TestWriting:
         assert header["settings"]["t_max"] == 6
         assert save(tensors)
         assert torch.equal(tensors["module.0.weight"], snn.graph_module.get_submodule("0").weight)
+
+
+class Joined(nn.Module):
+    """A network with every class of module that joins or routes."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.side, self.fc = nn.Conv2d(2, 4, 3, padding=1), nn.Conv2d(2, 4, 1), nn.Linear(8, 3)
+
+    def forward(self, x):
+        x = self.conv(x).relu() + self.side(x)
+        x = torch.cat([x, 2 * x[:, ::2]], 1).relu().view(-1, 2, 3, 4, 4).transpose(1, 2)
+        x = nn.functional.interpolate(x.reshape(-1, 6, 4, 4), scale_factor=2)
+        return self.fc(nn.functional.pad(x, (0, 0, 0, 0, 1, 1)).mean((2, 3)))
+
+
+@pytest.mark.parametrize(
+    ("kind", "option", "values"),
+    [
+        ("Permute", "dims", [[1, 0, 2, 3, 4], [0, 1], "abc", [0, 2, 2, 3, 4], None]),
+        ("Concatenate", "dim", [0, 9, -1, "x", True]),
+        ("Slice", "dim", [0, -1, 7]),
+        ("Slice", "step", [0, -1]),
+        ("Slice", "start", [-1, 10**30]),
+        ("Reshape", "shape", [[5, 5], "abc", [-1, -1], 3]),
+        ("Mean", "dims", [[0], [1, 1], [9]]),
+        ("Upsample", "mode", ["bilinear", "cubic", 3]),
+        ("Upsample", "scale_factor", [[1e6, 1e6], 0, -1, "x"]),
+        ("Conv2d", "stride", [[0, 0], [-1, 1]]),
+        ("Conv2d", "out_channels", [10**9]),
+    ],
+)
+def test_options_that_no_network_has_are_refused_at_once(tmp_path, kind, option, values):
+    path = tmp_path / "snn"
+    quartz_plugin.convert(Joined(), torch.rand(20, 2, 4, 4), 4).save(path)
+    header, tensors = contents(path)
+    found = next(name for name, entry in header["modules"].items() if entry["class"] == kind)
+    for value in values:
+        damaged = copy.deepcopy(header)
+        damaged["modules"][found][option] = value
+        rewrite(path, damaged, tensors)
+        assert "damaged" in refusal(path), value
+
+
+def test_missing_delays_foreign_scales_and_rows_are_refused_at_once(tmp_path):
+    path = tmp_path / "snn"
+    quartz_plugin.convert(Joined(), torch.rand(20, 2, 4, 4), 4).save(path)
+    header, tensors = contents(path)
+    delay = next(name for name, entry in header["modules"].items() if entry["class"] == "AxonalDelay")
+    damaged = copy.deepcopy(header)
+    damaged["modules"][delay]["steps"] += 1
+    rewrite(path, damaged, tensors)
+    assert "windows that end at steps" in refusal(path)
+    rewrite(path, header, tensors | {"scale.output": -tensors["scale.output"]})
+    assert "a scale is not positive" in refusal(path)
+    for report in ([1, 2], [{"module": 3}], [{"module": "x", "neurons": "many"}]):
+        rewrite(path, header | {"report": report}, tensors)
+        assert "its report is no list of rows" in refusal(path)
+    for text in ("[" * 200_000, json.dumps(header).replace(str(header["output_scale"]), "1" + "0" * 400)):
+        save_file(tensors, path, metadata={FORMAT: text})
+        assert "damaged" in refusal(path)
+
+
+def test_a_loaded_network_does_not_change_with_its_file(tmp_path):
+    path = tmp_path / "snn"
+    snn = quartz_plugin.convert(Joined(), torch.rand(20, 2, 4, 4), 4)
+    snn.save(path)
+    loaded = quartz_plugin.load(path)
+    with path.open("r+b") as file:
+        size = path.stat().st_size
+        file.seek(size // 2)
+        file.write(b"\0" * (size - size // 2))
+    for name, scale in snn.graph.scales.items():
+        assert torch.equal(loaded.graph.scales[name], scale)
+    images = torch.rand(3, 2, 4, 4)
+    assert torch.equal(loaded(images), snn(images))

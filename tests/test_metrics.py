@@ -20,7 +20,6 @@ from quartz_plugin.hardware.operations import (
     source_levels,
     synaptic_operations,
 )
-from quartz_plugin.synapses import fan_out, probed_fan_out, synapse_counts, unit_shapes
 from quartz_plugin.metrics import (
     Agreement,
     DecisionLatency,
@@ -30,6 +29,7 @@ from quartz_plugin.metrics import (
     SynapticOperations,
     agreement,
 )
+from quartz_plugin.synapses import fan_out, probed_fan_out, synapse_counts, unit_shapes
 
 
 @pytest.fixture

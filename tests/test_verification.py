@@ -135,7 +135,7 @@ class TestTheTable:
         assert "distance from the ANN in time steps" in lines[4]
         assert lines[5] == "no layer deviates by more than 25 % of its values"
         assert lines[6] == "top-1 agreement with the ANN 100.00 %, ties 0.00 % (90 images)"
-        assert len(lines) == 6
+        assert len(lines) == 7
         assert max(map(len, lines[:4])) < 80
 
     def test_the_report_prints_a_line_a_module(self):
