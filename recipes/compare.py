@@ -9,7 +9,7 @@ Folders hold one folder of images for each class; the classes are those of `--tr
 """
 
 import csv
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -36,8 +36,7 @@ def compare(
     size: int,
     network: str = "resnet20",
     t_max: Sequence[int] = (16, 32, 64),
-    input_t_max: int | None = None,
-    output_t_max: int | None = None,
+    own_t_max: Mapping[str, int] | None = None,
     percentile: float = 99.9,
     granularity: Literal["layer", "channel"] = "layer",
     calibration_images: int = 1000,
@@ -57,8 +56,7 @@ def compare(
         size: Images are resized to this many pixels, the shorter side, and cropped to a square.
         network: Its name.
         t_max: The T to convert at.
-        input_t_max: T of the input's window, where it is not that of the others.
-        output_t_max: T of the output layer's, likewise.
+        own_t_max: T of single layers, blocks, the input or the output, by name: '{"input": 256, "output": 256}'.
         percentile: Of each ReLU's values on the calibration images.
         granularity: One scale a layer, or one a channel.
         calibration_images: At most this many.
@@ -73,14 +71,12 @@ def compare(
     ann = build(network, weights).eval()
     train_set, test_set = _folder(train, size), _folder(test, size, classes_of=train)
     calibration = _evenly(train_set, calibration_images)
-    ends: dict[str, quartz_plugin.Override] = {
-        name: {"t_max": own} for name, own in (("input", input_t_max), ("output", output_t_max)) if own is not None
-    }
+    layers: dict[str, quartz_plugin.Override] = {name: {"t_max": own} for name, own in (own_t_max or {}).items()}
     snns = {
         t: quartz_plugin.convert(
             ann, _batches(calibration, batch_size, f"calibrating T = {t}"), t,
             percentile=percentile, granularity=granularity, hold=hold, preprocessing=(mean, std),
-            layers=ends,
+            layers=layers,
         )
         for t in t_max
     }  # fmt: skip
@@ -113,9 +109,8 @@ def compare(
                 int(n["neurons"]),
             ]
         )
-    how = f"percentile {percentile} by {granularity}" + "".join(
-        f", {name} T = {own['t_max']}" for name, own in ends.items()
-    )
+    how = f"percentile {percentile} by {granularity}"
+    how += "".join(f", {name} T = {own}" for name, own in (own_t_max or {}).items())
     print(f"{network}: {total} test images, calibrated on {len(calibration)} training images, {how}")
     print(format_table(COLUMNS, rows))
     if out is not None:

@@ -101,7 +101,7 @@ def trace(ann: nn.Module, example: Tensor) -> Draft:
         del reference
         draft = _build(root, graph, paths, dynamic, examples)
         traced = draft.output(examples[1:].clone())
-    tolerance = 1e-3 * float(wanted.abs().max()) if wanted.numel() else 0.0
+    tolerance = 1e-3 * float(wanted.abs().nan_to_num(0.0, posinf=0.0).max()) if wanted.numel() else 0.0
     if wanted.shape != traced.shape or not torch.allclose(wanted, traced, rtol=0, atol=tolerance, equal_nan=True):
         raise ConversionError(_DIFFERENT_WITH_HOOKS if hooked else _DIFFERENT)
     return draft
