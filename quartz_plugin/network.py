@@ -56,8 +56,8 @@ class SpikingNetwork(nn.Module):
         ----------
         images : Tensor
             ``[B, *input_shape]``, raw values in [0, 1].
-        engine : "auto", "analytic" or "stepped"
-            They give the same spike steps. "analytic" needs ``hold=True``.
+        engine : "auto", "analytic", "event" or "stepped"
+            They give the same spike steps. "analytic" needs ``hold=True``, "event" a CPU and numba.
         record : bool
             Keep the spikes of all layers, not of the output alone.
 
@@ -65,6 +65,8 @@ class SpikingNetwork(nn.Module):
         ------
         ValueError
             For images of a wrong shape or outside [0, 1], an unknown engine, or one that cannot be exact here.
+        ImportError
+            For "event" where numba is not installed.
         """
         return engines.run(self.graph, images, engine, record)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 from safetensors.torch import load_file
 from torch import nn
 
@@ -14,8 +14,10 @@ SHARED = Path(__file__).parents[2] / "shared"
 
 torch.set_num_threads(1)  # On networks this small, threads only wait for each other.
 
-settings.register_profile("ci", max_examples=25, derandomize=True, deadline=None)
-settings.register_profile("thorough", max_examples=500, deadline=None)
+# Drawing a network takes as long as the machine is busy; that is no fault of a test.
+PATIENT = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
+settings.register_profile("ci", max_examples=25, derandomize=True, **PATIENT)
+settings.register_profile("thorough", max_examples=500, **PATIENT)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 

@@ -1,18 +1,21 @@
 """Engines: ways to find the same spike steps.
 
-``analytic`` uses the closed form (hold only), ``stepped`` walks through time and judges the others.
+``analytic`` uses the closed form (hold only), ``event`` walks from spike to spike (a CPU, with numba), ``stepped``
+walks through time and judges the others.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from importlib.util import find_spec
 
 import torch
 from torch import Tensor
 
 from quartz_plugin.coding import NO_SPIKE
 from quartz_plugin.engines.analytic import run_analytic
+from quartz_plugin.engines.event import run_event
 from quartz_plugin.engines.result import SimulationResult
 from quartz_plugin.engines.stepped import run_stepped
 from quartz_plugin.functional import closed_form
@@ -20,7 +23,7 @@ from quartz_plugin.graph import INPUT, ConvertedGraph
 
 __all__ = ["ENGINES", "SimulationResult", "decode_output", "run"]
 
-ENGINES = {"analytic": run_analytic, "stepped": run_stepped}
+ENGINES = {"analytic": run_analytic, "event": run_event, "stepped": run_stepped}
 
 
 def run(graph: ConvertedGraph, images: Tensor, engine: str = "auto", record: bool = True) -> SimulationResult:
@@ -32,8 +35,8 @@ def run(graph: ConvertedGraph, images: Tensor, engine: str = "auto", record: boo
         The network.
     images : Tensor
         ``[B, *input_shape]``, values in [0, 1].
-    engine : "auto", "analytic" or "stepped"
-        "auto" takes "analytic" where neurons are held, else "stepped".
+    engine : "auto", "analytic", "event" or "stepped"
+        "auto" takes "analytic" where neurons are held, else "event" on a CPU where numba is installed, else "stepped".
     record : bool
         Keep the spikes of all layers, not of the output alone.
 
@@ -42,15 +45,10 @@ def run(graph: ConvertedGraph, images: Tensor, engine: str = "auto", record: boo
     ValueError
         For images of a wrong shape or outside [0, 1], an unknown engine, one that cannot be exact here, synapses in
         a type narrower than float32, or paths that meet with windows that do not end together.
+    ImportError
+        For "event" where numba is not installed.
     """
-    if engine == "auto":
-        engine = "analytic" if graph.hold else "stepped"
-    if engine not in ENGINES:
-        raise ValueError(f'engine must be "auto" or one of {sorted(ENGINES)}, got {engine!r}')
-    if engine == "analytic" and not graph.hold:
-        raise ValueError(
-            'engine="analytic" is exact with hold=True only (early spikes have no closed form); use engine="stepped"'
-        )
+    engine = _chosen(graph, engine)
     if graph.dtype not in (torch.float32, torch.float64):
         raise ValueError(f"{graph.dtype} cannot hold the membrane; use snn.to(torch.float32)")
     graph.check_images(images)
@@ -73,6 +71,31 @@ def run(graph: ConvertedGraph, images: Tensor, engine: str = "auto", record: boo
         engine=engine,
         signed_output=graph.layers[-1].neuron.p.signed,
     )
+
+
+def _chosen(graph: ConvertedGraph, engine: str) -> str:
+    """Name of the engine to run; raises where it cannot be exact, or not run, here."""
+    if engine not in ("auto", *ENGINES):
+        raise ValueError(f'engine must be "auto" or one of {sorted(ENGINES)}, got {engine!r}')
+    on_cpu, has_numba = graph.device.type == "cpu", find_spec("numba") is not None
+    wants_gradient = torch.is_grad_enabled() and any(p.requires_grad for p in graph.module.parameters())
+    if engine == "auto":
+        if graph.hold:
+            return "analytic"
+        return "event" if on_cpu and has_numba and not wants_gradient else "stepped"
+    if engine == "analytic" and not graph.hold:
+        raise ValueError(
+            'engine="analytic" is exact with hold=True only (early spikes have no closed form); '
+            'use engine="event" or engine="stepped"'
+        )
+    if engine == "event" and not on_cpu:
+        raise ValueError(
+            f'engine="event" runs on a CPU, and the network is on {graph.device}; '
+            f'use engine="{"analytic" if graph.hold else "stepped"}", or snn.cpu()'
+        )
+    if engine == "event" and not has_numba:
+        raise ImportError("engine=\"event\" needs numba: pip install 'quartz_plugin[fast]'")
+    return engine
 
 
 def decode_output(graph: ConvertedGraph, output_spikes: Tensor) -> Tensor:

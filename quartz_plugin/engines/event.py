@@ -1,0 +1,583 @@
+"""The event engine: work grows with the spikes, not with the steps. Exact for every neuron, on the CPU.
+
+With ``r`` steps left before readout the membrane is ``v_r = sum w max(0, n - r) + b max(0, S - r)``, ``n`` the
+levels of the inputs. It is linear in ``r`` between two levels that occur, so spikes are sorted by level, falling,
+and arrive one after the other; in between, the membranes of a tile of neurons advance at once, and only where one
+of them ends over the threshold are the steps looked at one by one. A neuron whose largest ``r`` with
+``v_r >= S + 1/2`` exists fires early and says ``S + 1 + r``; any other says ``clip(floor(v_0 + 1/2), 0, S)``.
+
+A layer whose synapses are no convolutions of spikes (:mod:`quartz_plugin.engines.convolutions`) is stepped.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial, reduce
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+
+from quartz_plugin.coding import NO_SPIKE
+from quartz_plugin.engines.convolutions import (
+    Convolution,
+    channel_ranges,
+    convolutions_of,
+    is_routing,
+    reached,
+    rows_as_channels,
+)
+from quartz_plugin.engines.stepped import step_layer
+from quartz_plugin.functional import TTFSParameters
+from quartz_plugin.graph import ConvertedGraph, Layer, carry, is_spike_source, module_nodes
+from quartz_plugin.neuron import FirstSpikeMaxPool
+from quartz_plugin.synapses import unit_shapes
+
+LANES = 8
+"""Numbers in a vector; runs of weights are padded with zeros to a multiple of it, rows of neurons with lost lanes."""
+
+WEIGHT_BYTES = 256 * 1024
+"""Weights of one block of channels: they stay in the second-level cache while images go by."""
+
+FEW_LEVELS = 128
+"""Up to so many steps in a window, spikes that come one to one are looked for at every level, without sorting."""
+
+TILE_BYTES = 16 * 1024
+"""Currents and membranes of one tile: they stay in the first-level cache."""
+
+SHORT_ROW = 128
+"""Up to so many neurons in a row, all spikes of a row of units are delivered to all of it."""
+
+FEW_CHANNELS = 16
+"""Below so many channels, pooling is done by whole pictures."""
+
+EVENT_BYTES = 2 * 1024 * 1024
+"""Sorted spikes of the images that go through a layer together."""
+
+
+@torch.no_grad()
+def run_event(graph: ConvertedGraph, input_levels: Tensor, record: bool = True) -> tuple[dict[str, Tensor], Tensor]:
+    """Find all spikes by events.
+
+    Parameters and returns are those of :func:`~quartz_plugin.engines.stepped.run_stepped`.
+    """
+    module, plan = graph.module, _plan_of(graph)
+    layers = {layer.node: layer for layer in graph.layers}
+    output = graph.layers[-1]
+    last_use = {source: node for node in module.graph.nodes for source in _heard(node, layers, plan)}
+    levels: dict[fx.Node, Tensor] = {}
+    spike_steps: dict[str, Tensor] = {}
+    for node in module.graph.nodes:
+        if node.op == "placeholder":
+            levels[node] = input_levels
+        elif (layer := layers.get(node)) is not None:
+            wanted = record or layer is output
+            own = plan.layers[layer.name]
+            levels[node], steps = (
+                _step(layer, levels, input_levels.dtype)
+                if own is None
+                else _fire(layer, own, levels, input_levels, wanted)
+            )
+            if steps is not None and wanted:
+                spike_steps[layer.name] = steps
+        elif node in plan.pools:
+            levels[node] = _pooled(plan.pools[node].pool, levels[node.all_input_nodes[0]])
+        elif node in plan.routing:
+            levels[node] = carry(module, node, levels)
+        for source in [source for source in levels if last_use.get(source) is node]:
+            del levels[source]
+    return spike_steps, levels[output.node]
+
+
+def _heard(node: fx.Node, layers: dict[fx.Node, Layer], plan: NetworkPlan) -> list[fx.Node]:
+    """Nodes whose levels are looked at for this node."""
+    layer = layers.get(node)
+    if layer is None:
+        return node.all_input_nodes if node in plan.pools or node in plan.routing else []
+    own = plan.layers[layer.name]
+    return list(layer.projection.sources if own is None else own.sources)
+
+
+def _pooled(pool: Any, levels: Tensor) -> Tensor:
+    """Levels of the first spikes in each window."""
+    if levels.dim() != 4 or levels.shape[1] >= FEW_CHANNELS or not isinstance(pool, nn.MaxPool2d):
+        pooled: Tensor = pool(levels)
+        return pooled
+    # Of few channels, torch's kernel for channels that lie side by side is slow; pictures of their windows are not.
+    (height, width), stride = _pair(pool.kernel_size), _pair(pool.stride)
+    if pool.ceil_mode or _pair(pool.padding) != (0, 0) or _pair(pool.dilation) != (1, 1):
+        return pool(levels)  # type: ignore[no-any-return]
+    rows, columns = ((size - kernel) // step * step + 1 for size, kernel, step in zip(
+        levels.shape[2:], (height, width), stride, strict=True
+    ))  # fmt: skip
+    windows = [
+        levels[:, :, y : y + rows : stride[0], x : x + columns : stride[1]] for y in range(height) for x in range(width)
+    ]
+    return reduce(torch.maximum, windows)
+
+
+def _pair(value: int | tuple[int, ...]) -> tuple[int, ...]:
+    return (value, value) if isinstance(value, int) else tuple(value)
+
+
+def _step(layer: Layer, levels: dict[fx.Node, Tensor], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    steps = step_layer(layer, {source: levels[source] for source in layer.projection.sources})
+    return layer.neuron.clock.output_window.levels_at(steps, layer.neuron.p.silent_level).to(dtype), steps
+
+
+def _fire(
+    layer: Layer, plan: LayerPlan, levels: dict[fx.Node, Tensor], like: Tensor, record: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Levels of a layer, and its spike steps where they are wanted."""
+    p, clock = layer.neuron.p, layer.neuron.clock
+    batch = len(like)
+    channels, height, width = _as_image(plan.shape)
+    out = torch.empty(batch, height, width, channels, dtype=like.dtype)
+    sources = {source: _channels_last(levels[source]) for source in plan.sources}
+    for channel_range in plan.ranges:
+        channel_range.fire([sources[source] for source in channel_range.sources], out.numpy())
+    said = out.permute(0, 3, 1, 2).reshape(batch, *plan.shape)
+    steps = None
+    if record:
+        steps = clock.output_window.steps_of(said)
+        if p.signed:
+            steps[said < p.silent_level] = NO_SPIKE
+        if p.rectifier == "silent":
+            steps[said == 0] = NO_SPIKE
+    return (said.clamp_(min=p.silent_level) if p.signed else said), steps
+
+
+def _as_image(shape: tuple[int, ...]) -> tuple[int, int, int]:
+    """A layer's shape as ``[C, H, W]``."""
+    channels, height, width = shape[0], *[1] * (3 - len(shape)), *shape[1:]
+    return channels, height, width
+
+
+def _channels_last(levels: Tensor) -> np.ndarray[Any, Any]:
+    image = levels.reshape(len(levels), *_as_image(tuple(levels.shape[1:])))
+    return image.permute(0, 2, 3, 1).contiguous().numpy()
+
+
+@dataclass(frozen=True)
+class LayerPlan:
+    """How spikes arrive at a layer of this shape: one plan for each range of its channels."""
+
+    shape: tuple[int, ...]
+    ranges: list[Plan]
+
+    @property
+    def sources(self) -> set[fx.Node]:
+        """Nodes whose levels are looked at."""
+        return {source for channel_range in self.ranges for source in channel_range.sources}
+
+
+@dataclass(frozen=True)
+class NetworkPlan:
+    """Plans of all layers (None: the layer is stepped), and the nodes between them that pool or move levels."""
+
+    layers: dict[str, LayerPlan | None]
+    pools: dict[fx.Node, FirstSpikeMaxPool]
+    routing: set[fx.Node]
+
+
+@dataclass(frozen=True)
+class _Made:
+    """A plan, and what it was made of."""
+
+    plan: NetworkPlan
+    modules: tuple[str, ...]
+    tensors: tuple[Tensor, ...]
+    versions: tuple[int, ...]
+
+
+_PLANS: WeakKeyDictionary[fx.GraphModule, _Made] = WeakKeyDictionary()
+
+
+def _plan_of(graph: ConvertedGraph) -> NetworkPlan:
+    """Plan of a network; kept until the graph, a module or a weight is another."""
+    module = graph.module
+    nodes = list(module.graph.nodes)
+    modules = tuple(
+        f"{node.name}({node.args}) {module.get_submodule(str(node.target)) if node.op == 'call_module' else node.op}"
+        for node in nodes
+    )
+    tensors = (*module.parameters(), *module.buffers())
+    versions = tuple(tensor._version for tensor in tensors)
+    made = _PLANS.get(module)
+    if (
+        made is None
+        or (made.modules, made.versions) != (modules, versions)
+        or not all(known is tensor for known, tensor in zip(made.tensors, tensors, strict=True))
+    ):
+        made = _Made(_planned(graph), modules, tensors, versions)
+        _PLANS[module] = made
+    return made.plan
+
+
+def _planned(graph: ConvertedGraph) -> NetworkPlan:
+    shapes = unit_shapes(graph)
+    layers = {layer.name: _layer_plan(graph, layer, shapes) for layer in graph.layers}
+    pools: dict[fx.Node, FirstSpikeMaxPool] = {}
+    routing: set[fx.Node] = set()
+    spikes = {node for node in graph.module.graph.nodes if is_spike_source(graph.module, node)}
+    for node, module in module_nodes(graph.module):
+        if isinstance(module, FirstSpikeMaxPool):
+            pools[node] = module
+        elif node not in spikes and node.all_input_nodes and spikes.issuperset(node.all_input_nodes):
+            moves = is_routing(module, shapes[node.all_input_nodes[0]])
+            routing |= {node} if moves else set()
+            spikes |= {node} if moves else set()
+    return NetworkPlan(layers, pools, routing)
+
+
+def _layer_plan(graph: ConvertedGraph, layer: Layer, shapes: dict[fx.Node, torch.Size]) -> LayerPlan | None:
+    shape = tuple(shapes[layer.node])
+    convolutions = convolutions_of(layer, shapes) if 1 <= len(shape) <= 3 else None
+    if convolutions is None:
+        return None
+    ranges = channel_ranges(convolutions, shape[0])
+    return LayerPlan(shape, [Plan(layer.neuron.p, shape, *each, graph.dtype) for each in ranges])
+
+
+class Plan:
+    """How spikes arrive at a range of a layer's channels: weights as they are walked, and tables of where they go.
+
+    A block is so many channels that their weights stay in the second-level cache; a tile is so many rows of a block
+    that its neurons stay in the first-level cache. A neuron's place in its tile is ``row * row_length + x *
+    block_size + channel``. A spike at (channel, y, x) reaches pairs of an output row and a kernel row, and in each
+    one or more runs: neighbouring neurons, and the weights that belong to them, side by side. Where there are few
+    channels, a whole row of units counts as the channels of one place.
+    """
+
+    def __init__(
+        self,
+        p: TTFSParameters,
+        shape: tuple[int, ...],
+        first: int,
+        last: int,
+        convolutions: list[Convolution],
+        dtype: torch.dtype,
+    ) -> None:
+        channels, height, width = _as_image(shape)
+        bias = None if p.bias is None else p.bias.to(dtype).expand(shape).reshape(channels, height, width)
+        if last - first == channels and _rows_are_short(convolutions, channels * width, dtype.itemsize):
+            convolutions = [rows_as_channels(convolution, width) for convolution in convolutions]
+            bias = None if bias is None else bias.permute(2, 0, 1).reshape(-1, height, 1)
+            channels, last, width = channels * width, last * width, 1
+        self.spatial = (height, width)
+        self.channels, self.first, self.outputs = channels, first, last - first
+        clock = p.clock
+        self.window, self.lowest, self.unsaid = clock.window, p.silent_level, p.silent_level - 1
+        self.theta = math.inf if p.hold else clock.threshold
+        self.direct = next(
+            (c for c in convolutions if p.clock.input_window < FEW_LEVELS and _is_direct(c, self.spatial)), None
+        )
+        self.convolutions = [c for c in convolutions if c is not self.direct]
+        self.block_size = _block_size(self.outputs, self.convolutions, dtype.itemsize)
+        self.row_length = _padded(width * self.block_size + LANES - 1)
+        self.tile_rows = min(height, max(1, TILE_BYTES // (2 * dtype.itemsize * self.row_length)))
+        tables = _Tables(self.block_size, self.row_length, self.tile_rows, height, width)
+        packed = [tables.add(convolution, self.outputs) for convolution in self.convolutions]
+        blocks = -(-self.outputs // self.block_size)
+        weights = torch.cat(packed, 1) if packed else torch.zeros(blocks, 0)
+        self.block_length = weights.shape[1]
+        # Vectors may be read past the last run.
+        self.weights = torch.cat([weights.to(dtype).flatten(), torch.zeros(LANES, dtype=dtype)]).numpy()
+        self.tables = tables.arrays()
+        self.rows = tables.rows
+        self._set_direct(width, dtype)
+        self._set_bias(p, bias)
+
+    def _set_direct(self, width: int, dtype: torch.dtype) -> None:
+        """Weights of the spikes that come one to one, laid out as a row of a tile."""
+        self.direct_weights, self.direct_first = np.zeros(0, self.weights.dtype), 0
+        self.direct_row = self.direct_channels = 0
+        if self.direct is None:
+            return
+        weights = self.direct.weight.to(dtype).view(-1, 1, 1)
+        self.direct_weights = self._laid_out(weights.expand(-1, 1, width))
+        self.direct_channels, self.direct_first = self.direct.source_shape[0], self.direct.first_input
+        # A whole row at a time where neighbours in the tile are neighbours in the source as well.
+        self.direct_row = width if self.block_size == self.direct_channels else 1
+
+    def _set_bias(self, p: TTFSParameters, whole: Tensor | None) -> None:
+        """Amount and level of each neuron's bias, laid out as the tiles are; one row where all are alike."""
+        self.bias = self.bias_level = np.zeros(0, self.weights.dtype)
+        self.bias_arrives = np.zeros(0, np.bool_)
+        self.bias_row_length = self.bias_block_length = 0
+        self.late = False
+        if whole is None:
+            return
+        clock = p.clock
+        bias = whole[self.first : self.first + self.outputs]
+        alike = bool((bias == bias[:, :1]).all())
+        bias = bias[:, :1] if alike else bias
+        if p.bias_code == "spike":
+            level = clock.readout - clock.bias_spike_steps(bias)
+            bias = torch.ones_like(bias)
+        else:
+            level = torch.full_like(bias, clock.input_window)
+        self.late = bool((level < 0).any())
+        self.bias_arrives = np.zeros(max(0, int(level.max())) + 1, np.bool_)
+        self.bias_arrives[level[level > 0].long().unique().numpy()] = True
+        self.bias, self.bias_level = self._laid_out(bias), self._laid_out(level)
+        self.bias_row_length = 0 if alike else self.row_length
+        self.bias_block_length = self.row_length * bias.shape[1]
+
+    def _laid_out(self, values: Tensor) -> np.ndarray[Any, Any]:
+        """``[C, H, W]`` as ``[blocks, H, row_length]``, flat; 0 in lost lanes."""
+        blocks = -(-self.outputs // self.block_size)
+        padded = torch.nn.functional.pad(values, (0, 0, 0, 0, 0, blocks * self.block_size - self.outputs))
+        rows = padded.unflatten(0, (blocks, self.block_size)).permute(0, 2, 3, 1).flatten(2)
+        return torch.nn.functional.pad(rows, (0, self.row_length - rows.shape[-1])).flatten().numpy()
+
+    @property
+    def sources(self) -> list[fx.Node]:
+        """Nodes whose levels :meth:`fire` takes."""
+        return [c.source for c in [*self.convolutions, *([] if self.direct is None else [self.direct])]]
+
+    def fire(self, every_level: list[np.ndarray[Any, Any]], out: np.ndarray[Any, Any]) -> None:
+        """Write the levels that the range's neurons say, given those of each of `sources`, ``[B, H, W, C]``."""
+        batch = len(out)
+        out = out.reshape(batch, *self.spatial, self.channels)
+        levels = [
+            level.reshape(batch, *c.source_shape[1:], c.source_shape[0])
+            for level, c in zip(every_level, self.convolutions, strict=False)
+        ]
+        direct = every_level[-1].reshape(-1) if self.direct is not None else self.direct_weights
+        top = max([int(level.max()) for level in every_level if level.size] + [len(self.bias_arrives) - 1, 0])
+        stops = np.full(top + 1, self.direct is not None)
+        stops[: len(self.bias_arrives)] |= self.bias_arrives
+        units = sum(level[0].size for level in levels)
+        ranks = min(top, units + int(stops.sum()))
+        images = max(1, EVENT_BYTES // max(1, 20 * units + 8 * self.rows * (ranks + 1)))
+        threads = torch.get_num_threads()
+        images = min(images, -(-batch // threads))
+        jobs = [
+            partial(self._fire_some, levels, direct, out, start, min(images, batch - start), stops, ranks)
+            for start in range(0, batch, images)
+        ]
+        _in_parallel(jobs, threads)
+
+    def _fire_some(
+        self,
+        levels: list[np.ndarray[Any, Any]],
+        direct: np.ndarray[Any, Any],
+        out: np.ndarray[Any, Any],
+        image: int,
+        images: int,
+        stops: np.ndarray[Any, Any],
+        ranks: int,
+    ) -> None:
+        from quartz_plugin.engines.event_kernels import collect, fire, sort_by_level
+
+        spikes = 1 + images * sum(level[0].size for level in levels)
+        event_level = np.empty(spikes, np.int32)
+        event, by_level = np.empty(spikes, np.int64), np.empty(spikes, np.int64)
+        row_start = np.zeros((images, self.rows, 2), np.int64)
+        at = 0
+        for level, convolution, first_row in zip(levels, self.convolutions, self.tables.terms[:, 0], strict=True):
+            at = collect(
+                level, image, images, convolution.first_input, convolution.inputs, at, first_row,
+                event_level, event, row_start,
+            )  # fmt: skip
+        starts = np.empty((images, self.rows, ranks + 1), np.int64)
+        ranked, distinct = np.empty((images, ranks + 1), np.int64), np.empty(images, np.int64)
+        sort_by_level(event_level, event, row_start, stops, by_level, starts, ranked, distinct)
+        fire(
+            out, image, images, self.first, self.outputs, self.block_size, self.tile_rows, self.row_length,
+            self.weights, self.block_length, *self.tables, by_level, starts, ranked, distinct,
+            direct, self.direct_weights, self.direct_row, self.direct_channels, self.direct_first,
+            self.bias, self.bias_level, self.bias_arrives, self.bias_row_length, self.bias_block_length, self.late,
+            self.window, self.theta, self.lowest, self.unsaid,
+        )  # fmt: skip
+
+
+def _in_parallel(jobs: Sequence[Callable[[], None]], threads: int) -> None:
+    if threads == 1 or len(jobs) == 1:
+        for job in jobs:
+            job()
+        return
+    with ThreadPoolExecutor(threads) as pool:
+        for done in [pool.submit(job) for job in jobs]:
+            done.result()
+
+
+def _is_direct(convolution: Convolution, spatial: tuple[int, int]) -> bool:
+    """Whether each spike goes to the neuron of its own place and channel, and whole vectors of them do."""
+    alike = convolution.source_shape[1:] == spatial and convolution.outputs % LANES == 0
+    return alike and convolution.pointwise and convolution.depthwise and not convolution.transposed
+
+
+def _padded(length: int) -> int:
+    return -(-length // LANES) * LANES
+
+
+def _rows_are_short(convolutions: list[Convolution], row: int, itemsize: int) -> bool:
+    """Whether a whole row of units, as the channels of one place, still has few weights."""
+    spread = [c for c in convolutions if c.source_shape[2] > 1 and not (c.pointwise and c.depthwise)]
+    weights = sum(row * c.source_shape[0] * c.source_shape[2] * c.kernel[0] for c in spread)
+    whole = all(c.first_input == c.first_output == 0 and c.inputs == c.source_shape[0] for c in convolutions)
+    return bool(spread) and whole and row <= SHORT_ROW and weights * itemsize <= WEIGHT_BYTES
+
+
+def _block_size(outputs: int, convolutions: list[Convolution], itemsize: int) -> int:
+    """Channels in a block: all, or as many as have weights that fit; groups are not divided."""
+    if any(c.groups > 1 and not c.depthwise for c in convolutions):
+        return outputs
+    per_channel = sum(c.weight[0].numel() for c in convolutions) * itemsize
+    if any(c.depthwise for c in convolutions) and per_channel * outputs <= 4 * WEIGHT_BYTES:
+        return outputs
+    if per_channel * outputs <= WEIGHT_BYTES or any(c.groups > 1 for c in convolutions):
+        return outputs
+    fitting = max(16, WEIGHT_BYTES // per_channel // 8 * 8)
+    blocks = -(-outputs // fitting)
+    return _padded(-(-outputs // blocks))
+
+
+@dataclass(frozen=True)
+class _Arrays:
+    """The tables as :func:`quartz_plugin.engines.event_kernels.fire` takes them, in its order."""
+
+    terms: np.ndarray[Any, Any]
+    reach: np.ndarray[Any, Any]
+    reach_row: np.ndarray[Any, Any]
+    reach_pair: np.ndarray[Any, Any]
+    pairs: np.ndarray[Any, Any]
+    column: np.ndarray[Any, Any]
+    runs: np.ndarray[Any, Any]
+    channel_at: np.ndarray[Any, Any]
+
+    def __iter__(self) -> Any:
+        return iter(vars(self).values())
+
+
+class _Tables:
+    """Builds a plan's tables, one convolution after the other."""
+
+    def __init__(self, block_size: int, row_length: int, tile_rows: int, height: int, width: int) -> None:
+        self.block_size, self.row_length, self.tile_rows = block_size, row_length, tile_rows
+        self.height, self.width = height, width
+        self.rows = self.weight_start = 0
+        self.terms: list[list[int]] = []
+        self.reach: list[int] = []
+        self.reach_row: list[int] = []
+        self.reach_pair: list[int] = [0]
+        self.pairs: list[tuple[int, int, int]] = []
+        self.column: list[int] = []
+        self.runs: list[tuple[int, int, int]] = []
+        self.channel_at: list[int] = []
+
+    def add(self, convolution: Convolution, outputs: int) -> Tensor:
+        """Enter one convolution; returns its weights as they are walked, ``[blocks, length]``."""
+        classes = _classes(convolution)
+        size = self.block_size if convolution.groups == 1 else outputs // convolution.groups
+        starts = np.cumsum([0] + [_padded(len(members) * size) for members in classes])
+        run_length = int(starts[-1])
+        kernel_rows = convolution.kernel[0]
+        self.terms.append(
+            [
+                self.rows,
+                self.weight_start,
+                kernel_rows * run_length,
+                len(self.column),
+                len(self.channel_at),
+                len(self.reach),
+                0 if convolution.groups == 1 else size,
+            ]
+        )
+        self.rows += convolution.source_shape[1]
+        self._add_rows(convolution, run_length)
+        self._add_columns(convolution, classes, starts, size)
+        per_group = convolution.inputs // convolution.groups
+        self.channel_at += [(c // per_group) * size if convolution.groups > 1 else 0 for c in range(convolution.inputs)]
+        packed = _packed(convolution.weight, convolution.groups, classes, starts, size, outputs)
+        self.weight_start += packed.shape[1]
+        return packed
+
+    def _add_rows(self, convolution: Convolution, run_length: int) -> None:
+        tiles = -(-self.height // self.tile_rows)
+        tables: list[dict[int, list[tuple[int, int, int]]]] = [{} for _ in range(tiles)]
+        for y in range(convolution.source_shape[1]):
+            for row, k in reached(convolution, 0, y, self.height):
+                tile = row // self.tile_rows
+                own = row - tile * self.tile_rows
+                pair = (own * self.row_length, k * run_length, own)
+                tables[tile].setdefault(y, []).append(pair)
+        for table in tables:
+            self.reach.append(len(self.reach_row))
+            for y, pairs in table.items():
+                self.reach_row.append(y)
+                self.pairs += pairs
+                self.reach_pair.append(len(self.pairs))
+        self.reach.append(len(self.reach_row))
+
+    def _add_columns(
+        self, convolution: Convolution, classes: list[list[int]], starts: np.ndarray[Any, Any], size: int
+    ) -> None:
+        place = {k: (index, at) for index, members in enumerate(classes) for at, k in enumerate(members)}
+        for x in range(convolution.source_shape[2]):
+            self.column.append(len(self.runs))
+            by_class: dict[int, list[tuple[int, int]]] = {}
+            for column, k in reached(convolution, 1, x, self.width):
+                index, at = place[k]
+                by_class.setdefault(index, []).append((column, at))
+            for index, members in by_class.items():
+                column, at = min(members)
+                self.runs.append(
+                    (
+                        column * self.block_size,
+                        int(starts[index]) + at * size,
+                        _padded(len(members) * size) // _padded(1),
+                    )
+                )
+        self.column.append(len(self.runs))
+
+    def arrays(self) -> _Arrays:
+        """All tables, int64."""
+        return _Arrays(
+            np.array(self.terms, np.int64).reshape(-1, 7),
+            np.array(self.reach, np.int64),
+            np.array(self.reach_row, np.int64),
+            np.array(self.reach_pair, np.int64),
+            np.array(self.pairs, np.int64).flatten(),
+            np.array(self.column, np.int64),
+            np.array(self.runs, np.int64).flatten(),
+            np.array(self.channel_at, np.int64),
+        )
+
+
+def _classes(convolution: Convolution) -> list[list[int]]:
+    """Kernel columns in lists: those of a list reach neighbouring outputs, from left to right."""
+    kernel, stride, dilation = convolution.kernel[1], convolution.stride[1], convolution.dilation[1]
+    if convolution.groups > 1 or (dilation > 1 if convolution.transposed else stride % dilation):
+        return [[k] for k in range(kernel)]
+    if convolution.transposed:
+        return [list(range(kernel))]
+    step = stride // dilation
+    return [list(reversed(range(first, kernel, step))) for first in range(min(step, kernel))]
+
+
+def _packed(
+    weight: Tensor, groups: int, classes: list[list[int]], starts: np.ndarray[Any, Any], size: int, outputs: int
+) -> Tensor:
+    """Weights ``[blocks, inputs * KH * run length]``: for an input channel and kernel row, the runs side by side."""
+    kernel_rows = weight.shape[2]
+    if groups > 1:
+        # [groups, outputs, inputs, KH, KW] -> [1, groups * inputs, KH, KW, outputs]
+        walked = weight.unflatten(0, (groups, size)).permute(0, 2, 3, 4, 1).flatten(0, 1).unsqueeze(0)
+    else:
+        blocks = -(-outputs // size)
+        whole = torch.nn.functional.pad(weight, (0, 0, 0, 0, 0, 0, 0, blocks * size - outputs))
+        walked = whole.unflatten(0, (blocks, size)).permute(0, 2, 3, 4, 1)
+    packed = walked.new_zeros(walked.shape[0], walked.shape[1], kernel_rows, int(starts[-1]))
+    for members, start in zip(classes, starts[:-1], strict=True):
+        runs = walked[:, :, :, members].flatten(3)
+        packed[..., start : start + runs.shape[-1]] = runs
+    flat: Tensor = packed.flatten(1)
+    return flat
