@@ -82,6 +82,10 @@ class StatefulModule(nn.Module):
             return out
         return out, state
 
+    def advance(self, input_: Tensor, state: Any | None) -> tuple[Tensor, Any]:
+        """Advance one step with a state in the caller's hands, whatever `init_hidden` says; see :meth:`forward`."""
+        return self._step(input_, state)
+
     def reset_mem(self) -> Any:
         """Forget the inference so far. Returns the state to start a hand-written loop with."""
         self._hidden = None

@@ -1,6 +1,6 @@
 """Conversion, in stages that can be read one after the other.
 
-trace -> fold -> check -> calibrate -> rescale -> schedule -> emit.
+trace -> fold -> check -> calibrate -> rescale (-> quantize) -> schedule -> emit.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from quartz_plugin.convert.draft import Draft
 from quartz_plugin.convert.emit import NeuronKind, emit
 from quartz_plugin.convert.fold import Linear, Preprocessing, fold
 from quartz_plugin.convert.operators import ConversionError, Role, register_rule
+from quartz_plugin.convert.quantize import quantize
 from quartz_plugin.convert.rescale import rescale
 from quartz_plugin.convert.schedule import schedule
 from quartz_plugin.convert.trace import trace
@@ -62,6 +63,7 @@ def convert(
     granularity: Granularity = "layer",
     preprocessing: Preprocessing | None = None,
     example_input: Tensor | None = None,
+    weight_bits: int | None = None,
     layers: Mapping[str, Override] | None = None,
     progress: Callable[[int], None] | None = None,
     distributed: bool = False,
@@ -104,6 +106,10 @@ def convert(
     example_input : Tensor, optional
         One raw input with a batch dimension, ``[1, ...]``; by default the first calibration image. With it the
         network is traced; calibration images of another shape are refused.
+    weight_bits : int, optional
+        Put weights, ``S b`` and threshold on a fixed-point grid, weights of so many bits with their sign (2 to 16),
+        for each layer or, with ``granularity="channel"``, each output channel. All engines then compute in exact whole
+        numbers, and agree bit for bit. The network is in float64 where float32 could not hold them.
     layers : dict, optional
         Name of a layer (as the report has it; "output", "input") or of a block of the ANN -> options of its
         own: ``percentile``, ``granularity``, ``t_max``. The longer name wins: ``{"layer1": dict(percentile=99.99),
@@ -142,7 +148,7 @@ def convert(
     window_length(t_max)
     if progress is not None and not callable(progress):
         raise TypeError(f"progress must be a function of the number of images seen, got {progress!r}")
-    _check_options(hold, rectifier, bias, linear, percentile, output_percentile, granularity)
+    _check_options(hold, rectifier, bias, linear, percentile, output_percentile, granularity, weight_bits)
     with failing_together() if distributed else nullcontext():
         first, images = peek(chunks(calibration))
         if first is None:
@@ -161,7 +167,10 @@ def convert(
         progress=progress,
         distributed=distributed,
     )
-    network = rescale(draft, scales, lengths)
+    network = rescale(draft, scales, lengths, average_by_sums=weight_bits is not None)
+    if weight_bits is not None:
+        early_windows = 1 if hold else len(network.layers) + 1
+        quantize(network, weight_bits, granularity, bias, lengths[INPUT], draft.dtype, early_windows)
     times = schedule(network, lengths[INPUT] + 1, bias)
     settings: dict[str, Any] = {
         "t_max": t_max,
@@ -175,6 +184,7 @@ def convert(
         "preprocessing": None
         if preprocessing is None
         else [torch.as_tensor(v).flatten().tolist() for v in preprocessing],
+        "weight_bits": weight_bits,
         "layers": {name: dict(options) for name, options in (layers or {}).items()},
     }
     kind = NeuronKind(hold, rectifier, bias)
@@ -250,7 +260,10 @@ def _check_options(
     percentile: float,
     output_percentile: float,
     granularity: str,
+    weight_bits: int | None,
 ) -> None:
+    if weight_bits is not None and (type(weight_bits) is not int or not 2 <= weight_bits <= 16):
+        raise ValueError(f"weight_bits must be a whole number from 2 to 16 (8 on Loihi), or None, got {weight_bits!r}")
     if not isinstance(hold, bool):
         raise ValueError(f"hold must be True or False, got {hold!r}")
     if linear not in ("compose", "pair"):

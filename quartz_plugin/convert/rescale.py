@@ -22,7 +22,7 @@ from torch import Tensor, fx, nn
 from quartz_plugin.convert.draft import Draft
 from quartz_plugin.convert.operators import Affine, ConversionError, Role
 from quartz_plugin.graph import INPUT, unique_path
-from quartz_plugin.structure import AVERAGES, PADDING_MODES, WEIGHTED, Add, Concatenate, Mean, OneToOne
+from quartz_plugin.structure import AVERAGES, PADDING_MODES, WEIGHTED, Add, Concatenate, Mean, OneToOne, Reshape
 
 ONE = torch.ones((), dtype=torch.float64)
 
@@ -68,14 +68,19 @@ class ScaledNetwork:
         Path -> module, none with a bias. The draft keeps its own.
     layers : dict
         Node -> the spiking layer to be put there, in order; the output last.
+    input_shape : tuple of int
+        One input, without the batch.
     """
 
     graph: fx.Graph
     modules: dict[str, nn.Module]
     layers: dict[fx.Node, ScaledLayer]
+    input_shape: tuple[int, ...]
 
 
-def rescale(draft: Draft, scales: Mapping[str, Tensor], windows: Mapping[str, int]) -> ScaledNetwork:
+def rescale(
+    draft: Draft, scales: Mapping[str, Tensor], windows: Mapping[str, int], *, average_by_sums: bool = False
+) -> ScaledNetwork:
     """Scale the synapses between the spiking layers of a folded, checked network.
 
     Parameters
@@ -86,22 +91,26 @@ def rescale(draft: Draft, scales: Mapping[str, Tensor], windows: Mapping[str, in
         Path -> scale of each ReLU and of the output, as :func:`~quartz_plugin.convert.calibrate.calibrate` gives.
     windows : dict
         Path of each ReLU and of the output, and "input" -> steps of its window.
+    average_by_sums : bool
+        Let averages add up, and put what they divide by into the weights that follow, as a chip would.
 
     Raises
     ------
     ConversionError
-        If spikes of different scales are pooled together.
+        If spikes of different scales are pooled together, or an average is no sum in windows of one size.
     """
-    return _Rescaling(draft, scales, windows).network
+    return _Rescaling(draft, scales, windows, average_by_sums).network
 
 
 class _Rescaling:
     """Walks the draft once; `gains` and `nodes` are those of what is emitted for each of the draft's nodes."""
 
-    def __init__(self, draft: Draft, scales: Mapping[str, Tensor], windows: Mapping[str, int]) -> None:
-        self.draft = draft
+    def __init__(
+        self, draft: Draft, scales: Mapping[str, Tensor], windows: Mapping[str, int], average_by_sums: bool
+    ) -> None:
+        self.draft, self.average_by_sums = draft, average_by_sums
         self.names = draft.names()
-        self.network = ScaledNetwork(fx.Graph(), {}, {})
+        self.network = ScaledNetwork(fx.Graph(), {}, {}, draft.input_shape)
         self.scales = {node: scales[str(node.target)].double().cpu() for node in draft.layers()}
         self.windows = {node: windows[str(node.target)] for node in draft.layers()}
         self.quanta = {node: scale / self.windows[node] for node, scale in self.scales.items()}
@@ -142,11 +151,11 @@ class _Rescaling:
                         f"cannot convert {node.target!r} ({type(module).__name__}): it pools units of different "
                         'scales; pool them before they are joined, or use granularity="layer" where it pools channels'
                     )
-                self._call(node, copy.deepcopy(module), [self._weighed(sources[0], gain, str(node.target))])
-                self.gains[node] = ONE
+                self._pool(node, module, self._weighed(sources[0], gain, str(node.target)))
+                self.gains[node] = self._share(node, module)
             else:
-                self._call(node, copy.deepcopy(module), [self.nodes[sources[0]]])
-                self.gains[node] = self._routed(node, module, sources)
+                self._pool(node, module, self.nodes[sources[0]])
+                self.gains[node] = _compressed(self._routed(node, module, sources) * self._share(node, module))
         else:
             self._call(node, copy.deepcopy(module), [self.nodes[source] for source in sources])
             self.gains[node] = self._routed(node, module, sources)
@@ -154,6 +163,33 @@ class _Rescaling:
     def _call(self, node: fx.Node, module: nn.Module, sources: list[fx.Node]) -> None:
         self.network.modules[str(node.target)] = module
         self.nodes[node] = self.network.graph.call_module(str(node.target), tuple(sources))
+
+    def _pool(self, node: fx.Node, module: nn.Module, source: fx.Node) -> None:
+        if not self._adds_up(module):
+            self._call(node, copy.deepcopy(module), [source])
+            return
+        added = _as_sum(module, self.draft.shape_at(node.all_input_nodes[0]), str(node.target))
+        self._call(node, added.to(self.draft.device, self.draft.dtype), [source])
+        shape = self.draft.shape_at(node)
+        if isinstance(module, Mean) and not module.keepdim:
+            path = unique_path(f"{node.target}_squeezed", self.names)
+            self.names.add(path)
+            self.network.modules[path] = Reshape(shape)
+            self.nodes[node] = self.network.graph.call_module(path, (self.nodes[node],))
+
+    def _adds_up(self, module: nn.Module) -> bool:
+        return self.average_by_sums and isinstance(module, AVERAGES)
+
+    def _share(self, node: fx.Node, module: nn.Module) -> Tensor:
+        """What a sum in each window is to be multiplied by to be the average; 1 where averages are averages."""
+        if not self._adds_up(module):
+            return ONE
+        shape = self.draft.shape_at(node.all_input_nodes[0])
+        ones = torch.ones(1, *shape, dtype=torch.float64)
+        summed = _as_sum(module, shape, str(node.target)).double()(ones)
+        average = module(ones)
+        # A window in padding alone adds up nothing.
+        return _compressed((average / summed.reshape(average.shape)).nan_to_num(1.0)[0])
 
     def _weighed(self, source: fx.Node, weight: Tensor, name: str) -> fx.Node:
         """What is emitted for `source`, times a weight; behind one synapse a unit, unless the weight is 1."""
@@ -261,10 +297,13 @@ class _Rescaling:
         if isinstance(module, Affine):
             weight = module.weight.detach().double().cpu()
             return _compressed(gain / weight) if bool((weight != 0).all()) else None
-        if isinstance(module, Add) or gain.dim() == 0:
+        if isinstance(module, Add) or (gain.dim() == 0 and not self._adds_up(module)):
             return gain
         if isinstance(module, AVERAGES) and not isinstance(module, Mean):
-            return gain if _alike_in_windows(gain, module) else None
+            if not _alike_in_windows(gain, module):
+                return None
+            share = self._share(user, module)
+            return gain / share if share.dim() == 0 else None
         if isinstance(module, Concatenate) and list(user.args).count(node) == 1:
             start, dim = 0, module.dim - 1
             for source in user.args:
@@ -327,6 +366,41 @@ def _alike_in_windows(gain: Tensor, pool: nn.Module) -> bool:
     two = (nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.MaxPool2d, nn.AdaptiveMaxPool2d)
     dims = 2 if isinstance(pool, two) else 1
     return all(size == 1 for size in gain.shape[-dims:])
+
+
+def _as_sum(module: Any, shape: tuple[int, ...], name: str) -> nn.Module:
+    """A module that adds up in the windows in which this one averages."""
+    if isinstance(module, nn.AvgPool2d):
+        summed = copy.deepcopy(module)
+        summed.divisor_override = 1
+        return summed
+    kernel: tuple[int, ...] = ()
+    stride: tuple[int, ...] = ()
+    padding: Any = 0
+    if isinstance(module, nn.AvgPool1d) and not module.ceil_mode:
+        kernel, stride, padding = _tuple(module.kernel_size), _tuple(module.stride), module.padding
+    elif isinstance(module, nn.AdaptiveAvgPool1d | nn.AdaptiveAvgPool2d):
+        rank = 1 if isinstance(module, nn.AdaptiveAvgPool1d) else 2
+        sizes = module.output_size if isinstance(module.output_size, tuple | list) else (module.output_size,) * rank
+        wanted = [own if size is None else size for own, size in zip(shape[-rank:], sizes, strict=True)]
+        if all(own % size == 0 for own, size in zip(shape[-rank:], wanted, strict=True)):
+            kernel = stride = tuple(own // size for own, size in zip(shape[-rank:], wanted, strict=True))
+    elif isinstance(module, Mean) and 1 not in module.dims and len(shape) in (2, 3):
+        kernel = stride = tuple(size if 2 + dim in module.dims else 1 for dim, size in enumerate(shape[1:]))
+    if len(kernel) == 2:
+        return nn.AvgPool2d(kernel, stride, divisor_override=1)  # type: ignore[arg-type]
+    if len(kernel) == 1:
+        ones = nn.Conv1d(shape[0], shape[0], kernel[0], stride[0], padding, groups=shape[0], bias=False)
+        ones.weight = nn.Parameter(torch.ones_like(ones.weight.detach()), requires_grad=False)
+        return ones
+    raise ConversionError(
+        f"cannot convert {name!r} ({type(module).__name__}) with weight_bits: it averages over windows that no fixed "
+        "weights add up; pool to a size that divides its input's, or without ceil_mode"
+    )
+
+
+def _tuple(value: Any) -> tuple[int, ...]:
+    return (value,) if isinstance(value, int) else tuple(value)
 
 
 def _compressed(gain: Tensor) -> Tensor:

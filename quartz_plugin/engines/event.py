@@ -408,6 +408,15 @@ def _in_parallel(jobs: Sequence[Callable[[], None]], threads: int) -> None:
             done.result()
 
 
+def _run_length(places: int, size: int) -> int:
+    """Length of a run of weights for so many places; what is read behind its end must be zeros.
+
+    At a border it is read from a place within, in whole vectors, which then end behind the end of the run.
+    """
+    whole = places == 1 or size % LANES == 0
+    return _padded(places * size + (0 if whole else LANES - 1))
+
+
 def _is_direct(convolution: Convolution, spatial: tuple[int, int]) -> bool:
     """Whether each spike goes to the neuron of its own place and channel, and whole vectors of them do."""
     alike = convolution.source_shape[1:] == spatial and convolution.outputs % LANES == 0
@@ -477,7 +486,7 @@ class _Tables:
         """Enter one convolution; returns its weights as they are walked, ``[blocks, length]``."""
         classes = _classes(convolution)
         size = self.block_size if convolution.groups == 1 else outputs // convolution.groups
-        starts = np.cumsum([0] + [_padded(len(members) * size) for members in classes])
+        starts = np.cumsum([0] + [_run_length(len(members), size) for members in classes])
         run_length = int(starts[-1])
         kernel_rows = convolution.kernel[0]
         self.terms.append(

@@ -1,19 +1,23 @@
-"""The stepped engine: dense time steps, layer after layer; the plain reading that judges the others."""
+"""The stepped engine: dense time steps, layer after layer; the plain reading that judges the others.
+
+Layer after layer it keeps one step at a time, so memory does not grow with ``T``. Where a weight wants a gradient, all
+layers are stepped together on the global clock instead, with surrogate gradients; that keeps every step.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, fx
 
 from quartz_plugin.coding import NO_SPIKE
 from quartz_plugin.functional import TTFSState, initial_state, ttfs_step
-from quartz_plugin.graph import ConvertedGraph, Layer, carry, is_spike_source
-from quartz_plugin.neuron import FirstSpikeMaxPool
+from quartz_plugin.graph import ConvertedGraph, Layer, call_node, carry, is_spike_source
+from quartz_plugin.neuron import FirstSpikeMaxPool, StatefulModule
 
 
-@torch.no_grad()
 def run_stepped(graph: ConvertedGraph, input_levels: Tensor, record: bool = True) -> tuple[dict[str, Tensor], Tensor]:
     """Step each layer from the earliest spike that reaches it to the end of its window.
 
@@ -33,6 +37,13 @@ def run_stepped(graph: ConvertedGraph, input_levels: Tensor, record: bool = True
     output_levels : Tensor
         Levels of the output layer, ``-S`` where it did not fire.
     """
+    if torch.is_grad_enabled() and any(p.requires_grad for p in graph.module.parameters()):
+        return _run_with_gradients(graph, input_levels, record)
+    with torch.no_grad():
+        return _run_by_layers(graph, input_levels, record)
+
+
+def _run_by_layers(graph: ConvertedGraph, input_levels: Tensor, record: bool) -> tuple[dict[str, Tensor], Tensor]:
     layers = {layer.node: layer for layer in graph.layers}
     output = list(layers.values())[-1]
     levels: dict[fx.Node, Tensor] = {}
@@ -52,6 +63,40 @@ def run_stepped(graph: ConvertedGraph, input_levels: Tensor, record: bool = True
             assert isinstance(pool, FirstSpikeMaxPool)
             levels[node] = pool.pool(_routed_levels(graph.module, node.all_input_nodes[0], levels))
     return spike_steps, levels[output.node]
+
+
+def _run_with_gradients(graph: ConvertedGraph, input_levels: Tensor, record: bool) -> tuple[dict[str, Tensor], Tensor]:
+    """Step all layers together; the output's levels carry surrogate gradients.
+
+    A neuron that has fired stays fired, so the level it says is, but for a constant, the number of steps in which it
+    has: a sum of spikes, through which gradients flow.
+    """
+    module, output = graph.module, graph.layers[-1]
+    names = {layer.node: layer.name for layer in graph.layers if record or layer == output}
+    spike_steps: dict[str, Tensor] = {}
+    states: dict[fx.Node, Any] = {}
+    steps_fired: Tensor | None = None
+    for step in range(graph.n_steps):
+        values: dict[fx.Node, Any] = {}
+        for node in module.graph.nodes:
+            target = module.get_submodule(str(node.target)) if node.op == "call_module" else None
+            if node.op == "placeholder":
+                arriving = input_levels == graph.input_window.level_at(step)
+                values[node] = arriving.to(input_levels.dtype)
+            elif isinstance(target, StatefulModule):
+                values[node], states[node] = target.advance(values[node.all_input_nodes[0]], states.get(node))
+            elif node.op != "output":
+                values[node] = call_node(module, node, values)
+            if node in names:
+                spikes = values[node].detach()
+                at = spike_steps.setdefault(names[node], torch.full_like(spikes, NO_SPIKE, dtype=torch.int32))
+                at[spikes != 0] = step
+        fired = states[output.node].fired
+        steps_fired = fired if steps_fired is None else steps_fired + fired
+    assert steps_fired is not None
+    p = output.neuron.p
+    never = p.clock.output_window.level_at(graph.n_steps)
+    return spike_steps, (steps_fired + never).clamp(min=p.silent_level)
 
 
 def step_layer(layer: Layer, levels: Mapping[fx.Node, Tensor]) -> Tensor:

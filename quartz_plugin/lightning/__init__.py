@@ -10,7 +10,7 @@ except ImportError as error:
 from quartz_plugin.lightning.cli import QuartzCLI, QuartzTrainer
 from quartz_plugin.lightning.data import MNISTData
 from quartz_plugin.lightning.modules import Classifier, SpikingClassifier
-from quartz_plugin.lightning.networks import MobileNetV1, ResNet20, quartz_mnist
+from quartz_plugin.lightning.networks import MobileNetV1, ResNet20, quartz_mnist, vgg11_bn_cifar10
 
 __all__ = [
     "Classifier",
@@ -21,4 +21,5 @@ __all__ = [
     "ResNet20",
     "SpikingClassifier",
     "quartz_mnist",
+    "vgg11_bn_cifar10",
 ]

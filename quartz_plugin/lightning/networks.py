@@ -35,6 +35,42 @@ def quartz_mnist(classes: int = 10) -> nn.Sequential:
     )
 
 
+def vgg11_bn_cifar10(classes: int = 10) -> nn.Sequential:
+    """Return VGG11 with batch norm for 32 x 32 images; 159,754 neurons, 171.7 M multiplications.
+
+    Configuration A of arXiv:1409.1556, whose features end as 1 x 1 x 512 here; two hidden layers of 4,096.
+
+    Parameters
+    ----------
+    classes : int
+        Outputs.
+
+    Examples
+    --------
+    >>> import torch
+    >>> vgg11_bn_cifar10().eval()(torch.zeros(1, 3, 32, 32)).shape
+    torch.Size([1, 10])
+    """
+    features: list[nn.Module] = []
+    channels = 3
+    for stage in ((64,), (128,), (256, 256), (512, 512), (512, 512)):
+        for width in stage:
+            features += [nn.Conv2d(channels, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU()]
+            channels = width
+        features.append(nn.MaxPool2d(2))
+    return nn.Sequential(
+        *features,
+        nn.Flatten(),
+        nn.Linear(512, 4096),
+        nn.ReLU(),
+        nn.Dropout(),
+        nn.Linear(4096, 4096),
+        nn.ReLU(),
+        nn.Dropout(),
+        nn.Linear(4096, classes),
+    )
+
+
 class ResNet20(nn.Module):
     """ResNet-20 for 32 x 32 images (He et al. 2016, arXiv:1512.03385): stages of 16, 32 and 64 channels.
 

@@ -1,0 +1,143 @@
+r"""Quantize, between rescale and schedule: weights on a fixed-point grid, as hardware holds them.
+
+Only with ``weight_bits``. Every weight becomes a whole number of at most that many bits, one of them the sign, times
+:math:`2^{-k}`, with one ``k`` for each layer or output channel, as large as its largest weight allows. The current
+after readout, 1, and the threshold, ``S + 1/2``, are on that grid already, since it is binary; ``S b`` is put on it.
+Membranes are then whole multiples of one :math:`2^{-k}`, and sums are exact in any order: all engines agree bit for
+bit, without ties.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from quartz_plugin.convert.calibrate import Granularity
+from quartz_plugin.convert.operators import ConversionError
+from quartz_plugin.convert.rescale import ScaledNetwork
+from quartz_plugin.functional import BiasCode
+from quartz_plugin.structure import WEIGHTED, OneToOne
+
+EXACT_BITS = {torch.float32: 24, torch.float64: 53}
+"""Bits of the whole numbers that each type holds without a gap."""
+
+
+def quantize(
+    network: ScaledNetwork,
+    weight_bits: int,
+    granularity: Granularity,
+    bias_code: BiasCode,
+    input_window: int,
+    dtype: torch.dtype,
+    early_windows: int = 1,
+) -> torch.dtype:
+    """Put all weights and biases of a scaled network, whose averages are sums, on their grids.
+
+    Parameters
+    ----------
+    network : ScaledNetwork
+        Changed in place.
+    weight_bits : int
+        Bits of a weight, its sign included.
+    granularity : "layer" or "channel"
+        One grid for each layer's weights, or for each output channel's.
+    bias_code : "synapse" or "spike"
+        A bias spike has the weight 1, which is on the grid; its time says the bias.
+    input_window : int
+        ``S`` of the input.
+    dtype : torch.dtype
+        Type the network computes in.
+    early_windows : int
+        How many windows a level may be: 1 of held neurons; early spikes say more.
+
+    Returns
+    -------
+    torch.dtype
+        The type in which every membrane is exact: `dtype` or, where that is too narrow, float64.
+
+    Raises
+    ------
+    ConversionError
+        If no type could hold a membrane exactly.
+    """
+    places = {path: _round(module, weight_bits, granularity) for path, module in network.modules.items()}
+    longest = max([input_window, *(layer.window for layer in network.layers.values())])
+    below = _fractional_bits(network, places)
+    reach = _largest_currents(network, float(early_windows * longest))
+    needed = 0.0
+    for node, layer in network.layers.items():
+        bits = below[node.all_input_nodes[0]]
+        largest = reach[node]
+        if layer.bias is not None and bias_code == "synapse":
+            # S b is what the membrane gets.
+            bits += math.ceil(math.log2(layer.input_window))
+            layer.bias = torch.round(layer.bias.double() * 2.0**bits).div(2.0**bits)
+            largest += float(layer.bias.abs().max()) * early_windows * longest
+        else:
+            largest += early_windows * longest
+        needed = max(needed, math.log2(max(largest, 1.0) + 2 * layer.window) + max(bits, 1))
+    exact = next((one for one in (dtype, torch.float64) if needed < EXACT_BITS[one]), None)
+    if exact is None:
+        raise ConversionError(
+            f"weight_bits={weight_bits}: a membrane would need {needed:.0f} bits, and float64 holds 53; "
+            'give fewer weight_bits, or linear="pair" where many linear maps stand in a row'
+        )
+    for module in network.modules.values():
+        module.to(exact)
+    for layer in network.layers.values():
+        layer.bias = None if layer.bias is None else layer.bias.to(exact)
+    return exact
+
+
+def _round(module: nn.Module, weight_bits: int, granularity: Granularity) -> int:
+    """Round a module's weights to their grids; how many binary places behind the point the finest of them has."""
+    if not isinstance(module, (*WEIGHTED, OneToOne)):
+        return 0
+    weight = module.weight.detach().double()
+    largest = 2 ** (weight_bits - 1) - 1
+    by_channel = granularity == "channel" and not isinstance(module, nn.ConvTranspose1d | nn.ConvTranspose2d | OneToOne)
+    magnitude = weight.abs()
+    magnitude = magnitude.flatten(1).amax(1).view(-1, *[1] * (weight.dim() - 1)) if by_channel else magnitude.max()
+    # Channels without weights need no grid.
+    places = torch.floor(torch.log2(largest / magnitude)).masked_fill(magnitude == 0, 0)
+    rounded = torch.round(weight * 2**places).clamp(-largest, largest) / 2**places
+    module.weight = nn.Parameter(rounded.to(module.weight.dtype), requires_grad=False)
+    finest = int(places.max())
+    whole = (rounded * 2.0**finest).long()
+    # Weights that are all even, as the ones of a sum are, need less.
+    lowest_bit = whole[whole != 0].bitwise_and(-whole[whole != 0])
+    return finest - (int(lowest_bit.min()).bit_length() - 1 if lowest_bit.numel() else finest)
+
+
+def _fractional_bits(network: ScaledNetwork, places: dict[str, int]) -> dict[fx.Node, int]:
+    """Binary places behind the point that the current at each node may have."""
+    bits: dict[fx.Node, int] = {}
+    for node in network.graph.nodes:
+        if node.op == "placeholder" or node in network.layers:
+            bits[node] = 0
+        else:
+            bits[node] = max(bits[source] for source in node.all_input_nodes) + places.get(str(node.target), 0)
+    return bits
+
+
+def _largest_currents(network: ScaledNetwork, level: float) -> dict[fx.Node, float]:
+    """For each layer, the most that its synapses could add up to, all inputs at this level."""
+    values: dict[fx.Node, Tensor] = {}
+    reach: dict[fx.Node, float] = {}
+    with torch.no_grad():
+        for node in network.graph.nodes:
+            if node.op == "placeholder":
+                values[node] = torch.full((1, *network.input_shape), level, dtype=torch.float64)
+            elif (layer := network.layers.get(node)) is not None:
+                reach[node] = float(values[node.all_input_nodes[0]].max())
+                values[node] = torch.full((1, *layer.shape), level, dtype=torch.float64)
+            elif node.op == "call_module":
+                module: Any = copy.deepcopy(network.modules[str(node.target)]).double().cpu()
+                for parameter in module.parameters():
+                    parameter.abs_()
+                values[node] = module(*(values[arg] for arg in node.args))
+    return reach
