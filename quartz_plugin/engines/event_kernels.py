@@ -24,6 +24,14 @@ REGISTERS = 8
 """Vectors of currents that are in registers together."""
 
 
+def _compiled(function: Any) -> Any:
+    """Compile to run without Python's lock; later processes reuse the machine code where a folder can be written."""
+    try:
+        return njit(nogil=True, cache=True)(function)
+    except RuntimeError:
+        return njit(nogil=True)(function)
+
+
 def _vector_at(context: Any, builder: Any, array_type: Any, array: Any, index: Any) -> tuple[Any, int]:
     """Pointer to a vector in a contiguous array, and the alignment of its numbers."""
     number = context.get_data_type(array_type.dtype)
@@ -223,7 +231,7 @@ def _add_arriving(
     return types.void(i, intp, amounts, intp, levels, intp, intp, i.dtype), generate
 
 
-@njit(nogil=True, cache=True)
+@_compiled
 def collect(
     levels: Any,
     image: int,
@@ -255,7 +263,7 @@ def collect(
     return at
 
 
-@njit(nogil=True, cache=True)
+@_compiled
 def sort_by_level(
     event_level: Any,
     event: Any,
@@ -304,7 +312,7 @@ def sort_by_level(
                 place[ranked[b, k]] = 0
 
 
-@njit(nogil=True, cache=True)
+@_compiled
 def _pass_time(
     v: Any,
     i: Any,
@@ -340,7 +348,7 @@ def _pass_time(
     return early
 
 
-@njit(nogil=True, cache=True)
+@_compiled
 def fire(
     out: Any,
     image: int,

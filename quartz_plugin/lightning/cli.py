@@ -153,7 +153,7 @@ class QuartzTrainer(lightning.Trainer):
         verbose: bool = True,
         datamodule: Any = None,
         snn: str | None = None,
-        engine: Literal["auto", "analytic", "stepped"] = "auto",
+        engine: Literal["auto", "analytic", "event", "stepped"] = "auto",
     ) -> Any:
         """Test an ANN checkpoint (--ckpt_path) or a converted network (--snn), or both side by side.
 
@@ -164,7 +164,7 @@ class QuartzTrainer(lightning.Trainer):
             verbose: Print the figures.
             datamodule: Its data.
             snn: File that convert wrote; with --ckpt_path or --model.weights its agreement with the ANN is measured.
-            engine: How the spiking network is simulated: auto, analytic (hold only) or stepped.
+            engine: How the spiking network is simulated: auto, analytic (hold only), event (a CPU) or stepped.
         """
         if snn is None:
             if isinstance(model, Classifier):

@@ -1,0 +1,118 @@
+"""recipes/benchmark.py runs and writes what it says; nothing here judges a time."""
+
+import csv
+import runpy
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import SHARED
+from torch import nn
+
+pytest.importorskip("lightning", reason="needs the extra recipes")
+
+from quartz_plugin.lightning import vgg11_bn_cifar10
+
+RECIPE = Path(__file__).parents[1] / "recipes" / "benchmark.py"
+ENGINES = {
+    "ANN",
+    "analytic, logits alone",
+    "analytic, all spikes",
+    "event, paper's neuron, logits alone",
+    "event, all spikes",
+    "event, hold off",
+    "stepped",
+    "to_snntorch() in a loop",
+}
+
+
+@pytest.fixture(scope="module")
+def recipe():
+    return runpy.run_path(str(RECIPE), run_name="benchmark")
+
+
+def run(recipe, folder, **options):
+    """Rows of a short run."""
+    paths = {"csv": str(folder / "new" / "b.csv"), "plot": str(folder / "new" / "b.png")}
+    options = {"t_max": 4, "batch_size": 4, "repeats": 1, **options}
+    recipe["benchmark"](**options, **paths)
+    assert (folder / "new" / "b.png").read_bytes().startswith(b"\x89PNG")
+    return list(csv.DictReader((folder / "new" / "b.csv").open()))
+
+
+def expected():
+    return ENGINES if find_spec("numba") else {name for name in ENGINES if not name.startswith("event")}
+
+
+def test_one_row_for_each_contender_and_a_picture(recipe, tmp_path, capsys):
+    rows = run(recipe, tmp_path, t_max=[4, 8])
+    assert {row["what"] for row in rows if row["t_max"] == "4"} == expected()
+    assert {row["what"] for row in rows if row["t_max"] == "8"} == expected()
+    (rate,) = (row for row in rows if row["what"].startswith("rate code"))
+    assert rate["t_max"] == "16"
+    for row in rows:
+        assert float(row["times_ann"]) == pytest.approx(float(row["ms"]) / float(row["ann_ms"]))
+        assert (row["images"], row["batch"]) == ("random weights, random images", "4")
+    heading, settings, *_ = capsys.readouterr().out.splitlines()
+    assert heading == "the paper's MNIST network: random weights, random images, percentile 99 of them"
+    assert settings.startswith(f"batch 4, 1 thread(s), medians of 1, torch {torch.__version__}, ")
+
+
+@pytest.mark.shared
+def test_all_contenders_answer_alike_on_real_digits(recipe, tmp_path):
+    rows = run(recipe, tmp_path, t_max=64, batch_size=20, data=str(SHARED))
+    assert {row["images"] for row in rows} == {"trained weights, real images"}
+    assert {float(row["right_percent"]) for row in rows} == {100.0}
+
+
+@pytest.mark.slow
+def test_slow_contenders_run_where_asked_for_and_memory_is_measured(recipe, tmp_path, capsys):
+    rows = run(recipe, tmp_path, networks=["resnet20"], batch_size=2, slow=True, memory=True)
+    assert {row["what"] for row in rows} == expected()
+    memory = {row["what"]: float(row["memory_mb"]) for row in rows}
+    assert memory["ANN"] == 0.0
+    rows = run(recipe, tmp_path, networks=["resnet20"], batch_size=2)
+    assert "to_snntorch() in a loop" not in {row["what"] for row in rows}
+    assert "left out: stepped at T = 4 (--slow true)" in capsys.readouterr().out
+
+
+def test_batch_norms_take_their_statistics_from_the_images(recipe):
+    setup = recipe["_set_up"]("resnet20", None, 4, 4, 0)
+    inputs = recipe["_normalise"](setup.network, setup.images)
+    norm, conv = setup.ann.bn1, setup.ann.conv1
+    assert torch.allclose(norm.running_mean, conv(inputs).mean((0, 2, 3)), atol=1e-5)
+    assert norm.momentum == 0.1
+    assert not norm.training
+
+
+def test_vgg11_has_the_neurons_it_says():
+    ann, neurons = vgg11_bn_cifar10().eval(), []
+    for module in ann:
+        if isinstance(module, nn.ReLU):
+            module.register_forward_hook(lambda _, __, out: neurons.append(out.numel()))
+    logits = ann(torch.rand(1, 3, 32, 32))
+    assert sum(neurons) + logits.numel() == 159_754
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("--networks", "lenet"), "no network is called 'lenet'; there are mnist, vgg11, resnet20, squeezenet"),
+        (("--data", "nowhere"), "no folder nowhere"),
+        (("--data", "."), "no folder MNIST/raw"),
+        (("--t_max", "1"), "t_max must be"),
+        (("--repeats", "0"), "repeats must be at least 1, got 0"),
+    ],
+    ids=["network", "folder", "folder inside", "t_max", "repeats"],
+)
+def test_what_a_user_can_mend_ends_in_one_line(tmp_path, monkeypatch, arguments, says):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["benchmark.py", *arguments])
+    with pytest.raises(SystemExit) as stopped:
+        runpy.run_path(str(RECIPE), run_name="__main__")
+    (line,) = str(stopped.value).splitlines()
+    assert line.startswith("error: ")
+    assert says in line
+    assert not list(tmp_path.iterdir())
