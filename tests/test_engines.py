@@ -150,10 +150,10 @@ def test_forced_zeros_are_said_by_every_neuron_and_silent_ones_by_none():
     assert (silent.spike_steps["input"][0] == -1).all()
 
 
-def test_a_held_network_chooses_analytic_and_an_unheld_one_stepped():
+def test_a_held_network_chooses_analytic_and_an_unheld_one_event():
     ann, images = nn.Sequential(nn.Linear(3, 2)), torch.rand(5, 3)
     assert quartz_plugin.convert(ann, images).run(images).engine == "analytic"
-    assert quartz_plugin.convert(ann, images, hold=False).run(images).engine == "stepped"
+    assert quartz_plugin.convert(ann, images, hold=False).run(images).engine == "event"
 
 
 def test_without_hold_early_spikes_happen_and_say_more_than_one():
@@ -309,7 +309,7 @@ class TestErrors:
 
     def test_analytic_without_hold_says_which_engine_can(self):
         snn = quartz_plugin.convert(nn.Sequential(nn.Linear(4, 2)), torch.rand(20, 4), t_max=4, hold=False)
-        with pytest.raises(ValueError, match=r'analytic.*hold=True.*use engine="stepped"'):
+        with pytest.raises(ValueError, match=r'analytic.*hold=True.*use engine="event" or engine="stepped"'):
             snn.run(torch.rand(1, 4), engine="analytic")
 
     def test_an_unknown_engine_lists_the_known(self, snn):
@@ -387,3 +387,61 @@ class TestMNIST:
         images = mnist_test[0][:100]
         stepped = snn.run(images, engine="stepped").spike_steps
         assert_same_spikes(stepped, snn.run(images, engine="analytic").spike_steps)
+
+
+def trainable(snn):
+    """The same network, each of its weights and biases wanting a gradient."""
+    for layer in snn.graph.layers:
+        layer.neuron.bias = nn.Parameter(layer.neuron._buffers.pop("bias"))
+    for parameter in snn.graph_module.parameters():
+        parameter.requires_grad_(True)
+    return snn
+
+
+@SOME
+@given(chains(exact=True), t_maxima(), NEURONS, SCALES)
+def test_with_gradients_the_stepped_engine_gives_the_same_spikes_and_logits(chain, t_max, neuron, scales):
+    snn = quantise(chain.convert(t_max, **neuron, **scales))
+    plain = snn.run(chain.images, engine="stepped")
+    for parameter in snn.graph_module.parameters():
+        parameter.requires_grad_(True)
+    assert_same_spikes(snn.run(chain.images, engine="stepped").spike_steps, plain.spike_steps)
+    result = snn.run(chain.images, engine="stepped", record=False)
+    assert list(result.spike_steps) == [plain.output]
+    assert torch.equal(result.logits.detach(), plain.logits)
+    assert result.logits.requires_grad or not list(snn.graph_module.parameters())
+
+
+@pytest.mark.parametrize(
+    ("engine", "options"),
+    [
+        ("analytic", {}),
+        ("stepped", {}),
+        ("stepped", {"hold": False}),
+        ("stepped", {"hold": False, "rectifier": "silent"}),
+    ],
+)
+def test_a_small_network_learns_from_scratch(engine, options):
+    images = torch.rand(200, 6)
+    labels = (images[:, 0] + images[:, 1] > 1).long() + (images[:, 2] > 0.6).long()
+    ann = nn.Sequential(nn.Linear(6, 24), nn.ReLU(), nn.Linear(24, 12), nn.ReLU(), nn.Linear(12, 3))
+    snn = trainable(quartz_plugin.convert(ann, images, t_max=8, **options))
+    optimizer = torch.optim.Adam(snn.graph_module.parameters(), lr=0.01)
+    losses = []
+    for _ in range(40):
+        logits = snn.run(images, engine=engine, record=False).logits
+        loss = nn.functional.cross_entropy(logits * (4 / snn.graph.output_scale), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        assert all(parameter.grad is not None for parameter in snn.graph_module.parameters())
+        optimizer.step()
+        losses.append(loss.item())
+    assert min(losses[-5:]) < 0.6 * losses[0]
+
+
+def test_auto_steps_an_unheld_network_whose_weights_want_gradients():
+    images = torch.rand(8, 3)
+    snn = trainable(quartz_plugin.convert(nn.Linear(3, 2), images, hold=False))
+    assert snn.run(images).engine == "stepped"
+    with torch.no_grad():
+        assert snn.run(images).engine == "event"

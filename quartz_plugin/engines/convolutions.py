@@ -31,8 +31,8 @@ class Convolution:
 
     Attributes
     ----------
-    source : fx.Node
-        Node whose levels are convolved.
+    source : str
+        Name of the node whose levels are convolved.
     source_shape : tuple of int
         Its shape as ``[C, H, W]``.
     weight : Tensor
@@ -47,7 +47,7 @@ class Convolution:
         Channels that come before.
     """
 
-    source: fx.Node
+    source: str
     source_shape: Shape3
     weight: Tensor
     stride: Pair = (1, 1)
@@ -216,7 +216,7 @@ class _Sum:
     def of_spikes(cls, node: fx.Node, shape: torch.Size) -> _Sum:
         """Spikes as they are: a weight of 1 for each channel."""
         own = _shape3(shape)
-        return cls(own, [Convolution(node, own, torch.ones(own[0], 1, 1, 1), groups=own[0])])
+        return cls(own, [Convolution(node.name, own, torch.ones(own[0], 1, 1, 1), groups=own[0])])
 
 
 def _shape3(shape: torch.Size | tuple[int, ...]) -> Shape3:

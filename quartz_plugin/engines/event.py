@@ -35,7 +35,7 @@ from quartz_plugin.engines.convolutions import (
 from quartz_plugin.engines.stepped import step_layer
 from quartz_plugin.functional import TTFSParameters
 from quartz_plugin.graph import ConvertedGraph, Layer, carry, is_spike_source, module_nodes
-from quartz_plugin.neuron import FirstSpikeMaxPool
+from quartz_plugin.neuron import FirstSpikeMaxPool, TTFSNeuron
 from quartz_plugin.synapses import unit_shapes
 
 LANES = 8
@@ -68,7 +68,7 @@ def run_event(graph: ConvertedGraph, input_levels: Tensor, record: bool = True) 
     """
     module, plan = graph.module, _plan_of(graph)
     layers = {layer.node: layer for layer in graph.layers}
-    output = graph.layers[-1]
+    output = list(layers.values())[-1]
     last_use = {source: node for node in module.graph.nodes for source in _heard(node, layers, plan)}
     levels: dict[fx.Node, Tensor] = {}
     spike_steps: dict[str, Tensor] = {}
@@ -85,9 +85,9 @@ def run_event(graph: ConvertedGraph, input_levels: Tensor, record: bool = True) 
             )
             if steps is not None and wanted:
                 spike_steps[layer.name] = steps
-        elif node in plan.pools:
-            levels[node] = _pooled(plan.pools[node].pool, levels[node.all_input_nodes[0]])
-        elif node in plan.routing:
+        elif node.name in plan.pools:
+            levels[node] = _pooled(plan.pools[node.name].pool, levels[node.all_input_nodes[0]])
+        elif node.name in plan.routing:
             levels[node] = carry(module, node, levels)
         for source in [source for source in levels if last_use.get(source) is node]:
             del levels[source]
@@ -98,9 +98,11 @@ def _heard(node: fx.Node, layers: dict[fx.Node, Layer], plan: NetworkPlan) -> li
     """Nodes whose levels are looked at for this node."""
     layer = layers.get(node)
     if layer is None:
-        return node.all_input_nodes if node in plan.pools or node in plan.routing else []
+        return node.all_input_nodes if node.name in plan.pools or node.name in plan.routing else []
     own = plan.layers[layer.name]
-    return list(layer.projection.sources if own is None else own.sources)
+    if own is None:
+        return list(layer.projection.sources)
+    return [source for source in node.graph.nodes if source.name in own.sources]
 
 
 def _pooled(pool: Any, levels: Tensor) -> Tensor:
@@ -138,7 +140,7 @@ def _fire(
     batch = len(like)
     channels, height, width = _as_image(plan.shape)
     out = torch.empty(batch, height, width, channels, dtype=like.dtype)
-    sources = {source: _channels_last(levels[source]) for source in plan.sources}
+    sources = {source.name: _channels_last(value) for source, value in levels.items() if source.name in plan.sources}
     for channel_range in plan.ranges:
         channel_range.fire([sources[source] for source in channel_range.sources], out.numpy())
     said = out.permute(0, 3, 1, 2).reshape(batch, *plan.shape)
@@ -171,66 +173,75 @@ class LayerPlan:
     ranges: list[Plan]
 
     @property
-    def sources(self) -> set[fx.Node]:
-        """Nodes whose levels are looked at."""
+    def sources(self) -> set[str]:
+        """Names of the nodes whose levels are looked at."""
         return {source for channel_range in self.ranges for source in channel_range.sources}
 
 
 @dataclass(frozen=True)
 class NetworkPlan:
-    """Plans of all layers (None: the layer is stepped), and the nodes between them that pool or move levels."""
+    """Plans of all layers (None: the layer is stepped), and the names of the nodes that pool or move levels.
+
+    It holds no node: nodes hold their network, which a plan must not keep alive.
+    """
 
     layers: dict[str, LayerPlan | None]
-    pools: dict[fx.Node, FirstSpikeMaxPool]
-    routing: set[fx.Node]
+    pools: dict[str, FirstSpikeMaxPool]
+    routing: set[str]
 
 
-@dataclass(frozen=True)
-class _Made:
-    """A plan, and what it was made of."""
-
-    plan: NetworkPlan
-    modules: tuple[str, ...]
-    tensors: tuple[Tensor, ...]
-    versions: tuple[int, ...]
-
-
-_PLANS: WeakKeyDictionary[fx.GraphModule, _Made] = WeakKeyDictionary()
+_PLANS: WeakKeyDictionary[fx.GraphModule, tuple[Any, NetworkPlan]] = WeakKeyDictionary()
 
 
 def _plan_of(graph: ConvertedGraph) -> NetworkPlan:
     """Plan of a network; kept until the graph, a module or a weight is another."""
     module = graph.module
-    nodes = list(module.graph.nodes)
-    modules = tuple(
-        f"{node.name}({node.args}) {module.get_submodule(str(node.target)) if node.op == 'call_module' else node.op}"
-        for node in nodes
+    state = (
+        tuple((node.op, node.name, str(node.target), str(node.args)) for node in module.graph.nodes),
+        tuple((name, type(each), _settings(each)) for name, each in module.named_modules()),
+        tuple((name, tensor.dtype, _fingerprint(tensor)) for name, tensor in module.state_dict().items()),
     )
-    tensors = (*module.parameters(), *module.buffers())
-    versions = tuple(tensor._version for tensor in tensors)
     made = _PLANS.get(module)
-    if (
-        made is None
-        or (made.modules, made.versions) != (modules, versions)
-        or not all(known is tensor for known, tensor in zip(made.tensors, tensors, strict=True))
-    ):
-        made = _Made(_planned(graph), modules, tensors, versions)
+    if made is None or made[0] != state:
+        made = state, _planned(graph)
         _PLANS[module] = made
-    return made.plan
+    return made[1]
+
+
+def _settings(module: nn.Module) -> tuple[Any, ...]:
+    """What a module computes with besides tensors and modules."""
+    if isinstance(module, TTFSNeuron):
+        return module.p._replace(bias=None, spike_grad=None)
+    plain = (int, float, str, tuple, list, type(None))
+    return tuple(
+        (name, str(value))
+        for name, value in vars(module).items()
+        if isinstance(value, plain) and not name.startswith("_") and name != "training"
+    )
+
+
+def _fingerprint(tensor: Tensor) -> tuple[Any, ...]:
+    """Shape and a weighted sum, which an edit past autograd's notice (through ``.data``) changes as well."""
+    flat, size = tensor.detach().flatten(), 4096
+    ramp = torch.linspace(1, 2, size, dtype=flat.dtype)
+    whole = flat.numel() // size * size
+    rows = flat[:whole].view(-1, size).mv(ramp)
+    rest = flat[whole:].dot(ramp[: flat.numel() - whole])
+    return tuple(tensor.shape), float(rows.dot(torch.linspace(1, 2, len(rows), dtype=flat.dtype))), float(rest)
 
 
 def _planned(graph: ConvertedGraph) -> NetworkPlan:
     shapes = unit_shapes(graph)
     layers = {layer.name: _layer_plan(graph, layer, shapes) for layer in graph.layers}
-    pools: dict[fx.Node, FirstSpikeMaxPool] = {}
-    routing: set[fx.Node] = set()
+    pools: dict[str, FirstSpikeMaxPool] = {}
+    routing: set[str] = set()
     spikes = {node for node in graph.module.graph.nodes if is_spike_source(graph.module, node)}
     for node, module in module_nodes(graph.module):
         if isinstance(module, FirstSpikeMaxPool):
-            pools[node] = module
+            pools[node.name] = module
         elif node not in spikes and node.all_input_nodes and spikes.issuperset(node.all_input_nodes):
             moves = is_routing(module, shapes[node.all_input_nodes[0]])
-            routing |= {node} if moves else set()
+            routing |= {node.name} if moves else set()
             spikes |= {node} if moves else set()
     return NetworkPlan(layers, pools, routing)
 
@@ -337,13 +348,15 @@ class Plan:
         return torch.nn.functional.pad(rows, (0, self.row_length - rows.shape[-1])).flatten().numpy()
 
     @property
-    def sources(self) -> list[fx.Node]:
-        """Nodes whose levels :meth:`fire` takes."""
+    def sources(self) -> list[str]:
+        """Names of the nodes whose levels :meth:`fire` takes."""
         return [c.source for c in [*self.convolutions, *([] if self.direct is None else [self.direct])]]
 
     def fire(self, every_level: list[np.ndarray[Any, Any]], out: np.ndarray[Any, Any]) -> None:
         """Write the levels that the range's neurons say, given those of each of `sources`, ``[B, H, W, C]``."""
         batch = len(out)
+        if batch == 0:
+            return
         out = out.reshape(batch, *self.spatial, self.channels)
         levels = [
             level.reshape(batch, *c.source_shape[1:], c.source_shape[0])
