@@ -313,7 +313,7 @@ def sort_by_level(
 
 
 @_compiled
-def _pass_time(
+def _note_early(
     v: Any,
     i: Any,
     start: int,
@@ -326,13 +326,11 @@ def _pass_time(
     fired_level: Any,
     early: int,
 ) -> int:
-    """Advance the neurons of a row from level `last` to `level`; list who crosses the threshold on the way, and when.
+    """List who of a row has crossed the threshold on the way from level `last` to `level`, and when.
 
     Returns how many have fired early so far.
     """
     steps = last - level
-    if not _advance(v, i, start, length // LANES, v.dtype.type(steps), theta):
-        return early
     for at in range(start, start + length, LANES):
         if not _any_over(v, at, theta):
             continue
@@ -404,7 +402,9 @@ def fire(
     flat = out.reshape(-1)
     stops, image_starts = every_start.shape[2], every_start.shape[1] * every_start.shape[2]
     starts = every_start.reshape(-1)
-    threshold = weights.dtype.type(theta)
+    number = weights.dtype.type
+    threshold = number(theta)
+    row_vectors = row_length // LANES
     for block in range((outputs + block_size - 1) // block_size):
         channels = min(block_size, outputs - block * block_size)
         block_weights = block * block_length
@@ -426,19 +426,11 @@ def fire(
                     if biased or direct_row:
                         for row in range(rows):
                             if since[row] > level:
-                                early = _pass_time(
-                                    v,
-                                    i,
-                                    row * row_length,
-                                    row_length,
-                                    since[row],
-                                    level,
-                                    threshold,
-                                    window,
-                                    fired,
-                                    fired_level,
-                                    early,
-                                )
+                                if _advance(v, i, row * row_length, row_vectors, number(since[row] - level), threshold):
+                                    early = _note_early(
+                                        v, i, row * row_length, row_length, since[row], level, threshold, window,
+                                        fired, fired_level, early,
+                                    )  # fmt: skip
                                 since[row] = level
                     if biased:
                         for row in range(rows):
@@ -481,19 +473,13 @@ def fire(
                             for pair in range(first_pair, last_pair):
                                 row = _at(pairs, 3 * pair + 2)
                                 if _at(since, row) > level:
-                                    early = _pass_time(
-                                        v,
-                                        i,
-                                        row * row_length,
-                                        row_length,
-                                        since[row],
-                                        level,
-                                        threshold,
-                                        window,
-                                        fired,
-                                        fired_level,
-                                        early,
-                                    )
+                                    if _advance(
+                                        v, i, row * row_length, row_vectors, number(since[row] - level), threshold
+                                    ):
+                                        early = _note_early(
+                                            v, i, row * row_length, row_length, since[row], level, threshold, window,
+                                            fired, fired_level, early,
+                                        )  # fmt: skip
                                     since[row] = level
                             while begin < end:
                                 # Spikes of one place reach the same neurons, those of several groups do not.
@@ -533,20 +519,14 @@ def fire(
                                     )
                                 begin = stop
                 for row in range(rows):
-                    if since[row] > 0:
-                        early = _pass_time(
-                            v,
-                            i,
-                            row * row_length,
-                            row_length,
-                            since[row],
-                            0,
-                            threshold,
-                            window,
-                            fired,
-                            fired_level,
-                            early,
-                        )
+                    crossed = since[row] > 0 and _advance(
+                        v, i, row * row_length, row_vectors, number(since[row]), threshold
+                    )
+                    if crossed:
+                        early = _note_early(
+                            v, i, row * row_length, row_length, since[row], 0, threshold, window,
+                            fired, fired_level, early,
+                        )  # fmt: skip
                 if late:
                     # A negative bias is a spike after readout, until which nothing pulls.
                     for row in range(rows):
