@@ -175,7 +175,8 @@ def check_unit_interval(x: Tensor, what: str = "x") -> None:
         return
     if low != low or high != high:
         raise ValueError(f"{what} contains NaN")
-    hint = "; it looks normalised: pass raw images and preprocessing=(mean, std) to convert" if low < 0 else ""
+    hint = "; divide raw bytes by 255" if low >= 0 and high > 1.5 else ""
+    hint = "; it looks normalised: pass raw images and preprocessing=(mean, std) to convert" if low < 0 else hint
     raise ValueError(f"{what} must lie in [0, 1], got values from {low:.4g} to {high:.4g}{hint}")
 
 

@@ -10,6 +10,7 @@ Engines, exporters, metrics and files all read it through this module and know n
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -181,6 +182,12 @@ class ConvertedGraph:
     def dtype(self) -> torch.dtype:
         """Type the synapses are held in."""
         return next((p.dtype for p in self.module.parameters()), torch.float32)
+
+    @property
+    def wants_gradient(self) -> bool:
+        """Whether a weight or bias asks for a gradient, and gradients are on."""
+        tensors = itertools.chain(self.module.parameters(), self.module.buffers())
+        return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
 
     @property
     def device(self) -> torch.device:

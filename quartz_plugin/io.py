@@ -313,7 +313,8 @@ def _rebuild(entry: dict[str, Any], path: str, weights: dict[str, Tensor]) -> nn
     }
     name = options.pop("class")
     if name == "TTFSNeuron":
-        bias = weights[f"{path}.bias"] if options.pop("has_bias") else None
+        has_bias = options.pop("has_bias")
+        bias = nn.Parameter(weights[f"{path}.bias"].clone(), requires_grad=False) if has_bias else None
         return TTFSNeuron(**options, bias=bias, init_hidden=True)
     if name == "FirstSpikeMaxPool":
         return FirstSpikeMaxPool(_rebuild(entry["pool"], path, weights), init_hidden=True)

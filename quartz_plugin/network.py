@@ -57,7 +57,8 @@ class SpikingNetwork(nn.Module):
         images : Tensor
             ``[B, *input_shape]``, raw values in [0, 1].
         engine : "auto", "analytic", "event" or "stepped"
-            They give the same spike steps. "analytic" needs ``hold=True``, "event" a CPU and numba.
+            They give the same spike steps. "analytic" needs ``hold=True``, "event" a CPU and numba; it gives no
+            gradients.
         record : bool
             Keep the spikes of all layers, not of the output alone.
 

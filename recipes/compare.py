@@ -60,7 +60,7 @@ def compare(
         percentile: Of each ReLU's values on the calibration images.
         granularity: One scale a layer, or one a channel.
         calibration_images: At most this many.
-        hold: No neuron fires before its readout; False is the paper's neuron, simulated step by step.
+        hold: No neuron fires before its readout; False lets early spikes happen, as in the paper.
         mean: What the network expects its input normalised by.
         std: The same.
         batch_size: Images in a batch.
@@ -127,6 +127,8 @@ def build(network: str, weights: str) -> nn.Module:
         ann = torchvision.models.get_model(network)
     else:
         raise SystemExit(f"no network is called {network!r}; there are {[*own, *names]}")
+    if not Path(weights).is_file():
+        raise SystemExit(f"no file {weights}")
     load_weights(ann, weights)
     return ann
 

@@ -256,13 +256,13 @@ class TestTraining:
         images = torch.rand(24, 1, 6, 6)
         return quartz_plugin.convert(ann, images, t_max=16), images, torch.arange(24) % 3
 
-    def test_gradients_reach_every_synapse_and_the_image(self):
+    def test_gradients_reach_every_synapse_and_bias_and_the_image(self):
         snn, images, labels = self.network()
         snn.requires_grad_(True)
         images.requires_grad_(True)
         nn.functional.cross_entropy(snn(images), labels).backward()
         parameters = dict(snn.named_parameters())
-        assert len(parameters) == 3
+        assert len(parameters) == 6
         for name, parameter in parameters.items():
             assert parameter.grad is not None, name
             assert parameter.grad.abs().sum() > 0, name
@@ -389,15 +389,6 @@ class TestMNIST:
         assert_same_spikes(stepped, snn.run(images, engine="analytic").spike_steps)
 
 
-def trainable(snn):
-    """The same network, each of its weights and biases wanting a gradient."""
-    for layer in snn.graph.layers:
-        layer.neuron.bias = nn.Parameter(layer.neuron._buffers.pop("bias"))
-    for parameter in snn.graph_module.parameters():
-        parameter.requires_grad_(True)
-    return snn
-
-
 @SOME
 @given(chains(exact=True), t_maxima(), NEURONS, SCALES)
 def test_with_gradients_the_stepped_engine_gives_the_same_spikes_and_logits(chain, t_max, neuron, scales):
@@ -425,15 +416,15 @@ def test_a_small_network_learns_from_scratch(engine, options):
     images = torch.rand(200, 6)
     labels = (images[:, 0] + images[:, 1] > 1).long() + (images[:, 2] > 0.6).long()
     ann = nn.Sequential(nn.Linear(6, 24), nn.ReLU(), nn.Linear(24, 12), nn.ReLU(), nn.Linear(12, 3))
-    snn = trainable(quartz_plugin.convert(ann, images, t_max=8, **options))
-    optimizer = torch.optim.Adam(snn.graph_module.parameters(), lr=0.01)
+    snn = quartz_plugin.convert(ann, images, t_max=8, **options).requires_grad_(True)
+    optimizer = torch.optim.Adam(snn.parameters(), lr=0.01)
     losses = []
     for _ in range(40):
         logits = snn.run(images, engine=engine, record=False).logits
         loss = nn.functional.cross_entropy(logits * (4 / snn.graph.output_scale), labels)
         optimizer.zero_grad()
         loss.backward()
-        assert all(parameter.grad is not None for parameter in snn.graph_module.parameters())
+        assert all(parameter.grad is not None for parameter in snn.parameters())
         optimizer.step()
         losses.append(loss.item())
     assert min(losses[-5:]) < 0.6 * losses[0]
@@ -441,7 +432,16 @@ def test_a_small_network_learns_from_scratch(engine, options):
 
 def test_auto_steps_an_unheld_network_whose_weights_want_gradients():
     images = torch.rand(8, 3)
-    snn = trainable(quartz_plugin.convert(nn.Linear(3, 2), images, hold=False))
+    snn = quartz_plugin.convert(nn.Linear(3, 2), images, hold=False).requires_grad_(True)
     assert snn.run(images).engine == "stepped"
     with torch.no_grad():
         assert snn.run(images).engine == "event"
+
+
+@pytest.mark.parametrize("engine", ["analytic", "stepped"])
+def test_a_bias_alone_can_be_trained(engine):
+    snn = quartz_plugin.convert(nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)), torch.rand(8, 3))
+    assert [name for name, _ in snn.named_parameters() if name.endswith("bias")]
+    bias = snn.graph.layers[-1].neuron.bias.requires_grad_(True)
+    snn.run(torch.rand(4, 3), engine=engine).logits.sum().backward()
+    assert bias.grad.abs().sum() > 0

@@ -562,8 +562,22 @@ class TestPlan:
 
     def test_follows_a_bias_put_in_the_place_of_another(self, snn, follows):
         neuron = snn.graph.layers[1].neuron
-        neuron.bias = neuron.bias + 0.5
+        neuron.bias = nn.Parameter(neuron.bias + 0.5, requires_grad=False)
         follows("4")
+
+    def test_follows_a_padding(self, snn, images):
+        snn.graph_module.get_submodule("0").padding = (0, 0)
+        assert_events_are_steps(snn, images)
+        snn.graph_module.get_submodule("0").padding = (2, 2)
+        assert_events_are_steps(snn, images)
+
+    def test_follows_one_weight_among_many(self):
+        snn = quartz_plugin.convert(nn.Linear(784, 2000), torch.rand(20, 784), 256, hold=False)
+        weight, image = next(p for p in snn.parameters() if p.dim() == 2), torch.rand(1, 784)
+        before = snn.run(image, engine="event").spike_steps["output"]
+        weight.data[27, 5] += 1.0
+        after = snn.run(image, engine="event").spike_steps["output"]
+        assert (before != after).nonzero().tolist() == [[0, 27]]
 
     def test_follows_a_stride(self, snn, images):
         module = snn.graph_module.get_submodule("2")
@@ -745,3 +759,72 @@ class TestChoice:
         assert early.run(images).engine == "stepped"
         with torch.no_grad():
             assert early.run(images).engine == "event"
+
+
+class Halved(nn.Module):
+    """Not a module that conversion makes: a graph may be edited."""
+
+    def forward(self, x):
+        return 0.5 * x
+
+
+def test_an_edited_graph_with_a_module_of_the_users_own_is_stepped():
+    torch.manual_seed(0)
+    ann, images = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)), torch.rand(20, 6)
+    snn = quartz_plugin.convert(ann, images, 16, hold=False, weight_bits=8)
+    module = snn.graph_module
+    module.add_submodule("halved", Halved())
+    (placeholder,) = (node for node in module.graph.nodes if node.op == "placeholder")
+    with module.graph.inserting_after(placeholder):
+        halved = module.graph.call_module("halved", (placeholder,))
+    placeholder.replace_all_uses_with(halved, delete_user_cb=lambda user: user is not halved)
+    module.recompile()
+    assert plans(snn)["1"] is None
+    assert_events_are_steps(snn, images)
+
+
+class MeanOfAll(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(3, 5)
+
+    def forward(self, x):
+        return self.linear(x.mean((2, 3, 4)))
+
+
+def test_units_in_more_than_three_dimensions_are_stepped():
+    images = torch.rand(10, 3, 2, 2, 2)
+    snn = quartz_plugin.convert(MeanOfAll(), images, 16, hold=False)
+    assert list(plans(snn).values()) == [None]
+    assert torch.equal(snn.run(images).logits, snn.run(images, engine="stepped").logits)
+
+
+class Spread(nn.Module):
+    """A transposed map of kernel 1 whose output is wider than its input, beside another."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(2, 8, 3)
+        self.one = nn.ConvTranspose2d(8, 8, 1, dilation=2, output_padding=1, groups=8)
+        self.other = nn.Conv2d(8, 8, 2, padding=1)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x):
+        x = self.stem(x).relu()
+        return self.head((self.one(x) + self.other(x)).relu().mean((2, 3)))
+
+
+def test_a_transposed_map_of_kernel_1_may_widen():
+    torch.manual_seed(1)
+    images = torch.rand(10, 2, 8, 8)
+    for options in ({}, {"hold": False}, {"hold": False, "rectifier": "silent"}):
+        snn = quartz_plugin.convert(Spread(), images, 16, weight_bits=8, **options)
+        assert_events_are_steps(snn, images)
+
+
+def test_weights_that_are_no_numbers_are_refused():
+    snn = quartz_plugin.convert(nn.Linear(3, 2), torch.rand(5, 3), hold=False)
+    with torch.no_grad():
+        next(snn.parameters())[0] = float("nan")
+    with pytest.raises(ValueError, match="contains NaN or infinity"):
+        snn.run(torch.rand(2, 3), engine="event")

@@ -106,6 +106,21 @@ def test_averages_are_sums_whose_share_is_in_the_weights_that_follow(average):
     assert (snn(images) - ann(images)).abs().max() < 0.02 * ann(images).abs().max()
 
 
+@pytest.mark.parametrize("size", [1e-4, 1e-11, 1e-20, 0.0])
+def test_a_channel_that_is_nearly_dead_widens_nothing(size):
+    torch.manual_seed(6)
+    ann, images = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)), torch.rand(20, 6)
+    with torch.no_grad():
+        ann[2].weight[1] *= size
+        ann[2].bias[1] *= size
+    snn = quartz_plugin.convert(ann, images, weight_bits=8, granularity="channel")
+    expected = snn.run(images, engine="stepped")
+    for engine in engines_of(snn):
+        assert_same_spikes(snn.run(images, engine=engine).spike_steps, expected.spike_steps)
+    plain = quartz_plugin.convert(ann, images, granularity="channel")
+    assert (snn(images) - plain(images)).abs().max() <= 2 * snn.graph.output_scale / 15
+
+
 def test_an_average_over_windows_of_several_sizes_is_refused_by_name():
     torch.manual_seed(1)
     ann = nn.Sequential(nn.Conv2d(1, 2, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(8, 2))

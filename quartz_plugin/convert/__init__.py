@@ -109,7 +109,8 @@ def convert(
     weight_bits : int, optional
         Put weights, ``S b`` and threshold on a fixed-point grid, weights of so many bits with their sign (2 to 16),
         for each layer or, with ``granularity="channel"``, each output channel. All engines then compute in exact whole
-        numbers, and agree bit for bit. The network is in float64 where float32 could not hold them.
+        numbers (on a CPU, whose libraries only add and multiply) and agree bit for bit. The network is in float64
+        where float32 could not hold them.
     layers : dict, optional
         Name of a layer (as the report has it; "output", "input") or of a block of the ANN -> options of its
         own: ``percentile``, ``granularity``, ``t_max``. The longer name wins: ``{"layer1": dict(percentile=99.99),

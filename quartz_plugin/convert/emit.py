@@ -45,7 +45,8 @@ def emit(
             clock.window + 1,
             hold=kind.hold,
             rectifier=kind.rectifier if layer.rectified else None,
-            bias=layer.bias,
+            # A parameter, so that training reaches it; frozen below, as all are.
+            bias=None if layer.bias is None else nn.Parameter(layer.bias),
             bias_code=kind.bias,
             readout=clock.readout,
             input_window=clock.input_window,

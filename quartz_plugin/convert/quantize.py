@@ -26,6 +26,13 @@ EXACT_BITS = {torch.float32: 24, torch.float64: 53}
 """Bits of the whole numbers that each type holds without a gap."""
 
 
+CHANNELS_APART = 16
+"""Binary places by which the grid of one channel may be finer than that of another."""
+
+FINEST = 40
+"""Binary places behind the point that a grid may have at most."""
+
+
 def quantize(
     network: ScaledNetwork,
     weight_bits: int,
@@ -34,8 +41,10 @@ def quantize(
     input_window: int,
     dtype: torch.dtype,
     early_windows: int = 1,
-) -> torch.dtype:
+) -> None:
     """Put all weights and biases of a scaled network, whose averages are sums, on their grids.
+
+    Where `dtype` could not hold every membrane exactly, the network is in float64 from here on.
 
     Parameters
     ----------
@@ -53,11 +62,6 @@ def quantize(
         Type the network computes in.
     early_windows : int
         How many windows a level may be: 1 of held neurons; early spikes say more.
-
-    Returns
-    -------
-    torch.dtype
-        The type in which every membrane is exact: `dtype` or, where that is too narrow, float64.
 
     Raises
     ------
@@ -90,7 +94,6 @@ def quantize(
         module.to(exact)
     for layer in network.layers.values():
         layer.bias = None if layer.bias is None else layer.bias.to(exact)
-    return exact
 
 
 def _round(module: nn.Module, weight_bits: int, granularity: Granularity) -> int:
@@ -102,8 +105,9 @@ def _round(module: nn.Module, weight_bits: int, granularity: Granularity) -> int
     by_channel = granularity == "channel" and not isinstance(module, nn.ConvTranspose1d | nn.ConvTranspose2d | OneToOne)
     magnitude = weight.abs()
     magnitude = magnitude.flatten(1).amax(1).view(-1, *[1] * (weight.dim() - 1)) if by_channel else magnitude.max()
-    # Channels without weights need no grid.
-    places = torch.floor(torch.log2(largest / magnitude)).masked_fill(magnitude == 0, 0)
+    # A channel without weights needs no grid, and one that is nearly dead none finer than would tell in the others.
+    places = torch.floor(torch.log2(largest / magnitude)).masked_fill(magnitude == 0, FINEST)
+    places = places.clamp(max=min(FINEST, float(places.min()) + CHANNELS_APART))
     rounded = torch.round(weight * 2**places).clamp(-largest, largest) / 2**places
     module.weight = nn.Parameter(rounded.to(module.weight.dtype), requires_grad=False)
     finest = int(places.max())

@@ -78,11 +78,10 @@ def _chosen(graph: ConvertedGraph, engine: str) -> str:
     if engine not in ("auto", *ENGINES):
         raise ValueError(f'engine must be "auto" or one of {sorted(ENGINES)}, got {engine!r}')
     on_cpu, has_numba = graph.device.type == "cpu", find_spec("numba") is not None
-    wants_gradient = torch.is_grad_enabled() and any(p.requires_grad for p in graph.module.parameters())
     if engine == "auto":
         if graph.hold:
             return "analytic"
-        return "event" if on_cpu and has_numba and not wants_gradient else "stepped"
+        return "event" if on_cpu and has_numba and not graph.wants_gradient else "stepped"
     if engine == "analytic" and not graph.hold:
         raise ValueError(
             'engine="analytic" is exact with hold=True only (early spikes have no closed form); '

@@ -19,22 +19,18 @@ from torch import Tensor, fx, nn
 
 from quartz_plugin.graph import Layer
 from quartz_plugin.neuron import AxonalDelay
-from quartz_plugin.structure import AVERAGES, WEIGHTED, Add, Concatenate, Mean, OneToOne
+from quartz_plugin.structure import AVERAGES, PADDING_MODES, Add, Concatenate, Mean, OneToOne, Permute, Reshape, Slice
 
 Shape3 = tuple[int, int, int]
 Pair = tuple[int, int]
 
 
-@dataclass(frozen=True)
-class Convolution:
-    """Synapses from the spikes of one node, or the channels of it from `first_input` on.
+@dataclass(frozen=True, kw_only=True)
+class LinearMap:
+    """A convolution without a bias.
 
     Attributes
     ----------
-    source : str
-        Name of the node whose levels are convolved.
-    source_shape : tuple of int
-        Its shape as ``[C, H, W]``.
     weight : Tensor
         ``[outputs, inputs / groups, KH, KW]``.
     stride, padding, dilation : tuple of int
@@ -43,20 +39,14 @@ class Convolution:
         As in ``nn.Conv2d``.
     transposed : bool
         The weights spread each input over the output, as in ``nn.ConvTranspose2d``.
-    first_input, first_output : int
-        Channels that come before.
     """
 
-    source: str
-    source_shape: Shape3
     weight: Tensor
     stride: Pair = (1, 1)
     padding: Pair = (0, 0)
     dilation: Pair = (1, 1)
     groups: int = 1
     transposed: bool = False
-    first_input: int = 0
-    first_output: int = 0
 
     @property
     def outputs(self) -> int:
@@ -76,7 +66,7 @@ class Convolution:
     @property
     def pointwise(self) -> bool:
         """Whether every position is for itself."""
-        return (self.kernel, self.stride, self.padding) == ((1, 1), (1, 1), (0, 0))
+        return (self.kernel, self.stride, self.padding, self.transposed) == ((1, 1), (1, 1), (0, 0), False)
 
     @property
     def depthwise(self) -> bool:
@@ -93,6 +83,26 @@ class Convolution:
             rows, columns = slice(group * outputs, (group + 1) * outputs), slice(group * inputs, (group + 1) * inputs)
             dense[rows, columns] = self.weight[rows]
         return dense
+
+
+@dataclass(frozen=True, kw_only=True)
+class Convolution(LinearMap):
+    """Synapses from the spikes of one node, or the channels of it from `first_input` on.
+
+    Attributes
+    ----------
+    source : str
+        Name of the node whose levels are convolved.
+    source_shape : tuple of int
+        Its shape as ``[C, H, W]``.
+    first_input, first_output : int
+        Channels that come before.
+    """
+
+    source: str
+    source_shape: Shape3
+    first_input: int = 0
+    first_output: int = 0
 
     def narrowed(self, first: int, last: int) -> Convolution:
         """The synapses into the output channels from `first` up to, and without, `last`."""
@@ -125,11 +135,22 @@ def channel_ranges(convolutions: list[Convolution], channels: int) -> list[tuple
     ]
 
 
+ROUTING = (
+    *(nn.Flatten, nn.Unflatten, Reshape, Permute, Slice, Concatenate, AxonalDelay, nn.Identity),
+    *(nn.PixelShuffle, nn.PixelUnshuffle, nn.ChannelShuffle, nn.UpsamplingNearest2d),
+)
+"""Modules that only move spikes, whatever their options."""
+
+
 def is_routing(module: nn.Module, shape: torch.Size) -> bool:
     """Whether a module between two layers only moves spikes (of units of this shape), so that it may move levels."""
     if isinstance(module, nn.AdaptiveAvgPool1d | nn.AdaptiveAvgPool2d):
         return _out_size(module.output_size, _shape3(shape)) == _shape3(shape)[1:]
-    return not isinstance(module, (*WEIGHTED, *AVERAGES, OneToOne, Add))
+    if isinstance(module, nn.Upsample):
+        return module.mode in ("nearest", "nearest-exact")
+    if type(module) in PADDING_MODES:
+        return getattr(module, "value", 0) == 0
+    return isinstance(module, ROUTING)
 
 
 def convolutions_of(layer: Layer, shapes: Mapping[fx.Node, torch.Size]) -> list[Convolution] | None:
@@ -145,6 +166,8 @@ def convolutions_of(layer: Layer, shapes: Mapping[fx.Node, torch.Size]) -> list[
     module = layer.projection.module
     routed = set(layer.projection.sources)
     values: dict[fx.Node, _Sum] = {}
+    if not all(1 <= len(shapes[node]) <= 3 for node in (*layer.projection.sources, *layer.projection.nodes)):
+        return None
     for node in layer.projection.nodes:
         if node.op != "call_module":
             return None
@@ -184,7 +207,7 @@ def rows_as_channels(convolution: Convolution, width: int) -> Convolution:
     """The same synapses with the units of a row as channels of one place, channels fastest (a Toeplitz matrix)."""
     channels, height, columns = convolution.source_shape
     shape = (columns * channels, height, 1)
-    if convolution.pointwise and convolution.depthwise:
+    if convolution.pointwise and convolution.depthwise and columns == width:
         weight = convolution.weight.repeat(width, 1, 1, 1)
         return replace(convolution, source_shape=shape, weight=weight, groups=len(weight))
     dense = convolution.dense_weight()
@@ -216,7 +239,9 @@ class _Sum:
     def of_spikes(cls, node: fx.Node, shape: torch.Size) -> _Sum:
         """Spikes as they are: a weight of 1 for each channel."""
         own = _shape3(shape)
-        return cls(own, [Convolution(node.name, own, torch.ones(own[0], 1, 1, 1), groups=own[0])])
+        return cls(
+            own, [Convolution(source=node.name, source_shape=own, weight=torch.ones(own[0], 1, 1, 1), groups=own[0])]
+        )
 
 
 def _shape3(shape: torch.Size | tuple[int, ...]) -> Shape3:
@@ -265,31 +290,19 @@ def _through(module: nn.Module, inputs: list[_Sum], shape: torch.Size) -> _Sum |
     return _Sum(out_shape, terms)
 
 
-@dataclass(frozen=True)
-class _Map:
-    """A module's linear map; fields as in :class:`Convolution`."""
-
-    weight: Tensor
-    stride: Pair = (1, 1)
-    padding: Pair = (0, 0)
-    dilation: Pair = (1, 1)
-    groups: int = 1
-    transposed: bool = False
-
-
-def _of_module(module: Any, shape: Shape3, out_shape: torch.Size) -> _Map | None:
+def _of_module(module: Any, shape: Shape3, out_shape: torch.Size) -> LinearMap | None:
     channels, height, width = shape
     if isinstance(module, OneToOne):
         weight = module.weight.detach()
         by_channel = weight.dim() == len(out_shape) and weight.numel() == weight.shape[0] == channels
         if weight.numel() != 1 and not by_channel:
             return None
-        return _Map(weight.reshape(-1, 1, 1, 1).expand(channels, 1, 1, 1), groups=channels)
+        return LinearMap(weight=weight.reshape(-1, 1, 1, 1).expand(channels, 1, 1, 1), groups=channels)
     if isinstance(module, nn.Linear):
         weight = module.weight.detach()
         if len(out_shape) != 1 or weight.shape[1] != math.prod(shape):
             return None
-        return _Map(weight.view(-1, channels, height, width))
+        return LinearMap(weight=weight.view(-1, channels, height, width))
     if isinstance(module, nn.Conv1d | nn.Conv2d | nn.ConvTranspose1d | nn.ConvTranspose2d):
         return _of_convolution(module)
     if isinstance(module, AVERAGES):
@@ -297,7 +310,7 @@ def _of_module(module: Any, shape: Shape3, out_shape: torch.Size) -> _Map | None
     return None
 
 
-def _of_convolution(module: Any) -> _Map | None:
+def _of_convolution(module: Any) -> LinearMap | None:
     if module.padding_mode != "zeros":
         return None
     weight, groups = module.weight.detach(), int(module.groups)
@@ -306,18 +319,22 @@ def _of_convolution(module: Any) -> _Map | None:
         # Theirs is [inputs, outputs / groups, ...].
         weight = weight.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
         padding = _pair(module.padding, weight.dim() - 2, 0)
-    else:
-        # Counted from the last dimension backwards, left and right of each.
+    elif isinstance(module.padding, str):
+        # "same" or "valid": counted from the last dimension backwards, left and right of each.
         both = module._reversed_padding_repeated_twice
         padding = (both[2] if len(both) > 2 else 0, both[0])
+    else:
+        padding = _pair(module.padding, weight.dim() - 2, 0)
     rank = weight.dim() - 2
     if rank == 1:
         weight = weight.unsqueeze(2)
     stride, dilation = _pair(module.stride, rank, 1), _pair(module.dilation, rank, 1)
-    return _Map(weight, stride, padding, dilation, groups, transposed)
+    return LinearMap(
+        weight=weight, stride=stride, padding=padding, dilation=dilation, groups=groups, transposed=transposed
+    )
 
 
-def _of_average(module: Any, shape: Shape3, out_shape: torch.Size) -> _Map | None:
+def _of_average(module: Any, shape: Shape3, out_shape: torch.Size) -> LinearMap | None:
     channels, height, width = shape
     if isinstance(module, Mean):
         if 1 in module.dims or math.prod(out_shape) != channels:
@@ -337,21 +354,20 @@ def _of_average(module: Any, shape: Shape3, out_shape: torch.Size) -> _Map | Non
             return None
     divisor = getattr(module, "divisor_override", None) or math.prod(kernel)
     weight = torch.full((channels, 1, *kernel), 1.0 / divisor, dtype=torch.float64)
-    return _Map(weight, stride, padding, (1, 1), channels)
+    return LinearMap(weight=weight, stride=stride, padding=padding, groups=channels)
 
 
-def _composed(first: Convolution, middle: Shape3, second: _Map, out_shape: Shape3) -> Convolution | None:
+def _composed(first: Convolution, middle: Shape3, second: LinearMap, out_shape: Shape3) -> Convolution | None:
     """One convolution that does what `first` (into channels of a tensor of shape `middle`) and `second` do."""
     weight = second.weight
     inner = slice(first.first_output, first.first_output + first.outputs)
     whole = (first.first_output, first.outputs) == (0, middle[0])
-    depthwise = second.groups == middle[0] == len(weight)
     gain = first.weight.double().flatten() if first.pointwise and first.depthwise else None
-    if gain is not None and (whole or second.groups == 1 or depthwise):
+    if gain is not None and (whole or second.groups == 1 or second.depthwise):
         # What comes first only weighs channels.
         if whole and bool((gain == 1).all()):
             scaled = weight
-        elif depthwise:
+        elif second.depthwise:
             scaled = weight[inner].double() * gain.view(-1, 1, 1, 1)
         elif second.groups == 1:
             scaled = weight[:, inner].double() * gain.view(1, -1, 1, 1)
@@ -364,17 +380,16 @@ def _composed(first: Convolution, middle: Shape3, second: _Map, out_shape: Shape
             stride=second.stride,
             padding=second.padding,
             dilation=second.dilation,
-            groups=first.outputs if depthwise else second.groups,
+            groups=first.outputs if second.depthwise else second.groups,
             transposed=second.transposed,
-            first_output=first.first_output if depthwise else 0,
+            first_output=first.first_output if second.depthwise else 0,
         )
-    pointwise = (tuple(weight.shape[2:]), second.stride, second.padding) == ((1, 1), (1, 1), (0, 0))
-    if pointwise and depthwise:
+    if second.pointwise and second.depthwise:
         scaled = first.weight.double() * weight[inner].double().view(-1, 1, 1, 1)
         return replace(first, weight=scaled)
     left = first.dense_weight().double()
-    second_dense = replace(first, weight=weight, groups=second.groups).dense_weight().double()[:, inner]
-    if pointwise:
+    second_dense = second.dense_weight().double()[:, inner]
+    if second.pointwise:
         mixed = torch.einsum("om,mihw->oihw", second_dense[:, :, 0, 0], left)
         return replace(first, weight=mixed, groups=1, first_output=0)
     if first.pointwise:
@@ -404,9 +419,9 @@ def _composed(first: Convolution, middle: Shape3, second: _Map, out_shape: Shape
     )
 
 
-def _spread(first: Convolution, second: _Map, dim: int) -> Tensor:
+def _spread(first: Convolution, second: LinearMap, dim: int) -> Tensor:
     """``[composed, of second, of first]``: 1 where two places in the kernels meet at one in the composed kernel."""
-    of_first, of_second = first.kernel[dim], second.weight.shape[2 + dim]
+    of_first, of_second = first.kernel[dim], second.kernel[dim]
     step = second.dilation[dim] * first.stride[dim]
     size = (of_second - 1) * step + (of_first - 1) * first.dilation[dim] + 1
     spread = torch.zeros(size, of_second, of_first, dtype=torch.float64)
@@ -416,14 +431,14 @@ def _spread(first: Convolution, second: _Map, dim: int) -> Tensor:
     return spread
 
 
-def _borders_agree(first: Convolution, middle: Shape3, second: _Map, out_shape: Shape3) -> bool:
+def _borders_agree(first: Convolution, middle: Shape3, second: LinearMap, out_shape: Shape3) -> bool:
     """Whether the zeros that pad the map between the two are what `first` would compute there: nothing."""
     for dim in (0, 1):
         size, last = middle[1 + dim], out_shape[1 + dim] - 1
         reach = (first.kernel[dim] - 1) * first.dilation[dim] - first.padding[dim]
         before = second.padding[dim] > 0
         farthest = last * second.stride[dim] - second.padding[dim]
-        farthest += (second.weight.shape[2 + dim] - 1) * second.dilation[dim]
+        farthest += (second.kernel[dim] - 1) * second.dilation[dim]
         if before and reach - first.stride[dim] >= 0:
             return False
         if farthest >= size and size * first.stride[dim] - first.padding[dim] < first.source_shape[1 + dim]:

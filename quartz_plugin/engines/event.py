@@ -1,4 +1,4 @@
-"""The event engine: work grows with the spikes, not with the steps. Exact for every neuron, on the CPU.
+"""The event engine: work grows with the spikes, and with the steps only as levels differ. Exact for every neuron.
 
 With ``r`` steps left before readout the membrane is ``v_r = sum w max(0, n - r) + b max(0, S - r)``, ``n`` the
 levels of the inputs. It is linear in ``r`` between two levels that occur, so spikes are sorted by level, falling,
@@ -62,9 +62,16 @@ EVENT_BYTES = 2 * 1024 * 1024
 
 @torch.no_grad()
 def run_event(graph: ConvertedGraph, input_levels: Tensor, record: bool = True) -> tuple[dict[str, Tensor], Tensor]:
-    """Find all spikes by events.
+    """Find all spikes by events, on a CPU, without gradients.
 
     Parameters and returns are those of :func:`~quartz_plugin.engines.stepped.run_stepped`.
+
+    Raises
+    ------
+    ValueError
+        If a weight is NaN or infinite.
+    ImportError
+        Without numba.
     """
     module, plan = graph.module, _plan_of(graph)
     layers = {layer.node: layer for layer in graph.layers}
@@ -111,16 +118,17 @@ def _pooled(pool: Any, levels: Tensor) -> Tensor:
         pooled: Tensor = pool(levels)
         return pooled
     # Of few channels, torch's kernel for channels that lie side by side is slow; pictures of their windows are not.
-    (height, width), stride = _pair(pool.kernel_size), _pair(pool.stride)
+    kernel, stride = _pair(pool.kernel_size), _pair(pool.stride)
     if pool.ceil_mode or _pair(pool.padding) != (0, 0) or _pair(pool.dilation) != (1, 1):
         return pool(levels)  # type: ignore[no-any-return]
-    rows, columns = ((size - kernel) // step * step + 1 for size, kernel, step in zip(
-        levels.shape[2:], (height, width), stride, strict=True
-    ))  # fmt: skip
-    windows = [
-        levels[:, :, y : y + rows : stride[0], x : x + columns : stride[1]] for y in range(height) for x in range(width)
-    ]
-    return reduce(torch.maximum, windows)
+    for dim in (0, 1):
+        length = (levels.shape[2 + dim] - kernel[dim]) // stride[dim] * stride[dim] + 1
+        shifted = [levels.narrow(2 + dim, k, length) for k in range(kernel[dim])]
+        levels = reduce(
+            torch.maximum,
+            [picture[(slice(None),) * (2 + dim) + (slice(None, None, stride[dim]),)] for picture in shifted],
+        )
+    return levels
 
 
 def _pair(value: int | tuple[int, ...]) -> tuple[int, ...]:
@@ -221,16 +229,16 @@ def _settings(module: nn.Module) -> tuple[Any, ...]:
 
 
 def _fingerprint(tensor: Tensor) -> tuple[Any, ...]:
-    """Shape and a weighted sum, which an edit past autograd's notice (through ``.data``) changes as well."""
-    flat, size = tensor.detach().flatten(), 4096
-    ramp = torch.linspace(1, 2, size, dtype=flat.dtype)
-    whole = flat.numel() // size * size
-    rows = flat[:whole].view(-1, size).mv(ramp)
-    rest = flat[whole:].dot(ramp[: flat.numel() - whole])
-    return tuple(tensor.shape), float(rows.dot(torch.linspace(1, 2, len(rows), dtype=flat.dtype))), float(rest)
+    """Tells a tensor from what it was before an edit, also one past autograd's notice (through ``.data``)."""
+    bits = tensor.detach().contiguous().view(torch.int64 if tensor.dtype == torch.float64 else torch.int32)
+    version = 0 if tensor.is_inference() else tensor._version
+    return tuple(tensor.shape), tensor.data_ptr(), version, int(bits.sum(dtype=torch.int64))
 
 
 def _planned(graph: ConvertedGraph) -> NetworkPlan:
+    for name, tensor in graph.module.state_dict().items():
+        if not bool(torch.isfinite(tensor).all()):
+            raise ValueError(f"{name} of the network contains NaN or infinity")
     shapes = unit_shapes(graph)
     layers = {layer.name: _layer_plan(graph, layer, shapes) for layer in graph.layers}
     pools: dict[str, FirstSpikeMaxPool] = {}
@@ -251,6 +259,10 @@ def _layer_plan(graph: ConvertedGraph, layer: Layer, shapes: dict[fx.Node, torch
     convolutions = convolutions_of(layer, shapes) if 1 <= len(shape) <= 3 else None
     if convolutions is None:
         return None
+    for each in convolutions:
+        # The kernels look nothing up twice.
+        assert each.first_input + each.inputs <= each.source_shape[0]
+        assert each.first_output + each.outputs <= shape[0]
     ranges = channel_ranges(convolutions, shape[0])
     return LayerPlan(shape, [Plan(layer.neuron.p, shape, *each, graph.dtype) for each in ranges])
 
@@ -457,7 +469,7 @@ def _block_size(outputs: int, convolutions: list[Convolution], itemsize: int) ->
         return outputs
     if per_channel * outputs <= WEIGHT_BYTES or any(c.groups > 1 for c in convolutions):
         return outputs
-    fitting = max(16, WEIGHT_BYTES // per_channel // 8 * 8)
+    fitting = max(2 * LANES, WEIGHT_BYTES // per_channel // LANES * LANES)
     blocks = -(-outputs // fitting)
     return _padded(-(-outputs // blocks))
 

@@ -14,7 +14,13 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from quartz_plugin.engines.event import LANES
+from quartz_plugin.engines import event as _event
+
+LANES = 8
+"""That of the engine. Written out, for numba keeps machine code as long as this file is the same."""
+
+if LANES != _event.LANES:
+    raise AssertionError(f"the event engine lays its tables out for {_event.LANES} lanes, its kernels for {LANES}")
 
 _CHANNEL_BITS = 32
 _CHANNEL_MASK = (1 << _CHANNEL_BITS) - 1

@@ -37,7 +37,7 @@ def run_stepped(graph: ConvertedGraph, input_levels: Tensor, record: bool = True
     output_levels : Tensor
         Levels of the output layer, ``-S`` where it did not fire.
     """
-    if torch.is_grad_enabled() and any(p.requires_grad for p in graph.module.parameters()):
+    if graph.wants_gradient:
         return _run_with_gradients(graph, input_levels, record)
     with torch.no_grad():
         return _run_by_layers(graph, input_levels, record)
