@@ -75,7 +75,7 @@ class ScaledNetwork:
     graph: fx.Graph
     modules: dict[str, nn.Module]
     layers: dict[fx.Node, ScaledLayer]
-    input_shape: tuple[int, ...]
+    input_shape: tuple[int, ...] = ()
 
 
 def rescale(
