@@ -116,3 +116,13 @@ def test_mobilenet_v1_approaches_the_ann_with_t_max():
     ]
     assert agreements == sorted(agreements)
     assert agreements[-1] >= 0.85
+
+
+@pytest.mark.parametrize("options", [{}, {"hold": False}, {"hold": False, "rectifier": "silent"}], ids=str)
+def test_resnet20_in_8_bits_spikes_alike_in_all_engines(resnet20, cifar10_train, options):
+    snn = quartz_plugin.convert(resnet20, cifar10_train[:50], 16, preprocessing=IMAGENET, weight_bits=8, **options)
+    images = cifar10_train[50:58]
+    expected = snn.run(images, engine="stepped").spike_steps
+    for engine in ("event", "analytic") if snn.graph.hold else ("event",):
+        for name, steps in snn.run(images, engine=engine).spike_steps.items():
+            assert torch.equal(steps, expected[name]), (engine, name)
