@@ -24,7 +24,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from quartz_plugin.coding import NeuronClock, at_least_float32, round_half_up, window_length
+from quartz_plugin.coding import NO_SPIKE, NeuronClock, at_least_float32, round_half_up, window_length
 
 Rectifier = Literal["spike", "silent"]
 BiasCode = Literal["synapse", "spike"]
@@ -316,3 +316,28 @@ def closed_form(drive: Tensor, window: int, lowest: int = 0, *, inplace: bool = 
     inplace = inplace and not drive.requires_grad
     clipped = drive.clamp_(lowest, window) if inplace else drive.clamp(lowest, window)
     return round_half_up(clipped, inplace=not clipped.requires_grad)
+
+
+def spike_steps_of(p: TTFSParameters, levels: Tensor, fired: Tensor | None = None) -> Tensor:
+    """Global steps (int32) at which neurons say these levels; :data:`NO_SPIKE` where there is no spike.
+
+    Parameters
+    ----------
+    p : TTFSParameters
+        The neurons' parameters.
+    levels : Tensor
+        What they say.
+    fired : Tensor, optional
+        Bool, of levels' shape: which of them fire at all; None: all.
+
+    Examples
+    --------
+    >>> spike_steps_of(TTFSParameters(t_max=4, rectifier="silent"), torch.tensor([3.0, 1.0, 0.0]))
+    tensor([ 3,  5, -1], dtype=torch.int32)
+    """
+    steps = p.clock.output_window.steps_of(levels)
+    if fired is not None:
+        steps[~fired] = NO_SPIKE
+    if p.rectifier == "silent":
+        steps[levels == 0] = NO_SPIKE
+    return steps

@@ -60,7 +60,8 @@ class StatefulModule(nn.Module):
     def _fits(self, state: Any, input_: Tensor) -> bool:
         raise NotImplementedError
 
-    def _step(self, input_: Tensor, state: Any | None) -> tuple[Tensor, Any]:
+    def advance(self, input_: Tensor, state: Any | None) -> tuple[Tensor, Any]:
+        """Advance one step with a state in the caller's hands, whatever `init_hidden` says; see :meth:`forward`."""
         raise NotImplementedError
 
     def forward(self, input_: Tensor, state: Any = None) -> Any:
@@ -76,15 +77,11 @@ class StatefulModule(nn.Module):
                 f"the state given to {type(self).__name__} is not one it returned for input of shape "
                 f"{list(input_.shape)} and this dtype and device; start an inference with None"
             )
-        out, state = self._step(input_, state)
+        out, state = self.advance(input_, state)
         if self.init_hidden:
             self._hidden = state
             return out
         return out, state
-
-    def advance(self, input_: Tensor, state: Any | None) -> tuple[Tensor, Any]:
-        """Advance one step with a state in the caller's hands, whatever `init_hidden` says; see :meth:`forward`."""
-        return self._step(input_, state)
 
     def reset_mem(self) -> Any:
         """Forget the inference so far. Returns the state to start a hand-written loop with."""
@@ -222,7 +219,8 @@ class TTFSNeuron(StatefulModule, SpikingNeuron):
         fresh_dtype = torch.promote_types(input_.dtype, torch.float32)
         return (state.v.shape, state.v.device, state.v.dtype) == (input_.shape, input_.device, fresh_dtype)
 
-    def _step(self, input_: Tensor, state: TTFSState | None) -> tuple[Tensor, TTFSState]:
+    def advance(self, input_: Tensor, state: TTFSState | None) -> tuple[Tensor, TTFSState]:
+        """Advance one step; see the base class."""
         return ttfs_step(input_, state, self.p)
 
     def forward(self, input_: Tensor, state: TTFSState | None = None) -> Any:
@@ -296,7 +294,8 @@ class FirstSpikeMaxPool(StatefulModule):
         same_kind = (state.fired.device, state.fired.dtype) == (input_.device, input_.dtype)
         return same_kind and self._input_shape == input_.shape
 
-    def _step(self, input_: Tensor, state: PoolState | None) -> tuple[Tensor, PoolState]:
+    def advance(self, input_: Tensor, state: PoolState | None) -> tuple[Tensor, PoolState]:
+        """Advance one step; see the base class."""
         self._input_shape = input_.shape
         spikes = self.pool(input_)
         if state is None:
@@ -346,7 +345,8 @@ class AxonalDelay(StatefulModule):
         same_kind = (state.queue.device, state.queue.dtype) == (input_.device, input_.dtype)
         return same_kind and state.queue.shape[1:] == input_.shape
 
-    def _step(self, input_: Tensor, state: DelayState | None) -> tuple[Tensor, DelayState]:
+    def advance(self, input_: Tensor, state: DelayState | None) -> tuple[Tensor, DelayState]:
+        """Advance one step; see the base class."""
         waiting = input_.new_zeros((self.steps, *input_.shape)) if state is None else state.queue
         queue = torch.cat([waiting, input_.unsqueeze(0)])
         return queue[0], DelayState(queue[1:])

@@ -77,11 +77,11 @@ def _chosen(graph: ConvertedGraph, engine: str) -> str:
     """Name of the engine to run; raises where it cannot be exact, or not run, here."""
     if engine not in ("auto", *ENGINES):
         raise ValueError(f'engine must be "auto" or one of {sorted(ENGINES)}, got {engine!r}')
-    on_cpu, has_numba = graph.device.type == "cpu", find_spec("numba") is not None
+    on_cpu = graph.device.type == "cpu"
     if engine == "auto":
         if graph.hold:
             return "analytic"
-        return "event" if on_cpu and has_numba and not graph.wants_gradient else "stepped"
+        return "event" if on_cpu and not graph.wants_gradient and find_spec("numba") else "stepped"
     if engine == "analytic" and not graph.hold:
         raise ValueError(
             'engine="analytic" is exact with hold=True only (early spikes have no closed form); '
@@ -92,7 +92,7 @@ def _chosen(graph: ConvertedGraph, engine: str) -> str:
             f'engine="event" runs on a CPU, and the network is on {graph.device}; '
             f'use engine="{"analytic" if graph.hold else "stepped"}", or snn.cpu()'
         )
-    if engine == "event" and not has_numba:
+    if engine == "event" and find_spec("numba") is None:
         raise ImportError("engine=\"event\" needs numba: pip install 'quartz_plugin[fast]'")
     return engine
 

@@ -10,8 +10,7 @@ from typing import Any
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from quartz_plugin.coding import NO_SPIKE
-from quartz_plugin.functional import closed_form, says_in_time
+from quartz_plugin.functional import closed_form, says_in_time, spike_steps_of
 from quartz_plugin.graph import ConvertedGraph, carry, expiring_after
 from quartz_plugin.neuron import FirstSpikeMaxPool, TTFSNeuron
 
@@ -38,7 +37,7 @@ def run_analytic(graph: ConvertedGraph, input_levels: Tensor, record: bool = Tru
             if isinstance(target, TTFSNeuron):
                 levels, fired = _fire(target, values[source := node.all_input_nodes[0]], source in biased)
                 if record or node is output:
-                    spike_steps[str(node.target)] = _steps(target, levels, fired)
+                    spike_steps[str(node.target)] = spike_steps_of(target.p, levels.detach(), fired)
                 values[node] = levels
             elif isinstance(target, FirstSpikeMaxPool):
                 values[node] = target.pool(values[node.all_input_nodes[0]])
@@ -67,15 +66,6 @@ def _fire(neuron: TTFSNeuron, current: Tensor, bias_is_in: bool) -> tuple[Tensor
         fired = says_in_time(current.detach(), clock.window)
         return closed_form(current, clock.window, p.silent_level), fired
     return closed_form(current, clock.window, inplace=own), None
-
-
-def _steps(neuron: TTFSNeuron, levels: Tensor, fired: Tensor | None) -> Tensor:
-    steps = neuron.clock.output_window.steps_of(levels.detach())
-    if fired is not None:
-        steps[~fired] = NO_SPIKE
-    if neuron.p.rectifier == "silent":
-        steps[levels == 0] = NO_SPIKE
-    return steps
 
 
 def _bias_to_fuse(module: fx.GraphModule, node: fx.Node) -> Tensor | None:

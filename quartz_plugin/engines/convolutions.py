@@ -145,7 +145,7 @@ ROUTING = (
 def is_routing(module: nn.Module, shape: torch.Size) -> bool:
     """Whether a module between two layers only moves spikes (of units of this shape), so that it may move levels."""
     if isinstance(module, nn.AdaptiveAvgPool1d | nn.AdaptiveAvgPool2d):
-        return _out_size(module.output_size, _shape3(shape)) == _shape3(shape)[1:]
+        return _out_size(module.output_size, as_image(shape)) == as_image(shape)[1:]
     if isinstance(module, nn.Upsample):
         return module.mode in ("nearest", "nearest-exact")
     if type(module) in PADDING_MODES:
@@ -186,7 +186,7 @@ def convolutions_of(layer: Layer, shapes: Mapping[fx.Node, torch.Size]) -> list[
     target = layer.projection.target
     if target in routed:
         return _Sum.of_spikes(target, shapes[target]).terms
-    return values[target].terms if values[target].shape == _shape3(shapes[target]) else None
+    return values[target].terms if values[target].shape == as_image(shapes[target]) else None
 
 
 def reached(convolution: Convolution, dim: int, at: int, size: int) -> list[tuple[int, int]]:
@@ -238,26 +238,27 @@ class _Sum:
     @classmethod
     def of_spikes(cls, node: fx.Node, shape: torch.Size) -> _Sum:
         """Spikes as they are: a weight of 1 for each channel."""
-        own = _shape3(shape)
+        own = as_image(shape)
         return cls(
             own, [Convolution(source=node.name, source_shape=own, weight=torch.ones(own[0], 1, 1, 1), groups=own[0])]
         )
 
 
-def _shape3(shape: torch.Size | tuple[int, ...]) -> Shape3:
+def as_image(shape: torch.Size | tuple[int, ...]) -> Shape3:
+    """A sample's shape as ``[C, H, W]``."""
     channels, *spatial = shape if len(shape) else (1,)
     height, width = [*[1] * (2 - len(spatial)), *spatial] if len(spatial) <= 2 else (1, math.prod(spatial))
     return channels, height, width
 
 
-def _pair(value: Any, rank: int, other: int) -> Pair:
+def pair(value: Any, rank: int = 2, other: int = 1) -> Pair:
     """A module's number or tuple for each of `rank` dimensions, as (of height, of width); `other` without height."""
     values = (value,) * rank if isinstance(value, int) else tuple(value)
     return (other, values[0]) if len(values) == 1 else (values[0], values[1])
 
 
 def _out_size(size: Any, shape: Shape3) -> Pair:
-    height, width = _pair(size, 2, 1) if not isinstance(size, int | None) else (size, size)
+    height, width = pair(size, 2, 1) if not isinstance(size, int | None) else (size, size)
     return (shape[1] if height is None else height), (shape[2] if width is None else width)
 
 
@@ -280,7 +281,7 @@ def _through(module: nn.Module, inputs: list[_Sum], shape: torch.Size) -> _Sum |
     second = _of_module(module, first.shape, shape)
     if second is None:
         return None
-    out_shape = _shape3(shape)
+    out_shape = as_image(shape)
     terms = []
     for term in first.terms:
         composed = _composed(term, first.shape, second, out_shape)
@@ -318,17 +319,17 @@ def _of_convolution(module: Any) -> LinearMap | None:
     if transposed:
         # Theirs is [inputs, outputs / groups, ...].
         weight = weight.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
-        padding = _pair(module.padding, weight.dim() - 2, 0)
+        padding = pair(module.padding, weight.dim() - 2, 0)
     elif isinstance(module.padding, str):
         # "same" or "valid": counted from the last dimension backwards, left and right of each.
         both = module._reversed_padding_repeated_twice
         padding = (both[2] if len(both) > 2 else 0, both[0])
     else:
-        padding = _pair(module.padding, weight.dim() - 2, 0)
+        padding = pair(module.padding, weight.dim() - 2, 0)
     rank = weight.dim() - 2
     if rank == 1:
         weight = weight.unsqueeze(2)
-    stride, dilation = _pair(module.stride, rank, 1), _pair(module.dilation, rank, 1)
+    stride, dilation = pair(module.stride, rank, 1), pair(module.dilation, rank, 1)
     return LinearMap(
         weight=weight, stride=stride, padding=padding, dilation=dilation, groups=groups, transposed=transposed
     )
@@ -341,15 +342,15 @@ def _of_average(module: Any, shape: Shape3, out_shape: torch.Size) -> LinearMap 
             return None
         kernel, stride, padding = (height, width), (1, 1), (0, 0)
     elif isinstance(module, nn.AdaptiveAvgPool1d | nn.AdaptiveAvgPool2d):
-        rows, columns = _shape3(out_shape)[1:]
+        rows, columns = as_image(out_shape)[1:]
         if height % rows or width % columns:
             return None
         kernel = stride = (height // rows, width // columns)
         padding = (0, 0)
     else:
         rank = 1 if isinstance(module, nn.AvgPool1d) else 2
-        kernel, padding = _pair(module.kernel_size, rank, 1), _pair(module.padding, rank, 0)
-        stride = _pair(module.stride, rank, 1)
+        kernel, padding = pair(module.kernel_size, rank, 1), pair(module.padding, rank, 0)
+        stride = pair(module.stride, rank, 1)
         if module.ceil_mode or (padding != (0, 0) and not module.count_include_pad):
             return None
     divisor = getattr(module, "divisor_override", None) or math.prod(kernel)
@@ -362,6 +363,13 @@ def _composed(first: Convolution, middle: Shape3, second: LinearMap, out_shape: 
     weight = second.weight
     inner = slice(first.first_output, first.first_output + first.outputs)
     whole = (first.first_output, first.outputs) == (0, middle[0])
+    as_second = replace(
+        first,
+        stride=second.stride,
+        padding=second.padding,
+        dilation=second.dilation,
+        transposed=second.transposed,
+    )
     gain = first.weight.double().flatten() if first.pointwise and first.depthwise else None
     if gain is not None and (whole or second.groups == 1 or second.depthwise):
         # What comes first only weighs channels.
@@ -375,13 +383,9 @@ def _composed(first: Convolution, middle: Shape3, second: LinearMap, out_shape: 
             by_group = weight.double().unflatten(0, (second.groups, -1))
             scaled = (by_group * gain.view(second.groups, 1, -1, 1, 1)).flatten(0, 1)
         return replace(
-            first,
+            as_second,
             weight=scaled,
-            stride=second.stride,
-            padding=second.padding,
-            dilation=second.dilation,
             groups=first.outputs if second.depthwise else second.groups,
-            transposed=second.transposed,
             first_output=first.first_output if second.depthwise else 0,
         )
     if second.pointwise and second.depthwise:
@@ -394,16 +398,7 @@ def _composed(first: Convolution, middle: Shape3, second: LinearMap, out_shape: 
         return replace(first, weight=mixed, groups=1, first_output=0)
     if first.pointwise:
         mixed = torch.einsum("omhw,mi->oihw", second_dense, left[:, :, 0, 0])
-        return replace(
-            first,
-            weight=mixed,
-            stride=second.stride,
-            padding=second.padding,
-            dilation=second.dilation,
-            groups=1,
-            transposed=second.transposed,
-            first_output=0,
-        )
+        return replace(as_second, weight=mixed, groups=1, first_output=0)
     if first.transposed or second.transposed or not _borders_agree(first, middle, second, out_shape):
         return None
     rows, columns = (_spread(first, second, dim) for dim in (0, 1))

@@ -23,17 +23,18 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-from quartz_plugin.coding import NO_SPIKE
 from quartz_plugin.engines.convolutions import (
     Convolution,
+    as_image,
     channel_ranges,
     convolutions_of,
     is_routing,
+    pair,
     reached,
     rows_as_channels,
 )
 from quartz_plugin.engines.stepped import step_layer
-from quartz_plugin.functional import TTFSParameters
+from quartz_plugin.functional import TTFSParameters, spike_steps_of
 from quartz_plugin.graph import ConvertedGraph, Layer, carry, is_spike_source, module_nodes
 from quartz_plugin.neuron import FirstSpikeMaxPool, TTFSNeuron
 from quartz_plugin.synapses import unit_shapes
@@ -114,25 +115,18 @@ def _heard(node: fx.Node, layers: dict[fx.Node, Layer], plan: NetworkPlan) -> li
 
 def _pooled(pool: Any, levels: Tensor) -> Tensor:
     """Levels of the first spikes in each window."""
-    if levels.dim() != 4 or levels.shape[1] >= FEW_CHANNELS or not isinstance(pool, nn.MaxPool2d):
+    plain = isinstance(pool, nn.MaxPool2d) and levels.dim() == 4 and not pool.ceil_mode
+    if (
+        not (plain and pair(pool.padding) == (0, 0) and pair(pool.dilation) == (1, 1))
+        or levels.shape[1] >= FEW_CHANNELS
+    ):
         pooled: Tensor = pool(levels)
         return pooled
     # Of few channels, torch's kernel for channels that lie side by side is slow; pictures of their windows are not.
-    kernel, stride = _pair(pool.kernel_size), _pair(pool.stride)
-    if pool.ceil_mode or _pair(pool.padding) != (0, 0) or _pair(pool.dilation) != (1, 1):
-        return pool(levels)  # type: ignore[no-any-return]
-    for dim in (0, 1):
-        length = (levels.shape[2 + dim] - kernel[dim]) // stride[dim] * stride[dim] + 1
-        shifted = [levels.narrow(2 + dim, k, length) for k in range(kernel[dim])]
-        levels = reduce(
-            torch.maximum,
-            [picture[(slice(None),) * (2 + dim) + (slice(None, None, stride[dim]),)] for picture in shifted],
-        )
+    for dim, size, stride in zip((2, 3), pair(pool.kernel_size), pair(pool.stride), strict=True):
+        windows = levels.unfold(dim, size, stride)
+        levels = reduce(torch.maximum, windows.unbind(-1))
     return levels
-
-
-def _pair(value: int | tuple[int, ...]) -> tuple[int, ...]:
-    return (value, value) if isinstance(value, int) else tuple(value)
 
 
 def _step(layer: Layer, levels: dict[fx.Node, Tensor], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -144,32 +138,19 @@ def _fire(
     layer: Layer, plan: LayerPlan, levels: dict[fx.Node, Tensor], like: Tensor, record: bool
 ) -> tuple[Tensor, Tensor | None]:
     """Levels of a layer, and its spike steps where they are wanted."""
-    p, clock = layer.neuron.p, layer.neuron.clock
-    batch = len(like)
-    channels, height, width = _as_image(plan.shape)
+    p, batch = layer.neuron.p, len(like)
+    channels, height, width = as_image(plan.shape)
     out = torch.empty(batch, height, width, channels, dtype=like.dtype)
     sources = {source.name: _channels_last(value) for source, value in levels.items() if source.name in plan.sources}
     for channel_range in plan.ranges:
         channel_range.fire([sources[source] for source in channel_range.sources], out.numpy())
     said = out.permute(0, 3, 1, 2).reshape(batch, *plan.shape)
-    steps = None
-    if record:
-        steps = clock.output_window.steps_of(said)
-        if p.signed:
-            steps[said < p.silent_level] = NO_SPIKE
-        if p.rectifier == "silent":
-            steps[said == 0] = NO_SPIKE
+    steps = spike_steps_of(p, said, said >= p.silent_level if p.signed else None) if record else None
     return (said.clamp_(min=p.silent_level) if p.signed else said), steps
 
 
-def _as_image(shape: tuple[int, ...]) -> tuple[int, int, int]:
-    """A layer's shape as ``[C, H, W]``."""
-    channels, height, width = shape[0], *[1] * (3 - len(shape)), *shape[1:]
-    return channels, height, width
-
-
 def _channels_last(levels: Tensor) -> np.ndarray[Any, Any]:
-    image = levels.reshape(len(levels), *_as_image(tuple(levels.shape[1:])))
+    image = levels.reshape(len(levels), *as_image(tuple(levels.shape[1:])))
     return image.permute(0, 2, 3, 1).contiguous().numpy()
 
 
@@ -286,7 +267,7 @@ class Plan:
         convolutions: list[Convolution],
         dtype: torch.dtype,
     ) -> None:
-        channels, height, width = _as_image(shape)
+        channels, height, width = as_image(shape)
         bias = None if p.bias is None else p.bias.to(dtype).expand(shape).reshape(channels, height, width)
         if last - first == channels and _rows_are_short(convolutions, channels * width, dtype.itemsize):
             convolutions = [rows_as_channels(convolution, width) for convolution in convolutions]
@@ -445,7 +426,7 @@ def _run_length(places: int, size: int) -> int:
 def _is_direct(convolution: Convolution, spatial: tuple[int, int]) -> bool:
     """Whether each spike goes to the neuron of its own place and channel, and whole vectors of them do."""
     alike = convolution.source_shape[1:] == spatial and convolution.outputs % LANES == 0
-    return alike and convolution.pointwise and convolution.depthwise and not convolution.transposed
+    return alike and convolution.pointwise and convolution.depthwise
 
 
 def _padded(length: int) -> int:
@@ -462,11 +443,7 @@ def _rows_are_short(convolutions: list[Convolution], row: int, itemsize: int) ->
 
 def _block_size(outputs: int, convolutions: list[Convolution], itemsize: int) -> int:
     """Channels in a block: all, or as many as have weights that fit; groups are not divided."""
-    if any(c.groups > 1 and not c.depthwise for c in convolutions):
-        return outputs
     per_channel = sum(c.weight[0].numel() for c in convolutions) * itemsize
-    if any(c.depthwise for c in convolutions) and per_channel * outputs <= 4 * WEIGHT_BYTES:
-        return outputs
     if per_channel * outputs <= WEIGHT_BYTES or any(c.groups > 1 for c in convolutions):
         return outputs
     fitting = max(2 * LANES, WEIGHT_BYTES // per_channel // LANES * LANES)
