@@ -209,6 +209,27 @@ def check_modules(graph: ConvertedGraph) -> None:
             )
 
 
+def structure_of(module: fx.GraphModule) -> tuple[Any, ...]:
+    """What a network is apart from the values of its weights: equal while nothing but those is edited."""
+    return (
+        tuple((node.op, node.name, str(node.target), str(node.args)) for node in module.graph.nodes),
+        tuple((name, type(each), _settings(each)) for name, each in module.named_modules()),
+        tuple((name, tensor.dtype, tuple(tensor.shape)) for name, tensor in module.state_dict().items()),
+    )
+
+
+def _settings(module: nn.Module) -> tuple[Any, ...]:
+    """What a module computes with besides tensors and modules."""
+    if isinstance(module, TTFSNeuron):
+        return module.p._replace(bias=None, spike_grad=None)
+    plain = (int, float, str, tuple, list, type(None))
+    return tuple(
+        (name, str(value))
+        for name, value in vars(module).items()
+        if isinstance(value, plain) and not name.startswith("_") and name != "training"
+    )
+
+
 def is_chain(graph: ConvertedGraph) -> bool:
     """Whether every node has one input and one user."""
     return all(

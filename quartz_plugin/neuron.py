@@ -187,7 +187,7 @@ class TTFSNeuron(StatefulModule, SpikingNeuron):
             output=output,
             reset_mechanism="none",
         )
-        _forget_instance(self)
+        forget_instance(self)
         for constant in ("threshold", "graded_spikes_factor", "reset_mechanism_val"):
             self.register_buffer(constant, self._buffers[constant], persistent=False)
         self._start_hidden(init_hidden)
@@ -388,7 +388,7 @@ def keep_bias(module: nn.Module, bias: Tensor | None) -> None:
         module.register_buffer("bias", None if bias is None else bias.detach().clone())
 
 
-def _forget_instance(neuron: SpikingNeuron) -> None:
+def forget_instance(neuron: SpikingNeuron) -> None:
     """Take `neuron` out of snnTorch's class-wide list, which would keep it alive for ever."""
     instances = SpikingNeuron.instances
     for index in range(len(instances) - 1, -1, -1):

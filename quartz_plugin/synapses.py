@@ -84,30 +84,69 @@ def synapse_counts(graph: ConvertedGraph, most_probes: int = 4096) -> dict[str, 
     shapes = unit_shapes(graph)
     counted: set[fx.Node] = set()
     counts: dict[str, tuple[int, int] | None] = {}
-
-    def synapses(projection: Projection) -> int:
-        return sum(int(count.sum()) for count in fan_out(projection, shapes, most_probes).values())
-
     for layer in graph.layers:
-        module, target = layer.projection.module, layer.projection.target
-        routed = set(layer.projection.sources)
-        factored = 0
         try:
-            composed = synapses(layer.projection)
-            for node in layer.projection.nodes:
-                each = module.get_submodule(str(node.target))
-                if not _weighs(each) and not isinstance(each, Add) and routed.issuperset(node.all_input_nodes):
-                    routed.add(node)
-                if node not in counted and _weighs(each):
-                    factored += synapses(Projection(module, (node.all_input_nodes[0],), (node,), node))
-                elif node not in counted and isinstance(each, Add):
-                    # Spikes that are added as they come do so through a synapse each.
-                    factored += sum(shapes[arg].numel() for arg in node.all_input_nodes if arg in routed)
-                counted.add(node)
-            counts[layer.name] = composed, factored + (shapes[target].numel() if target in routed else 0)
+            composed = fan_out(layer.projection, shapes, most_probes).values()
+            chain = _chain(layer.projection, shapes, counted, most_probes)
+            counts[layer.name] = sum(int(count.sum()) for count in composed), sum(int(c.sum()) for _, c in chain)
         except _TooManyProbesError:
             counts[layer.name] = None
     return counts
+
+
+Chain = list[tuple[str, Tensor]]
+"""Name of a node, number of synapses that each of its units has in the map behind it; one entry for each map."""
+
+
+def chains(graph: ConvertedGraph) -> dict[str, Chain]:
+    """Layer -> the synapses of each linear map on the way to it; a shared map stands with the first layer alone."""
+    shapes = unit_shapes(graph)
+    counted: set[fx.Node] = set()
+    return {layer.name: _chain(layer.projection, shapes, counted) for layer in graph.layers}
+
+
+def _chain(
+    projection: Projection, shapes: dict[fx.Node, torch.Size], counted: set[fx.Node], most_probes: int | None = None
+) -> Chain:
+    module = projection.module
+    routed = set(projection.sources)
+    chain: Chain = []
+
+    def one_to_one(node: fx.Node) -> tuple[str, Tensor]:
+        return node.name, torch.ones(shapes[node], dtype=torch.int64)
+
+    for node in projection.nodes:
+        each = module.get_submodule(str(node.target))
+        weighs = isinstance(each, (*WEIGHTED, *AVERAGES, OneToOne))
+        if not weighs and not isinstance(each, Add) and routed.issuperset(node.all_input_nodes):
+            routed.add(node)
+        if node not in counted and weighs:
+            (before,) = node.all_input_nodes
+            ((_, count),) = fan_out(Projection(module, (before,), (node,), node), shapes, most_probes).items()
+            chain.append((before.name, count))
+        elif node not in counted and isinstance(each, Add):
+            # Spikes that are added as they come do so through a synapse each.
+            chain += [one_to_one(arg) for arg in node.all_input_nodes if arg in routed]
+        counted.add(node)
+    return [*chain, one_to_one(projection.target)] if projection.target in routed else chain
+
+
+def pool_fan_out(pool: nn.Module, shape: Sequence[int]) -> Tensor:
+    """In how many windows of a max pooling each unit is: int64 of this shape (no batch).
+
+    Examples
+    --------
+    >>> pool_fan_out(nn.MaxPool1d(3, stride=1), (1, 5))
+    tensor([[1, 2, 3, 2, 1]])
+    """
+    return _outer([_row_sums(window) for window in pool_windows(pool, shape)])
+
+
+def pool_windows(pool: nn.Module, shape: Sequence[int]) -> list[Tensor]:
+    """For each dimension, which coordinates of a unit are in which windows of a max pooling: ``[size, windows]``."""
+    relation = _Relation.identity(shape)
+    relation.pool(pool)
+    return [relation.factor(index) for index in range(len(shape))]
 
 
 class _TooManyProbesError(Exception):
@@ -165,10 +204,6 @@ def _probed(projection: Projection, source: fx.Node, shapes: dict[fx.Node, torch
         with torch.no_grad():
             reached.append((probe(inputs) > 0).flatten(1).sum(dim=1))
     return torch.cat(reached).view(shape)
-
-
-def _weighs(module: nn.Module) -> bool:
-    return isinstance(module, (*WEIGHTED, *AVERAGES, OneToOne))
 
 
 Path = list[tuple[fx.Node, int]]
@@ -412,11 +447,7 @@ class _Relation:
 
     def _space_by_space(self, module: Any) -> bool:
         """Compose with pooling, padding or upsampling, which treat each dimension by itself."""
-        rank = len(self.dims)
-
-        def of(value: Any, dim: int) -> Any:
-            return value[dim - 1] if isinstance(value, tuple | list) else value
-
+        rank, of = len(self.dims), _along_dim
         if isinstance(module, nn.AvgPool1d | nn.AvgPool2d):
             for dim in range(1, rank):
                 kernel, stride, pad = (of(value, dim) for value in (module.kernel_size, module.stride, module.padding))
@@ -436,5 +467,29 @@ class _Relation:
             return False
         return True
 
+    def pool(self, module: Any) -> None:
+        """Compose with max pooling: a unit reaches the windows it is in."""
+        for dim in range(1, len(self.dims)):
+            if isinstance(module, nn.AdaptiveMaxPool1d | nn.AdaptiveMaxPool2d):
+                self._slide(dim, F.adaptive_max_pool1d, _along_dim(module.output_size, dim) or self._size(dim))
+            else:
+                sizes = (module.kernel_size, module.stride, module.padding, module.dilation)
+                self._slide(dim, F.max_pool1d, *(_along_dim(size, dim) for size in sizes), module.ceil_mode)
 
-__all__ = ["FanOut", "fan_out", "fan_outs", "probed_fan_out", "synapse_counts", "unit_shapes"]
+
+def _along_dim(value: Any, dim: int) -> Any:
+    """Setting of a module along one dimension of a sample, the channels' being 0."""
+    return value[dim - 1] if isinstance(value, tuple | list) else value
+
+
+__all__ = [
+    "FanOut",
+    "chains",
+    "fan_out",
+    "fan_outs",
+    "pool_fan_out",
+    "pool_windows",
+    "probed_fan_out",
+    "synapse_counts",
+    "unit_shapes",
+]

@@ -12,7 +12,7 @@ A layer whose synapses are no convolutions of spikes (:mod:`quartz_plugin.engine
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial, reduce
@@ -35,8 +35,8 @@ from quartz_plugin.engines.convolutions import (
 )
 from quartz_plugin.engines.stepped import step_layer
 from quartz_plugin.functional import TTFSParameters, spike_steps_of
-from quartz_plugin.graph import ConvertedGraph, Layer, carry, is_spike_source, module_nodes
-from quartz_plugin.neuron import FirstSpikeMaxPool, TTFSNeuron
+from quartz_plugin.graph import ConvertedGraph, Layer, carry, is_spike_source, module_nodes, structure_of
+from quartz_plugin.neuron import FirstSpikeMaxPool
 from quartz_plugin.synapses import unit_shapes
 
 LANES = 8
@@ -59,6 +59,11 @@ FEW_CHANNELS = 16
 
 EVENT_BYTES = 2 * 1024 * 1024
 """Sorted spikes of the images that go through a layer together."""
+
+LEAST_CHANGE = 1e-6
+"""A current that changes by less has not changed: sums of floats leave as much."""
+
+NONE = np.empty(0, np.int64)
 
 
 @torch.no_grad()
@@ -139,14 +144,57 @@ def _fire(
 ) -> tuple[Tensor, Tensor | None]:
     """Levels of a layer, and its spike steps where they are wanted."""
     p, batch = layer.neuron.p, len(like)
-    channels, height, width = as_image(plan.shape)
-    out = torch.empty(batch, height, width, channels, dtype=like.dtype)
-    sources = {source.name: _channels_last(value) for source, value in levels.items() if source.name in plan.sources}
-    for channel_range in plan.ranges:
-        channel_range.fire([sources[source] for source in channel_range.sources], out.numpy())
+    out = torch.empty(batch, *_channels_behind(plan.shape), dtype=like.dtype)
+    _deliver(plan, levels, out)
     said = out.permute(0, 3, 1, 2).reshape(batch, *plan.shape)
     steps = spike_steps_of(p, said, said >= p.silent_level if p.signed else None) if record else None
     return (said.clamp_(min=p.silent_level) if p.signed else said), steps
+
+
+def _deliver(
+    plan: LayerPlan, levels: Mapping[fx.Node, Tensor], out: Tensor, changes: np.ndarray[Any, Any] = NONE
+) -> None:
+    sources = {source.name: _channels_last(value) for source, value in levels.items() if source.name in plan.sources}
+    for channel_range in plan.ranges:
+        channel_range.fire([sources[source] for source in channel_range.sources], out.numpy(), changes)
+
+
+def _channels_behind(shape: tuple[int, ...]) -> tuple[int, int, int]:
+    channels, height, width = as_image(shape)
+    return height, width, channels
+
+
+@torch.no_grad()
+def count_changes(graph: ConvertedGraph, levels: Mapping[fx.Node, Tensor]) -> dict[str, Tensor]:
+    """Neuron-steps in which currents change by more than 1e-6: by arrivals, bias or readout.
+
+    Parameters
+    ----------
+    graph : ConvertedGraph
+        The network, on a CPU.
+    levels : mapping
+        Levels ``[B, ...]`` of all nodes that emit spikes, 0 or less where no spike comes before readout.
+
+    Returns
+    -------
+    dict
+        Layer -> int64 ``[B]``; without the layers whose synapses are no convolutions of spikes.
+    """
+    plan = _plan_of(graph)
+    counts = {}
+    for layer in graph.layers:
+        own = plan.layers[layer.name]
+        if own is None:
+            continue
+        heard = {source: levels[source] for source in layer.projection.sources}
+        for node in layer.projection.nodes:
+            if node.name in plan.routing:
+                heard[node] = carry(graph.module, node, heard)
+        batch = len(next(iter(heard.values())))
+        changes = np.zeros(batch, np.int64)
+        _deliver(own, heard, torch.empty(batch, *_channels_behind(own.shape), dtype=graph.dtype), changes)
+        counts[layer.name] = torch.from_numpy(changes)
+    return counts
 
 
 def _channels_last(levels: Tensor) -> np.ndarray[Any, Any]:
@@ -185,11 +233,7 @@ _PLANS: WeakKeyDictionary[fx.GraphModule, tuple[Any, NetworkPlan]] = WeakKeyDict
 def _plan_of(graph: ConvertedGraph) -> NetworkPlan:
     """Plan of a network; kept until the graph, a module or a weight is another."""
     module = graph.module
-    state = (
-        tuple((node.op, node.name, str(node.target), str(node.args)) for node in module.graph.nodes),
-        tuple((name, type(each), _settings(each)) for name, each in module.named_modules()),
-        tuple((name, tensor.dtype, _fingerprint(tensor)) for name, tensor in module.state_dict().items()),
-    )
+    state = structure_of(module), tuple(_fingerprint(tensor) for tensor in module.state_dict().values())
     made = _PLANS.get(module)
     if made is None or made[0] != state:
         made = state, _planned(graph)
@@ -197,23 +241,11 @@ def _plan_of(graph: ConvertedGraph) -> NetworkPlan:
     return made[1]
 
 
-def _settings(module: nn.Module) -> tuple[Any, ...]:
-    """What a module computes with besides tensors and modules."""
-    if isinstance(module, TTFSNeuron):
-        return module.p._replace(bias=None, spike_grad=None)
-    plain = (int, float, str, tuple, list, type(None))
-    return tuple(
-        (name, str(value))
-        for name, value in vars(module).items()
-        if isinstance(value, plain) and not name.startswith("_") and name != "training"
-    )
-
-
 def _fingerprint(tensor: Tensor) -> tuple[Any, ...]:
     """Tells a tensor from what it was before an edit, also one past autograd's notice (through ``.data``)."""
     bits = tensor.detach().contiguous().view(torch.int64 if tensor.dtype == torch.float64 else torch.int32)
     version = 0 if tensor.is_inference() else tensor._version
-    return tuple(tensor.shape), tensor.data_ptr(), version, int(bits.sum(dtype=torch.int64))
+    return tensor.data_ptr(), version, int(bits.sum(dtype=torch.int64))
 
 
 def _planned(graph: ConvertedGraph) -> NetworkPlan:
@@ -345,8 +377,13 @@ class Plan:
         """Names of the nodes whose levels :meth:`fire` takes."""
         return [c.source for c in [*self.convolutions, *([] if self.direct is None else [self.direct])]]
 
-    def fire(self, every_level: list[np.ndarray[Any, Any]], out: np.ndarray[Any, Any]) -> None:
-        """Write the levels that the range's neurons say, given those of each of `sources`, ``[B, H, W, C]``."""
+    def fire(
+        self, every_level: list[np.ndarray[Any, Any]], out: np.ndarray[Any, Any], changes: np.ndarray[Any, Any] = NONE
+    ) -> None:
+        """Write the levels that the range's neurons say, given those of each of `sources`, ``[B, H, W, C]``.
+
+        `changes`, if given, is ``[B]``: see :func:`count_changes`.
+        """
         batch = len(out)
         if batch == 0:
             return
@@ -365,7 +402,7 @@ class Plan:
         threads = torch.get_num_threads()
         images = min(images, -(-batch // threads))
         jobs = [
-            partial(self._fire_some, levels, direct, out, start, min(images, batch - start), stops, ranks)
+            partial(self._fire_some, levels, direct, out, start, min(images, batch - start), stops, ranks, changes)
             for start in range(0, batch, images)
         ]
         _in_parallel(jobs, threads)
@@ -379,6 +416,7 @@ class Plan:
         images: int,
         stops: np.ndarray[Any, Any],
         ranks: int,
+        changes: np.ndarray[Any, Any],
     ) -> None:
         from quartz_plugin.engines.event_kernels import collect, fire, sort_by_level
 
@@ -400,7 +438,7 @@ class Plan:
             self.weights, self.block_length, *self.tables, by_level, starts, ranked, distinct,
             direct, self.direct_weights, self.direct_row, self.direct_channels, self.direct_first,
             self.bias, self.bias_level, self.bias_arrives, self.bias_row_length, self.bias_block_length, self.late,
-            self.window, self.theta, self.lowest, self.unsaid,
+            self.window, self.theta, self.lowest, self.unsaid, changes, LEAST_CHANGE,
         )  # fmt: skip
 
 

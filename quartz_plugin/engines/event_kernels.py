@@ -237,6 +237,42 @@ def _add_arriving(
     return types.void(i, intp, amounts, intp, levels, intp, intp, i.dtype), generate
 
 
+@intrinsic
+def _changed(typing_context: Any, i: Any, before: Any, at: Any, vectors: Any, neurons: Any, least: Any) -> Any:
+    """Count the currents, of so many from a place on, that differ by more than `least` from `before`, then the same.
+
+    All of so many vectors are copied; lanes behind the last of the neurons are not counted.
+    """
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        i_, before_, at_, vectors_, neurons_, least_ = args
+        number = context.get_data_type(signature.args[0].dtype)
+        vector, byte = ir.VectorType(number, LANES), ir.IntType(LANES)
+        all_least = _everywhere(builder, vector, least_)
+        index = neurons_.type
+        name = f"llvm.fabs.v{LANES}f{8 * context.get_abi_sizeof(number)}"
+        magnitude = cgutils.get_or_insert_function(builder.module, ir.FunctionType(vector, [vector]), name)
+        count = cgutils.alloca_once_value(builder, ir.Constant(index, 0))
+        with cgutils.for_range(builder, vectors_) as loop:
+            behind = builder.mul(loop.index, ir.Constant(index, LANES))
+            offset = builder.add(at_, behind)
+            now, align = _vector_at(context, builder, signature.args[0], i_, offset)
+            then, _ = _vector_at(context, builder, signature.args[1], before_, offset)
+            current = builder.load(now, align=align)
+            change = builder.call(magnitude, [builder.fsub(current, builder.load(then, align=align))])
+            builder.store(current, then, align=align)
+            mask = builder.bitcast(builder.fcmp_ordered(">", change, all_least), byte)
+            left = builder.sub(neurons_, behind)
+            few = builder.icmp_signed("<", left, ir.Constant(index, LANES))
+            low = builder.sub(builder.shl(ir.Constant(byte, 1), builder.trunc(left, byte)), ir.Constant(byte, 1))
+            mask = builder.select(few, builder.and_(mask, low), mask)
+            bits = builder.zext(builder.ctpop(mask), index)
+            builder.store(builder.add(builder.load(count), bits), count)
+        return builder.load(count)
+
+    return types.intp(i, before, types.intp, types.intp, types.intp, i.dtype), generate
+
+
 @_compiled
 def collect(
     levels: Any,
@@ -353,6 +389,29 @@ def _note_early(
 
 
 @_compiled
+def _changed_from_readout(
+    i: Any,
+    start: int,
+    width: int,
+    block_size: int,
+    channels: int,
+    bias_level: Any,
+    bias_start: int,
+    late: bool,
+    least: Any,
+) -> int:
+    """Count the currents of a row that readout sets to another value, and the late bias spikes that then set them."""
+    count, one = 0, i.dtype.type(1)
+    for x in range(width):
+        for neuron in range(x * block_size, x * block_size + channels):
+            if late and bias_level[bias_start + neuron] < 0:
+                count += 1 + (abs(i[start + neuron]) > least)
+            else:
+                count += abs(one - i[start + neuron]) > least
+    return count
+
+
+@_compiled
 def fire(
     out: Any,
     image: int,
@@ -391,11 +450,14 @@ def fire(
     theta: float,
     lowest: int,
     unsaid: int,
+    changes: Any,
+    least_change: float,
 ) -> None:
     """Let the spikes of some images arrive at all neurons of a range of channels, and say the neurons' levels.
 
-    ``out`` is ``[B, H, W, C]``. A neuron of an output that does not fire says `unsaid`. The tables are those of
-    :class:`quartz_plugin.engines.event.Plan`.
+    ``out`` is ``[B, H, W, C]``. A neuron of an output that does not fire says `unsaid`. To ``changes[b]``, unless it
+    is empty, are added the neuron-steps in which a current changes by more than `least_change`, readout included.
+    The tables are those of :class:`quartz_plugin.engines.event.Plan`.
     """
     height, width = out.shape[1], out.shape[2]
     size = tile_rows * row_length
@@ -404,13 +466,16 @@ def fire(
     said = np.empty(size, weights.dtype)
     since = np.zeros(tile_rows, np.int64)
     fired, fired_level = np.empty(size, np.int64), np.empty(size, np.int64)
+    counting = len(changes) > 0
+    before, least = np.empty(size if counting else 0, weights.dtype), weights.dtype.type(least_change)
     every_channel = out.shape[3]
     flat = out.reshape(-1)
     stops, image_starts = every_start.shape[2], every_start.shape[1] * every_start.shape[2]
     starts = every_start.reshape(-1)
     number = weights.dtype.type
     threshold = number(theta)
-    row_vectors = row_length // LANES
+    row_vectors, row_neurons = row_length // LANES, width * block_size
+    changing = (row_neurons + LANES - 1) // LANES
     for block in range((outputs + block_size - 1) // block_size):
         channels = min(block_size, outputs - block * block_size)
         block_weights = block * block_length
@@ -421,10 +486,11 @@ def fire(
                 first_row = tile * tile_rows
                 rows = min(tile_rows, height - first_row)
                 i[:] = 0
+                before[:] = 0
                 v[:] = -np.inf
                 early = 0
                 for row in range(rows):
-                    v[row * row_length : row * row_length + width * block_size] = 0
+                    v[row * row_length : row * row_length + row_neurons] = 0
                 since[:] = ranked[b, 0] if distinct[b] else 0
                 for k in range(distinct[b]):
                     level, first_start = ranked[b, k], b * image_starts + k
@@ -432,6 +498,10 @@ def fire(
                     if biased or direct_row:
                         for row in range(rows):
                             if since[row] > level:
+                                if counting:
+                                    changes[image + b] += _changed(
+                                        i, before, row * row_length, changing, row_neurons, least
+                                    )
                                 if _advance(v, i, row * row_length, row_vectors, number(since[row] - level), threshold):
                                     early = _note_early(
                                         v, i, row * row_length, row_length, since[row], level, threshold, window,
@@ -479,6 +549,10 @@ def fire(
                             for pair in range(first_pair, last_pair):
                                 row = _at(pairs, 3 * pair + 2)
                                 if _at(since, row) > level:
+                                    if counting:
+                                        changes[image + b] += _changed(
+                                            i, before, row * row_length, changing, row_neurons, least
+                                        )
                                     if _advance(
                                         v, i, row * row_length, row_vectors, number(since[row] - level), threshold
                                     ):
@@ -533,6 +607,13 @@ def fire(
                             v, i, row * row_length, row_length, since[row], 0, threshold, window,
                             fired, fired_level, early,
                         )  # fmt: skip
+                if counting:
+                    for row in range(rows):
+                        changes[image + b] += _changed(i, before, row * row_length, changing, row_neurons, least)
+                        place = bias_start + (first_row + row) * bias_row_length
+                        changes[image + b] += _changed_from_readout(
+                            i, row * row_length, width, block_size, channels, bias_level, place, late, least
+                        )
                 if late:
                     # A negative bias is a spike after readout, until which nothing pulls.
                     for row in range(rows):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -39,6 +40,19 @@ class SimulationResult:
     n_steps: int
     engine: str
     signed_output: bool = True
+    _found: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_found": {}}
+
+    def memo(self, *key: Any) -> dict[Any, Any]:
+        """What readers have found out about these spikes, for one another; empty again where spikes are edited."""
+        versions = tuple(
+            (name, steps.data_ptr(), 0 if steps.is_inference() else steps._version)
+            for name, steps in self.spike_steps.items()
+        )
+        found: dict[Any, Any] = self._found.setdefault((key, versions), {})
+        return found
 
     @property
     def output(self) -> str:

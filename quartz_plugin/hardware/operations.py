@@ -1,8 +1,9 @@
-"""Operation counts: synaptic operations in the strict sense, and as the paper merges them.
+"""Operation counts of a converted network: spikes, synaptic operations, events at the neurons, memory accesses.
 
 ``synops`` counts spikes times weight synapses: each spike that a synapse delivers. ``synops_merged`` counts, as
 the paper does, the steps in which a neuron's current changes: spikes that arrive together count once.
-Neither counts rectifier or hold; bias and readout enter the merged count where they change the current.
+Neither counts rectifier or hold; bias and readout enter the merged count where they change the current. What a
+neuron needs besides its weight synapses stands in rows of its own (``bias_events`` and so on).
 
 References
 ----------
@@ -12,19 +13,206 @@ arXiv:2309.16795, section 4.
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor, fx
+import copy
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from importlib.util import find_spec
+from typing import Any, ClassVar, TypeVar
+from weakref import WeakKeyDictionary
 
+import torch
+from torch import Tensor, fx, nn
+
+from quartz_plugin.coding import NO_SPIKE
+from quartz_plugin.engines.event import LEAST_CHANGE, count_changes
 from quartz_plugin.engines.result import SimulationResult
 from quartz_plugin.engines.stepped import walk_layer
-from quartz_plugin.graph import INPUT, ConvertedGraph, carry, is_spike_source
+from quartz_plugin.graph import INPUT, ConvertedGraph, Layer, carry, is_spike_source, structure_of
+from quartz_plugin.hardware.spikes import early_spike_counts, per_image, spike_counts, zero_spike_counts
 from quartz_plugin.neuron import FirstSpikeMaxPool
-from quartz_plugin.synapses import FanOut, fan_outs
+from quartz_plugin.structure import AVERAGES, WEIGHTED, OneToOne
+from quartz_plugin.synapses import Chain, FanOut, chains, fan_outs, pool_fan_out, unit_shapes
 
 SILENT = -1
 """Level of a source that sends no spike; no spike ever says it."""
 
-_CHANGE = 1e-6
+LayerCounts = dict[str, Tensor]
+"""Layer -> int64 ``[B]``."""
+
+_Found = TypeVar("_Found")
+
+
+class Synapses:
+    """Who is connected to whom in a network: found when asked for, kept while its structure is the same.
+
+    It holds no node: nodes hold their network, which it must not keep alive.
+    """
+
+    _known: ClassVar[WeakKeyDictionary[fx.GraphModule, tuple[Any, Synapses]]] = WeakKeyDictionary()
+
+    def __init__(self) -> None:
+        self._found: dict[str, Any] = {}
+
+    @classmethod
+    def of(cls, graph: ConvertedGraph) -> Synapses:
+        """Return those of this network."""
+        structure = structure_of(graph.module)
+        known = cls._known.get(graph.module)
+        if known is None or known[0] != structure:
+            known = structure, cls()
+            cls._known[graph.module] = known
+        return known[1]
+
+    def fan_outs(self, graph: ConvertedGraph) -> FanOut:
+        """Return :func:`quartz_plugin.synapses.fan_outs`, float64: dot products of it are exact below 2^53."""
+        return self._once("fan_outs", lambda: {k: _double(v) for k, v in fan_outs(graph).items()})
+
+    def chains(self, graph: ConvertedGraph) -> dict[str, Chain]:
+        """Return :func:`quartz_plugin.synapses.chains`."""
+        return self._once("chains", lambda: chains(graph))
+
+    def shapes(self, graph: ConvertedGraph) -> dict[str, torch.Size]:
+        """Name of a node -> shape of its value, without the batch."""
+        return self._once("shapes", lambda: {node.name: shape for node, shape in unit_shapes(graph).items()})
+
+    def pools(self, graph: ConvertedGraph) -> dict[str, list[tuple[str, Tensor]]]:
+        """Layer -> for each max pooling in front of it, the node that it pools and how many windows a unit is in.
+
+        A pooling that several layers listen to stands with the first.
+        """
+        return self._once("pools", lambda: self._find_pools(graph))
+
+    def _find_pools(self, graph: ConvertedGraph) -> dict[str, list[tuple[str, Tensor]]]:
+        shapes, seen = self.shapes(graph), set()
+        pools: dict[str, list[tuple[str, Tensor]]] = {layer.name: [] for layer in graph.layers}
+        for layer in graph.layers:
+            pending = list(layer.projection.sources)
+            while pending:
+                node = pending.pop()
+                pool = graph.module.get_submodule(str(node.target)) if node.op == "call_module" else None
+                if not isinstance(pool, FirstSpikeMaxPool) or node in seen:
+                    continue
+                seen.add(node)
+                (before,) = node.all_input_nodes
+                pools[layer.name].append((before.name, pool_fan_out(pool.pool, shapes[before.name])))
+                pending += spike_sources(graph.module, before)
+        return pools
+
+    def _once(self, name: str, find: Callable[[], _Found]) -> _Found:
+        if name not in self._found:
+            self._found[name] = find()
+        found: _Found = self._found[name]
+        return found
+
+
+def _double(counts: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {source: count.flatten().double() for source, count in counts.items()}
+
+
+def spike_sources(module: fx.GraphModule, node: fx.Node) -> list[fx.Node]:
+    """Nodes whose spikes are routed to this one, itself if it emits any."""
+    if is_spike_source(module, node):
+        return [node]
+    return [source for before in node.all_input_nodes for source in spike_sources(module, before)]
+
+
+class InferenceCounts(Mapping[str, LayerCounts]):
+    """What a simulation costs: name of a count -> layer -> int64 ``[B]``.
+
+    A count is found when it is asked for, once for all who read the same result. The names:
+
+    - ``spikes``, ``zero_spikes`` (those that only say 0), of each layer and of "input"; ``early_spikes``;
+    - ``synops``: spikes times the weight synapses into a layer that carry them, entries of the composed maps;
+      ``synops_factored``: the same maps as the chains they are computed as, each synapse whose unit any spike
+      reaches once; ``synops_merged``: neuron-steps in which the current changes;
+    - ``bias_events``, ``readout_events``, ``rectifier_events``, ``hold_events`` (two a neuron), one for each neuron
+      that has them; ``pool_events``: spikes times the windows of max pooling they are in;
+    - ``neuron_updates``: neurons times steps; ``active_updates``: those from the first step of a layer's input
+      window (or the spike, if that is earlier) until the neuron has fired or is switched off;
+      ``inactive_updates``: the others;
+    - ``operations``, ``memory_reads``, ``memory_writes``: the paper's ``synops_merged + 2 N T``, ``+ 4 N T``,
+      ``+ N T``, with ``2 T`` the steps of a layer's two windows; ``operations_strict``: ``synops + 2 N T``.
+
+    Parameters
+    ----------
+    graph : ConvertedGraph
+        The network (``snn.graph``).
+    result : SimulationResult
+        A simulation of it with ``record=True``.
+
+    Raises
+    ------
+    ValueError
+        Without ``record=True``; for a name that is none of these.
+
+    Examples
+    --------
+    >>> import quartz_plugin
+    >>> ann = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+    >>> snn = quartz_plugin.convert(ann, torch.rand(32, 4))
+    >>> counts = InferenceCounts(snn.graph, snn.run(torch.rand(2, 4)))
+    >>> {layer: count.tolist() for layer, count in counts["synops"].items()}
+    {'1': [32, 32], 'output': [24, 24]}
+    """
+
+    def __init__(self, graph: ConvertedGraph, result: SimulationResult) -> None:
+        result.check_recorded()
+        self.graph, self.result = graph, result
+        self._found = result.memo(id(graph.module))
+
+    def __iter__(self) -> Any:
+        return iter(COUNTS)
+
+    def __len__(self) -> int:
+        return len(COUNTS)
+
+    def __getitem__(self, name: str) -> LayerCounts:
+        if name not in COUNTS:
+            raise ValueError(f"no count is called {name!r}; there are {', '.join(COUNTS)}")
+        if name not in self._found:
+            with torch.no_grad():
+                self._found[name] = COUNTS[name](self)
+        counts: LayerCounts = self._found[name]
+        return counts
+
+    def mean(self, *names: str) -> dict[str, float]:
+        """Means over images, in total and by layer (``synops``, ``synops_LAYER``); of all counts by default."""
+        means = {}
+        for name in names or COUNTS:
+            by_layer = {layer: float(count.double().mean()) for layer, count in self[name].items()}
+            means[name] = sum(by_layer.values())
+            means |= {f"{name}_{layer}": mean for layer, mean in by_layer.items()}
+        return means
+
+    @cached_property
+    def layers(self) -> list[Layer]:
+        """The spiking layers."""
+        return self.graph.layers
+
+    @cached_property
+    def synapses(self) -> Synapses:
+        """Who is connected to whom."""
+        return Synapses.of(self.graph)
+
+    @property
+    def levels(self) -> dict[fx.Node, Tensor]:
+        """:func:`source_levels`."""
+        if "levels" not in self._found:
+            self._found["levels"] = {node.name: v for node, v in source_levels(self.graph, self.result).items()}
+        by_name = self._found["levels"]
+        return {node: by_name[node.name] for node in self.graph.module.graph.nodes if node.name in by_name}
+
+    def neurons(self, layer: Layer) -> int:
+        """Neurons of a layer."""
+        return self.synapses.shapes(self.graph)[layer.node.name].numel()
+
+    def alike(self, of_layer: Callable[[Layer], int]) -> LayerCounts:
+        """Counts that are the same for every image."""
+        like = self.result.logits
+        return {
+            layer.name: torch.full((len(like),), of_layer(layer), dtype=torch.int64, device=like.device)
+            for layer in self.layers
+        }
 
 
 def source_levels(graph: ConvertedGraph, result: SimulationResult) -> dict[fx.Node, Tensor]:
@@ -32,14 +220,6 @@ def source_levels(graph: ConvertedGraph, result: SimulationResult) -> dict[fx.No
     result.check_recorded()
     levels: dict[fx.Node, Tensor] = {}
     names = {layer.node: layer.name for layer in graph.layers}
-
-    def at(node: fx.Node) -> Tensor:
-        if node not in levels:
-            # Shifted, so that the border a padding adds is silent.
-            routed = carry(graph.module, node, {s: at(s) - SILENT for s in node.all_input_nodes})
-            levels[node] = routed + SILENT
-        return levels[node]
-
     for node in graph.module.graph.nodes:
         if not is_spike_source(graph.module, node):
             continue
@@ -48,15 +228,186 @@ def source_levels(graph: ConvertedGraph, result: SimulationResult) -> dict[fx.No
             levels[node] = result.windows[name].levels_at(result.spike_steps[name], SILENT).to(graph.dtype)
             continue
         module = graph.module.get_submodule(str(node.target))
-        source = at(node.all_input_nodes[0])
         assert isinstance(module, FirstSpikeMaxPool)
-        levels[node] = module.pool(source)
+        levels[node] = module.pool(_routed(graph.module, node.all_input_nodes[0], levels))
     return levels
 
 
-def synaptic_operations(
-    graph: ConvertedGraph, result: SimulationResult, fan_out: FanOut | None = None
-) -> dict[str, Tensor]:
+def _routed(module: fx.GraphModule, node: fx.Node, levels: Mapping[fx.Node, Tensor]) -> Tensor:
+    """Levels at a node between a spike source and a pool, where only routing can stand."""
+    if node in levels:
+        return levels[node]
+    # Shifted, so that the border a padding adds is silent.
+    inputs = {source: _routed(module, source, levels) - SILENT for source in node.all_input_nodes}
+    routed: Tensor = carry(module, node, inputs) + SILENT
+    return routed
+
+
+def delivered(spikes: Tensor, fan_out: Tensor) -> Tensor:
+    """Spikes ``[B, ...]`` of units times the synapses that each unit has: int64 ``[B]``, exact below 2^53."""
+    return (spikes.flatten(1).double() @ fan_out.flatten().to(spikes.device, torch.float64)).long()
+
+
+def _sum(parts: list[Tensor], counts: InferenceCounts) -> Tensor:
+    zero = torch.zeros(len(counts.result.logits), dtype=torch.int64, device=counts.result.logits.device)
+    return sum(parts, zero)
+
+
+def _synops(counts: InferenceCounts) -> LayerCounts:
+    levels = {node.name: value for node, value in counts.levels.items()}
+    fired: dict[str, Tensor] = {}
+
+    def of_source(source: str, fan_out: Tensor) -> Tensor:
+        if source not in fired:
+            fired[source] = levels[source] != SILENT
+        return delivered(fired[source], fan_out)
+
+    return {
+        layer: _sum([of_source(source, fan_out) for source, fan_out in by_source.items()], counts)
+        for layer, by_source in counts.synapses.fan_outs(counts.graph).items()
+    }
+
+
+def _synops_factored(counts: InferenceCounts) -> LayerCounts:
+    module = counts.graph.module
+    reached = {node: (value != SILENT).to(counts.graph.dtype) for node, value in counts.levels.items()}
+    nodes = {node.name: node for node in module.graph.nodes}
+
+    def reach(node: fx.Node) -> Tensor:
+        """1 where any spike reaches a unit of this node, else 0."""
+        if node not in reached:
+            inputs = {source: reach(source) for source in node.all_input_nodes}
+            each = module.get_submodule(str(node.target))
+            weighs = isinstance(each, (*WEIGHTED, *AVERAGES, OneToOne))
+            through = _of_ones(each)(*inputs.values()) if weighs else carry(module, node, inputs)
+            reached[node] = (through > 0).to(through.dtype)
+        return reached[node]
+
+    return {
+        layer: _sum([delivered(reach(nodes[before]) > 0, count) for before, count in chain], counts)
+        for layer, chain in counts.synapses.chains(counts.graph).items()
+    }
+
+
+def _of_ones(module: nn.Module) -> nn.Module:
+    ones = copy.deepcopy(module)
+    for parameter in ones.parameters():
+        parameter.data = torch.ones_like(parameter)
+    return ones
+
+
+def _synops_merged(counts: InferenceCounts) -> LayerCounts:
+    graph, levels = counts.graph, counts.levels
+    by_event = {}
+    if graph.device.type == "cpu" and find_spec("numba") is not None:
+        by_event = count_changes(graph, levels)
+    return {
+        layer.name: by_event[layer.name]
+        if layer.name in by_event
+        else changes_step_by_step(layer, {source: levels[source] for source in layer.projection.sources})
+        for layer in counts.layers
+    }
+
+
+def changes_step_by_step(layer: Layer, levels: Mapping[fx.Node, Tensor]) -> Tensor:
+    """Neuron-steps in which a layer's currents change by more than 1e-6, by stepping it: int64 ``[B]``.
+
+    `levels` are those of its sources, :data:`SILENT` where no spike comes.
+    """
+    current: Tensor | None = None
+    changes: Any = 0
+    for step, _, state in walk_layer(layer, levels):
+        change = state.i if current is None else state.i - current
+        changes = changes + per_image(change.abs() > LEAST_CHANGE)
+        current = state.i
+        if step == layer.neuron.clock.readout and layer.neuron.p.bias_code != "spike":
+            break
+    assert isinstance(changes, Tensor)
+    return changes
+
+
+def biased_neurons(graph: ConvertedGraph, layer: Layer) -> int:
+    """Neurons of a layer that have a bias other than 0."""
+    bias, shape = layer.neuron.p.bias, Synapses.of(graph).shapes(graph)[layer.node.name]
+    return 0 if bias is None else int((bias != 0).expand(shape).sum())
+
+
+def _rectifier_events(counts: InferenceCounts) -> LayerCounts:
+    return counts.alike(lambda layer: 0 if layer.neuron.p.rectifier is None else counts.neurons(layer))
+
+
+def _hold_events(counts: InferenceCounts) -> LayerCounts:
+    return counts.alike(lambda layer: 2 * counts.neurons(layer) if layer.neuron.p.hold else 0)
+
+
+def _pool_events(counts: InferenceCounts) -> LayerCounts:
+    module, levels = counts.graph.module, counts.levels
+    nodes = {node.name: node for node in module.graph.nodes}
+    return {
+        layer: _sum([delivered(_routed(module, nodes[b], levels) != SILENT, windows) for b, windows in pools], counts)
+        for layer, pools in counts.synapses.pools(counts.graph).items()
+    }
+
+
+def _active_updates(counts: InferenceCounts) -> LayerCounts:
+    def active(layer: Layer) -> Tensor:
+        steps, clock, p = counts.result.spike_steps[layer.name], layer.neuron.clock, layer.neuron.p
+        last = clock.rectify if p.rectifier == "silent" else p.last_step
+        ends = torch.where(steps == NO_SPIKE, last, steps) - (clock.first_input - 1)
+        return per_image(ends.clamp_(min=1))
+
+    return {layer.name: active(layer) for layer in counts.layers}
+
+
+def _inactive_updates(counts: InferenceCounts) -> LayerCounts:
+    active = counts["active_updates"]
+    return {layer: updates - active[layer] for layer, updates in counts["neuron_updates"].items()}
+
+
+def _with_updates(of_neurons: int, synops: str = "synops_merged") -> Callable[[InferenceCounts], LayerCounts]:
+    """Synaptic operations and so many times N T."""
+
+    def count(counts: InferenceCounts) -> LayerCounts:
+        return {
+            layer.name: quartz_operations(
+                counts[synops][layer.name], counts.neurons(layer), t_max_of(layer), of_neurons
+            )
+            for layer in counts.layers
+        }
+
+    return count
+
+
+def t_max_of(layer: Layer) -> float:
+    """``T`` of a layer: half the steps of its two windows."""
+    clock = layer.neuron.clock
+    return (clock.input_window + clock.window + 2) / 2
+
+
+COUNTS: dict[str, Callable[[InferenceCounts], LayerCounts]] = {
+    "spikes": lambda counts: spike_counts(counts.result),
+    "zero_spikes": lambda counts: zero_spike_counts(counts.result),
+    "early_spikes": lambda counts: early_spike_counts(counts.result),
+    "synops": _synops,
+    "synops_factored": _synops_factored,
+    "synops_merged": _synops_merged,
+    "bias_events": lambda counts: counts.alike(lambda layer: biased_neurons(counts.graph, layer)),
+    "readout_events": lambda counts: counts.alike(counts.neurons),
+    "rectifier_events": _rectifier_events,
+    "hold_events": _hold_events,
+    "pool_events": _pool_events,
+    "neuron_updates": lambda counts: counts.alike(lambda layer: counts.neurons(layer) * counts.result.n_steps),
+    "active_updates": _active_updates,
+    "inactive_updates": _inactive_updates,
+    "operations": _with_updates(2),
+    "operations_strict": _with_updates(2, "synops"),
+    "memory_reads": _with_updates(4),
+    "memory_writes": _with_updates(1),
+}
+"""Name of a count -> what finds it."""
+
+
+def synaptic_operations(graph: ConvertedGraph, result: SimulationResult) -> LayerCounts:
     """``synops``: spikes times the weight synapses that carry them, layer by layer.
 
     Parameters
@@ -65,8 +416,6 @@ def synaptic_operations(
         The network (``snn.graph``).
     result : SimulationResult
         A simulation of it with ``record=True``.
-    fan_out : dict, optional
-        What :func:`fan_outs` gives, where it is at hand from a simulation before.
 
     Returns
     -------
@@ -76,68 +425,50 @@ def synaptic_operations(
 
     Examples
     --------
-    >>> import torch, quartz_plugin
-    >>> from torch import nn
+    >>> import quartz_plugin
     >>> ann = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
     >>> snn = quartz_plugin.convert(ann, torch.rand(32, 4))
     >>> operations = synaptic_operations(snn.graph, snn.run(torch.rand(2, 4)))
     >>> {layer: counts.tolist() for layer, counts in operations.items()}
     {'1': [32, 32], 'output': [24, 24]}
     """
-    levels = {node.name: value for node, value in source_levels(graph, result).items()}
-    fan_out = fan_outs(graph) if fan_out is None else fan_out
-
-    def delivered(source: str, counts: Tensor) -> Tensor:
-        return ((levels[source] != SILENT).flatten(1) * counts.flatten().to(levels[source].device)).sum(dim=1)
-
-    return {
-        layer: torch.stack([delivered(source, counts) for source, counts in by_source.items()]).sum(dim=0)
-        for layer, by_source in fan_out.items()
-    }
+    return InferenceCounts(graph, result)["synops"]
 
 
-def merged_operations(graph: ConvertedGraph, result: SimulationResult) -> dict[str, Tensor]:
+def merged_operations(graph: ConvertedGraph, result: SimulationResult) -> LayerCounts:
     """``synops_merged``, the paper's count: neuron-steps in which the current changes by more than 1e-6.
 
-    Parameters and returns are those of :func:`synaptic_operations`. The layers are stepped once more, on the
-    spikes that `result` holds.
+    Parameters and returns are those of :func:`synaptic_operations`.
     """
-    levels = source_levels(graph, result)
-    operations = {}
-    with torch.no_grad():
-        for layer in graph.layers:
-            sources = {source: levels[source] for source in layer.projection.sources}
-            bias_comes_later = layer.neuron.p.bias_code == "spike"
-            current: Tensor | None = None
-            changes = torch.zeros(len(result.logits), dtype=torch.int64, device=result.logits.device)
-            for step, _, state in walk_layer(layer, sources):
-                change = state.i if current is None else state.i - current
-                changes = changes + (change.abs() > _CHANGE).flatten(1).sum(dim=1)
-                current = state.i
-                if step == layer.neuron.clock.readout and not bias_comes_later:
-                    break
-            operations[layer.name] = changes
-    return operations
+    return InferenceCounts(graph, result)["synops_merged"]
 
 
-def quartz_operations(merged: Tensor, neurons: int, t_max: int) -> Tensor:
+def quartz_operations(merged: Tensor, neurons: int, t_max: float, of_neurons: int = 2) -> Tensor:
     """Operations in the paper's sense: ``synops_merged + 2 N T``, N ReLU outputs and logits.
+
+    With 4 and 1 in place of 2, the paper's memory reads and writes.
 
     Examples
     --------
     >>> quartz_operations(torch.tensor(1000), neurons=10, t_max=16)
     tensor(1320)
     """
-    return merged + 2 * neurons * t_max
+    return merged + int(of_neurons * neurons * t_max)
 
 
 def neuron_count(graph: ConvertedGraph) -> int:
     """``N``: ReLU outputs and logits."""
-    return sum(int(row["neurons"]) for row in graph.report if row.get("neurons"))
+    shapes = Synapses.of(graph).shapes(graph)
+    return sum(shapes[layer.node.name].numel() for layer in graph.layers)
 
 
 __all__ = [
+    "COUNTS",
     "SILENT",
+    "InferenceCounts",
+    "LayerCounts",
+    "Synapses",
+    "changes_step_by_step",
     "merged_operations",
     "neuron_count",
     "quartz_operations",

@@ -4,27 +4,28 @@
 ``MetricCollection``, updated with keywords: ``collection.update(result=result, preds=..., target=...)``.
 """
 
+from quartz_plugin.hardware.spikes import early_spike_counts, spike_counts, train_counts, zero_spike_counts
 from quartz_plugin.metrics.agreement import Agreement, agreement
+from quartz_plugin.metrics.energy import EnergyEstimate
 from quartz_plugin.metrics.latency import DecisionLatency, decision_latency
-from quartz_plugin.metrics.operations import QuartzOperations, SynapticOperations
-from quartz_plugin.metrics.spikes import (
-    EarlySpikeRate,
-    SpikeCount,
-    early_spike_counts,
-    spike_counts,
-    zero_spike_counts,
-)
+from quartz_plugin.metrics.operations import MemoryAccesses, NeuronEvents, QuartzOperations, SynapticOperations
+from quartz_plugin.metrics.spikes import EarlySpikeRate, SpikeCount, SpikesPerNeuron
 
 __all__ = [
     "Agreement",
     "DecisionLatency",
     "EarlySpikeRate",
+    "EnergyEstimate",
+    "MemoryAccesses",
+    "NeuronEvents",
     "QuartzOperations",
     "SpikeCount",
+    "SpikesPerNeuron",
     "SynapticOperations",
     "agreement",
     "decision_latency",
     "early_spike_counts",
     "spike_counts",
+    "train_counts",
     "zero_spike_counts",
 ]

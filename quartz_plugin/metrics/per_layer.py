@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torchmetrics import Metric
+
+from quartz_plugin.engines.result import SimulationResult
+from quartz_plugin.graph import INPUT
+from quartz_plugin.hardware.operations import COUNTS, InferenceCounts
+from quartz_plugin.network import SpikingNetwork
 
 
 class PerLayerMetric(Metric):
@@ -21,17 +26,79 @@ class PerLayerMetric(Metric):
     def __init__(self, layers: Iterable[str], quantities: Iterable[str], **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.layers = list(layers)
-        for quantity in quantities:
+        self.quantities = list(quantities)
+        for quantity in self.quantities:
             self.add_state(quantity, torch.zeros(len(self.layers), dtype=torch.int64), dist_reduce_fx="sum")
         self.add_state("images", torch.tensor(0), dist_reduce_fx="sum")
 
     def add(self, quantity: str, counts: Mapping[str, Tensor]) -> None:
-        """Add the counts ``[B]`` of each layer."""
-        sums = torch.stack([counts[layer].sum() for layer in self.layers]).to(self.device)
+        """Add the counts ``[B]`` of each layer; one that is not there has none."""
+        none = torch.zeros((), dtype=torch.int64, device=self.device)
+        sums = torch.stack([counts[layer].sum().to(self.device) if layer in counts else none for layer in self.layers])
         setattr(self, quantity, getattr(self, quantity) + sums)
 
     def per_image(self, quantity: str) -> dict[str, Tensor]:
         """Mean over images: the total under `quantity`, each layer under ``quantity_layer``."""
         means = getattr(self, quantity).double() / self.images
-        by_layer = {f"{quantity}_{layer}": mean for layer, mean in zip(self.layers, means, strict=True)}
-        return {quantity: means.sum(), **by_layer}
+        return {quantity: means.sum(), **self.by_layer(quantity, means)}
+
+    def by_layer(self, quantity: str, values: Tensor) -> dict[str, Tensor]:
+        """Name a value for each layer."""
+        return {f"{quantity}_{layer}": value for layer, value in zip(self.layers, values, strict=True)}
+
+    def compute(self) -> dict[str, Tensor]:
+        """Means over images, float64; see the class."""
+        return {name: mean for quantity in self.quantities for name, mean in self.per_image(quantity).items()}
+
+    def plot(self, val: Mapping[str, Tensor] | None = None, ax: Any = None) -> tuple[Any, Any]:
+        """Draw the first quantity as a bar for each layer.
+
+        Parameters
+        ----------
+        val : dict, optional
+            What ``compute`` or ``forward`` gave; computed now by default.
+        ax : Axes, optional
+            Where to draw.
+
+        Returns
+        -------
+        figure, axes
+            As torchmetrics' own metrics return them.
+        """
+        from quartz_plugin.plot import counts_per_layer
+
+        values = self.compute() if val is None else val
+        quantity = next(iter(values))
+        bars = {layer: float(values[f"{quantity}_{layer}"]) for layer in self.layers if f"{quantity}_{layer}" in values}
+        axes = counts_per_layer(bars, ax, quantity=quantity)
+        return axes.get_figure(), axes
+
+
+class CountMetric(PerLayerMetric):
+    """Counts of :class:`~quartz_plugin.hardware.InferenceCounts`, mean over images; the base of those that read them.
+
+    Parameters
+    ----------
+    network : SpikingNetwork
+        The network whose results are counted.
+    counts : sequence of str
+        Which counts.
+    with_input : bool
+        Whether the input is a layer of theirs.
+    """
+
+    higher_is_better = False
+
+    def __init__(self, network: SpikingNetwork, counts: Sequence[str], with_input: bool = False, **kwargs: Any) -> None:
+        if unknown := [count for count in counts if count not in COUNTS]:
+            raise ValueError(f"no counts are called {unknown}; there are {', '.join(COUNTS)}")
+        layers = (name for name in network.windows if with_input or name != INPUT)
+        super().__init__(layers, counts, **kwargs)
+        self.graph = network.graph
+
+    def update(self, result: SimulationResult) -> None:
+        """Add a simulation with ``record=True``."""
+        counts = InferenceCounts(self.graph, result)
+        for quantity in self.quantities:
+            self.add(quantity, counts[quantity])
+        self.images += len(result.logits)

@@ -2,74 +2,136 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from quartz_plugin.coding import NO_SPIKE
 from quartz_plugin.engines.result import SimulationResult
 from quartz_plugin.graph import INPUT
+from quartz_plugin.hardware.spikes import (
+    SpikeTrains,
+    early_spike_counts,
+    spike_counts,
+    train_counts,
+    zero_spike_counts,
+)
 from quartz_plugin.metrics.per_layer import PerLayerMetric
 from quartz_plugin.network import SpikingNetwork
 
 
-def spike_counts(result: SimulationResult) -> dict[str, Tensor]:
-    """Spikes of each layer, "input" included: layer -> int64 ``[B]``. ValueError without ``record=True``."""
-    result.check_recorded()
-    return {name: (steps != NO_SPIKE).flatten(1).sum(dim=1) for name, steps in result.spike_steps.items()}
+def _layers(network: SpikingNetwork | Iterable[str]) -> list[str]:
+    if isinstance(network, str):
+        raise TypeError(f"network must be a SpikingNetwork or several names of layers, got {network!r}")
+    return list(network.windows) if isinstance(network, SpikingNetwork) else list(network)
 
 
-def zero_spike_counts(result: SimulationResult) -> dict[str, Tensor]:
-    """Spikes that say the value zero: layer -> int64 ``[B]``."""
-    result.check_recorded()
-    return {
-        name: (steps == result.windows[name].end).flatten(1).sum(dim=1) for name, steps in result.spike_steps.items()
-    }
+def _images(result: SimulationResult | SpikeTrains) -> int:
+    return len(result.logits) if isinstance(result, SimulationResult) else next(iter(result.values())).shape[1]
 
 
-def early_spike_counts(result: SimulationResult) -> dict[str, Tensor]:
-    """Spikes before their layer's readout: layer -> int64 ``[B]``; the input's are never early."""
-    result.check_recorded()
-    return {name: early.flatten(1).sum(dim=1) for name, early in result.early.items()}
+def _counts(result: SimulationResult | SpikeTrains, layers: list[str]) -> dict[str, Tensor]:
+    if isinstance(result, SimulationResult):
+        return spike_counts(result)
+    if missing := [layer for layer in layers if layer not in result]:
+        raise ValueError(f"no spikes of {missing}: give a train for each of {layers}")
+    return train_counts(result)
 
 
 class SpikeCount(PerLayerMetric):
     """Spikes of an inference: in total ("input" included), by layer, and those that only say zero.
 
     ``compute`` gives a dict: ``spikes``, ``zero_spikes``, and ``spikes_LAYER``, ``zero_spikes_LAYER``, each the
-    mean over images (float64).
+    mean over images (float64). Of a network that is not a converted one, spikes alone.
 
     Parameters
     ----------
-    network : SpikingNetwork
-        The network whose results are counted.
+    network : SpikingNetwork or names
+        The network whose results are counted; or the names of any network's layers, whose spike trains
+        ``{name: [steps, B, ...]}`` ``update`` then takes.
+
+    Raises
+    ------
+    ValueError
+        By ``update``, for a result without ``record=True`` or a layer without spikes.
 
     Examples
     --------
-    >>> import torch, quartz_plugin
+    >>> import quartz_plugin
     >>> ann = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
     >>> snn = quartz_plugin.convert(ann, torch.rand(32, 4))
     >>> metric = SpikeCount(snn)
     >>> metric.update(snn.run(torch.rand(5, 4)))
     >>> int(metric.compute()["spikes_input"]), int(metric.compute()["spikes_1"])
     (4, 8)
+    >>> metric = SpikeCount(["lif1"])
+    >>> metric.update({"lif1": torch.tensor([[[1.0, 0.0]], [[1.0, 1.0]]])})
+    >>> int(metric.compute()["spikes"])
+    3
     """
 
     spikes: Tensor
     zero_spikes: Tensor
 
-    def __init__(self, network: SpikingNetwork, **kwargs: Any) -> None:
-        super().__init__(network.windows, ("spikes", "zero_spikes"), **kwargs)
+    def __init__(self, network: SpikingNetwork | Iterable[str], **kwargs: Any) -> None:
+        quantities = ("spikes", "zero_spikes") if isinstance(network, SpikingNetwork) else ("spikes",)
+        super().__init__(_layers(network), quantities, **kwargs)
 
-    def update(self, result: SimulationResult) -> None:
-        """Add a simulation with ``record=True``."""
-        self.add("spikes", spike_counts(result))
-        self.add("zero_spikes", zero_spike_counts(result))
-        self.images += len(result.logits)
+    def update(self, result: SimulationResult | SpikeTrains) -> None:
+        """Add a simulation with ``record=True``, or spike trains."""
+        self.add("spikes", _counts(result, self.layers))
+        if "zero_spikes" in self.quantities and isinstance(result, SimulationResult):
+            self.add("zero_spikes", zero_spike_counts(result))
+        self.images += _images(result)
+
+
+class SpikesPerNeuron(PerLayerMetric):
+    """Spikes an inference, divided by neurons: of all layers without the input, and of each, the input included.
+
+    ``compute`` gives a dict: ``spikes_per_neuron`` and ``spikes_per_neuron_LAYER``, mean over images (float64).
+
+    Parameters
+    ----------
+    network : SpikingNetwork or names
+        As of :class:`SpikeCount`.
+
+    Examples
+    --------
+    >>> import quartz_plugin
+    >>> ann = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
+    >>> snn = quartz_plugin.convert(ann, torch.rand(32, 4))
+    >>> metric = SpikesPerNeuron(snn)
+    >>> metric.update(snn.run(torch.rand(5, 4)))
+    >>> metric.compute()["spikes_per_neuron_1"]
+    tensor(1., dtype=torch.float64)
+    """
+
+    higher_is_better = False
+    spikes: Tensor
+    neurons: Tensor
+
+    def __init__(self, network: SpikingNetwork | Iterable[str], **kwargs: Any) -> None:
+        super().__init__(_layers(network), ("spikes",), **kwargs)
+        # Known from the first spikes on; a process that saw none learns it from the others.
+        self.add_state("neurons", torch.zeros(len(self.layers), dtype=torch.int64), dist_reduce_fx="max")
+
+    def update(self, result: SimulationResult | SpikeTrains) -> None:
+        """Add a simulation with ``record=True``, or spike trains."""
+        self.add("spikes", _counts(result, self.layers))
+        if isinstance(result, SimulationResult):
+            units = [result.spike_steps[layer].shape[1:].numel() for layer in self.layers]
+        else:
+            units = [result[layer].shape[2:].numel() for layer in self.layers]
+        self.neurons = torch.tensor(units, device=self.device)
+        self.images += _images(result)
 
     def compute(self) -> dict[str, Tensor]:
-        """Means over images; see the class."""
-        return self.per_image("spikes") | self.per_image("zero_spikes")
+        """Spikes a neuron; see the class."""
+        own = torch.tensor([layer != INPUT for layer in self.layers], device=self.device)
+        each = self.spikes.double() / (self.images * self.neurons)
+        whole = self.spikes[own].sum().double() / (self.images * self.neurons[own].sum())
+        return {"spikes_per_neuron": whole, **self.by_layer("spikes_per_neuron", each)}
 
 
 class EarlySpikeRate(PerLayerMetric):
@@ -84,7 +146,7 @@ class EarlySpikeRate(PerLayerMetric):
 
     Examples
     --------
-    >>> import torch, quartz_plugin
+    >>> import quartz_plugin
     >>> ann = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
     >>> snn = quartz_plugin.convert(ann, torch.rand(32, 4))
     >>> metric = EarlySpikeRate(snn)
@@ -109,5 +171,5 @@ class EarlySpikeRate(PerLayerMetric):
     def compute(self) -> dict[str, Tensor]:
         """Shares in [0, 1]; see the class."""
         shares = self.early.double() / self.fired.clamp(min=1)
-        by_layer = {f"early_spike_rate_{layer}": share for layer, share in zip(self.layers, shares, strict=True)}
-        return {"early_spike_rate": self.early.sum().double() / self.fired.sum().clamp(min=1), **by_layer}
+        whole = self.early.sum().double() / self.fired.sum().clamp(min=1)
+        return {"early_spike_rate": whole, **self.by_layer("early_spike_rate", shares)}

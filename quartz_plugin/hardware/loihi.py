@@ -1,0 +1,625 @@
+"""From a converted network to the cores of Loihi 1: an estimate made of published limits and energies.
+
+Every population (input encoder, max pooling, layer) has cores of its own, cut into tiles of rows, columns and
+channels until each tile keeps the limits of a core. Support neurons, one at each readout, send bias, readout,
+rectifier and hold; relay neurons carry delays that are longer than the chip's. What it leaves out: routing and hops
+between tiles of the chip, spike traffic's time, resetting between images, packing of small layers, learning.
+
+References
+----------
+M. Davies et al., "Loihi: A Neuromorphic Manycore Processor with On-Chip Learning", IEEE Micro 38 (1), 2018.
+G. Lenz, G. Orchard, S. Sheik, arXiv:2309.16795.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from quartz_plugin.engines.convolutions import as_image
+from quartz_plugin.graph import INPUT, ConvertedGraph, Layer, Projection, is_spike_source
+from quartz_plugin.hardware.energy import LOIHI, EnergyProfile
+from quartz_plugin.hardware.operations import Synapses, biased_neurons, spike_sources
+from quartz_plugin.network import SpikingNetwork
+from quartz_plugin.neuron import AxonalDelay, FirstSpikeMaxPool
+from quartz_plugin.structure import AVERAGES, WEIGHTED, OneToOne
+from quartz_plugin.synapses import pool_windows
+from quartz_plugin.tables import format_table
+
+SUPPORT = "support"
+
+LIMITS = ("compartments", "synaptic memory", "in-axons", "out-axons")
+
+
+@dataclass(frozen=True)
+class LoihiChip:
+    """Limits and times of a chip.
+
+    Attributes
+    ----------
+    cores : int
+        Cores of a chip.
+    compartments, in_axons, out_axons : int
+        Of a core.
+    synaptic_memory : int
+        Bytes of a core.
+    weight_bits, index_bits : int
+        Of a synapse: its weight, and the compartment it leads to; convolution weights that a core's neurons share
+        need no index.
+    longest_delay : int
+        Steps.
+    active_update_time, inactive_update_time, synop_time : float
+        Seconds (Davies et al. 2018, table 2).
+    barrier_time : float
+        Seconds that a core waits for the others at each step (there, the longest).
+    input_spike_time : float
+        Seconds to bring one input spike to the chip. Published nowhere: fitted to the 4.9 ms that the authors of
+        Quartz measured for MNIST's 784 input spikes, at any T up to 32.
+    other_power : float
+        Watts beside the cores' dynamic power (leakage, host processors). Fitted in the same way: 182.5 uJ an
+        inference in all, 45.6 uJ of it dynamic in the cores, in 4.9 ms at T = 16.
+    profile : EnergyProfile
+        Dynamic energies of the cores.
+    """
+
+    cores: int = 128
+    compartments: int = 1024
+    in_axons: int = 4096
+    out_axons: int = 4096
+    synaptic_memory: int = 128 * 1024
+    weight_bits: int = 8
+    index_bits: int = 10
+    longest_delay: int = 62
+    active_update_time: float = 8.4e-9
+    inactive_update_time: float = 5.3e-9
+    synop_time: float = 3.5e-9
+    barrier_time: float = 465e-9
+    input_spike_time: float = 4.9e-3 / 784
+    other_power: float = (182.5e-6 - 45.6e-6) / 4.9e-3
+    profile: EnergyProfile = LOIHI
+
+
+LOIHI_1 = LoihiChip()
+"""Loihi 1."""
+
+
+@dataclass(frozen=True)
+class Population:
+    """Neurons of one kind on cores of their own.
+
+    Attributes
+    ----------
+    name : str
+        "input", a layer, a max pooling, or "support".
+    neurons : int
+        Compartments, relay neurons included.
+    relays : int
+        Neurons that only carry spikes over delays longer than the chip's.
+    cores : int
+        Cores it takes.
+    binding : str
+        The limit that decides how many: see :data:`LIMITS`.
+    cores_by_limit : dict
+        Limit -> cores that it alone would take.
+    in_axons, out_axons : int
+        Of the fullest core; of all cores together.
+    synaptic_memory : int
+        Bytes of the fullest core.
+    synapses : int
+        Weight synapses into it, and those of readout (two: a coarse and a fine), bias, rectifier and hold.
+    largest_readout_weight : float or None
+        Largest ``|r|``, ``r = 1 - A(1)``, in units of the weights.
+    """
+
+    name: str
+    neurons: int
+    relays: int
+    cores: int
+    binding: str
+    cores_by_limit: Mapping[str, int]
+    in_axons: int
+    out_axons: int
+    synaptic_memory: int
+    synapses: int
+    largest_readout_weight: float | None = None
+
+
+@dataclass(frozen=True)
+class LoihiEstimate:
+    """What an inference takes on the chip; SI units.
+
+    Attributes
+    ----------
+    steps : int
+        Until all outputs of 0 and more are out.
+    step_time : float
+        Of the fullest core.
+    latency : float
+        The longer of stepping and bringing the input to the chip.
+    throughput, pipelined_throughput : float
+        Images a second, one after the other, and with an image starting as soon as each layer is free again.
+    core_energy, total_energy : float
+        Dynamic in the cores; with the chip's other power over the latency.
+    energy_delay_product : float
+        Of the total.
+    """
+
+    steps: int
+    step_time: float
+    latency: float
+    throughput: float
+    pipelined_throughput: float
+    core_energy: float
+    total_energy: float
+
+    @property
+    def energy_delay_product(self) -> float:
+        """Total energy times latency, J s."""
+        return self.total_energy * self.latency
+
+    def __str__(self) -> str:
+        rows = [
+            ["steps", f"{self.steps}"],
+            ["time of a step", f"{1e6 * self.step_time:.3g} us"],
+            ["latency", f"{1e3 * self.latency:.3g} ms"],
+            ["throughput", f"{self.throughput:.4g} images/s"],
+            ["throughput, pipelined", f"{self.pipelined_throughput:.4g} images/s"],
+            ["energy, dynamic in the cores", f"{1e6 * self.core_energy:.4g} uJ"],
+            ["energy, all", f"{1e6 * self.total_energy:.4g} uJ"],
+            ["energy-delay product", f"{1e6 * self.energy_delay_product:.3g} uJs"],
+        ]
+        return format_table(["an inference on Loihi, estimated", ""], rows)
+
+
+@dataclass(frozen=True)
+class LoihiMapping:
+    """A network on the cores of Loihi; prints as a table.
+
+    Attributes
+    ----------
+    populations : tuple of Population
+        In the order of the network, support neurons last.
+    steps : int
+        Steps until all outputs of 0 and more are out: ``(L + 1) S + 1``, and one for each hop between populations.
+    interval : int
+        Steps for which a layer is busy with one image.
+    notes : tuple of str
+        What does not fit, and what to know.
+    """
+
+    populations: tuple[Population, ...]
+    steps: int
+    interval: int
+    notes: tuple[str, ...]
+    chip: LoihiChip
+
+    @property
+    def cores(self) -> int:
+        """Cores of all populations."""
+        return sum(population.cores for population in self.populations)
+
+    @property
+    def chips(self) -> int:
+        """Chips that have so many cores."""
+        return -(-self.cores // self.chip.cores)
+
+    @property
+    def fits(self) -> bool:
+        """Whether every neuron's inputs fit into a core's in-axons."""
+        return not any("does not fit" in note for note in self.notes)
+
+    def estimate(self, counts: Mapping[str, float]) -> LoihiEstimate:
+        """What an inference takes, from what it counts.
+
+        Parameters
+        ----------
+        counts : mapping
+            Totals of an inference, as :class:`~quartz_plugin.hardware.InferenceCounts` names them: those of the
+            chip's profile, and ``spikes_input``.
+
+        Raises
+        ------
+        ValueError
+            If a count is missing.
+        """
+        wanted = [*self.chip.profile.spiking, "spikes_input"]
+        if missing := [name for name in wanted if name not in counts]:
+            raise ValueError(f"an estimate needs the counts {missing} of an inference; given are {sorted(counts)}")
+        chip = self.chip
+        compartments = sum(population.neurons for population in self.populations)
+        active = float(counts["active_updates"])
+        updates = {"active_updates": active, "inactive_updates": max(0.0, compartments * self.steps - active)}
+        core_energy = float(chip.profile.energy({**counts, **updates}))
+        fullest = max(-(-population.neurons // population.cores) for population in self.populations)
+        busiest = max(population.synapses / population.cores for population in self.populations)
+        step_time = chip.barrier_time + fullest * chip.active_update_time + busiest / self.steps * chip.synop_time
+        input_time = float(counts["spikes_input"]) * chip.input_spike_time
+        latency = max(self.steps * step_time, input_time)
+        return LoihiEstimate(
+            steps=self.steps,
+            step_time=step_time,
+            latency=latency,
+            throughput=1 / latency,
+            pipelined_throughput=1 / max(self.interval * step_time, input_time),
+            core_energy=core_energy,
+            total_energy=core_energy + chip.other_power * latency,
+        )
+
+    def __str__(self) -> str:
+        header = [
+            "population",
+            "neurons",
+            "relays",
+            "cores",
+            "binds",
+            "in-axons",
+            "out-axons",
+            "KiB a core",
+            "synapses",
+        ]
+        rows = [
+            [
+                p.name,
+                p.neurons,
+                p.relays,
+                p.cores,
+                p.binding,
+                p.in_axons,
+                p.out_axons,
+                p.synaptic_memory / 1024,
+                p.synapses,
+            ]
+            for p in self.populations
+        ]
+        total = f"{self.cores:,} cores, {self.chips:,} chip{'s' * (self.chips > 1)}, {self.steps:,} steps (an estimate)"
+        return "\n".join([format_table(header, rows), total, *(f"- {note}" for note in self.notes)])
+
+
+def map_to_loihi(snn: SpikingNetwork, shared_weights: bool = True, chip: LoihiChip = LOIHI_1) -> LoihiMapping:
+    """Lay a converted network out on cores.
+
+    Parameters
+    ----------
+    snn : SpikingNetwork
+        With ``rectifier="spike"``.
+    shared_weights : bool
+        Whether the neurons of a core share a convolution's weights, or each has a list of its own.
+    chip : LoihiChip
+        Its limits.
+
+    Raises
+    ------
+    ValueError
+        With silent zeros: Loihi's neurons cannot set their own current at readout, and a fixed readout weight needs
+        every unit to fire.
+
+    Examples
+    --------
+    >>> import quartz_plugin
+    >>> ann = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+    >>> mapping = map_to_loihi(quartz_plugin.convert(ann, torch.rand(32, 4), t_max=16))
+    >>> mapping.cores, mapping.chips, mapping.steps, [population.name for population in mapping.populations]
+    (4, 1, 48, ['input', '1', 'output', 'support'])
+    """
+    graph = snn.graph
+    if graph.silent:
+        raise ValueError(
+            'rectifier="silent" needs neurons that set their own current at readout, as programmable ones (Loihi 2) '
+            'can; Loihi 1 has a fixed readout weight, which needs every unit to fire: convert with rectifier="spike"'
+        )
+    notes: list[str] = []
+    bits = graph.settings.get("weight_bits")
+    if bits is None or bits > chip.weight_bits:
+        notes.append(f"the weights are finer than the chip's: weight_bits={chip.weight_bits} shows what that costs")
+    units = list(_units(graph, shared_weights, chip))
+    consumers: dict[str, list[tuple[int, int]]] = {unit.name: [] for unit in units}
+    populations: list[Population] = []
+    for unit in reversed(units):
+        cut = _cut(unit, consumers[unit.name], chip, notes)
+        for source, axons in cut.in_axons.items():
+            consumers[source].append((cut.tiles, axons))
+        populations.append(_population(unit, cut, consumers[unit.name]))
+    support = _support(graph, chip, populations)
+    ends = max(layer.neuron.clock.rectify for layer in graph.layers)
+    busy = max(layer.neuron.clock.rectify - layer.neuron.clock.first_input for layer in graph.layers)
+    return LoihiMapping((*reversed(populations), support), ends + 1 + _hops(graph), busy + 1, tuple(notes), chip)
+
+
+Size = tuple[int, int, int]
+"""Channels, rows and columns of a tile."""
+
+Tile = tuple[slice, slice, slice]
+"""Which of them."""
+
+
+@dataclass
+class _Unit:
+    """What is laid out: its neurons as an image, and what a tile of them needs."""
+
+    name: str
+    shape: Size
+    relays: int
+    weight_synapses: int
+    other_synapses: int
+    reached_by: Callable[[Tile], dict[str, int]]
+    """Tile -> source -> how many of its units reach the tile."""
+    weight_memory: Callable[[Size], float]
+    """Size of a tile -> bits of its weight synapses."""
+    most_inputs: int
+    readout: float | None = None
+
+
+@dataclass
+class _Cut:
+    tiles: int
+    size: Size
+    in_axons: dict[str, int]
+    memory: float
+    by_limit: dict[str, int]
+
+
+def _units(graph: ConvertedGraph, shared: bool, chip: LoihiChip) -> Iterator[_Unit]:
+    shapes = Synapses.of(graph).shapes(graph)
+    layers = {layer.node: layer for layer in graph.layers}
+    delays = _longest_delays(graph)
+    ones = copy.deepcopy(graph.module)
+    for parameter in ones.parameters():
+        parameter.data = torch.ones_like(parameter)
+    for node in graph.module.graph.nodes:
+        if not is_spike_source(graph.module, node):
+            continue
+        relays = shapes[node.name].numel() * _relays(delays[node], chip)
+        if node.op == "placeholder":
+            yield _Unit(INPUT, as_image(shapes[node.name]), relays, 0, 0, lambda tile: {}, lambda size: 0.0, 0)
+        elif node in layers:
+            yield _of_layer(graph, layers[node], ones, shapes, relays, shared, chip)
+        else:
+            yield _of_pool(graph, node, shapes, relays, chip)
+
+
+def _relays(delay: int, chip: LoihiChip) -> int:
+    """Neurons in a row that carry a spike over a delay."""
+    return max(0, -(-delay // chip.longest_delay) - 1)
+
+
+def _longest_delays(graph: ConvertedGraph) -> dict[fx.Node, int]:
+    """For each node that emits spikes, the longest delay on the way to a layer or pooling; shorter ones share it."""
+    longest: dict[fx.Node, int] = {}
+    behind: dict[fx.Node, dict[fx.Node, int]] = {}
+    for node in graph.module.graph.nodes:
+        module = graph.module.get_submodule(str(node.target)) if node.op == "call_module" else None
+        arriving: dict[fx.Node, int] = {}
+        for before in node.all_input_nodes:
+            for source, delay in behind[before].items():
+                arriving[source] = max(arriving.get(source, 0), delay)
+        for source, delay in arriving.items():
+            longest[source] = max(longest[source], delay)
+        own = module.steps if isinstance(module, AxonalDelay) else 0
+        behind[node] = {source: delay + own for source, delay in arriving.items()}
+        if is_spike_source(graph.module, node):
+            longest[node], behind[node] = 0, {node: 0}
+    return longest
+
+
+def _named(graph: ConvertedGraph, node: fx.Node) -> str:
+    if node.op == "placeholder":
+        return INPUT
+    return str(node.target)
+
+
+def _of_layer(
+    graph: ConvertedGraph,
+    layer: Layer,
+    ones: fx.GraphModule,
+    shapes: dict[str, torch.Size],
+    relays: int,
+    shared: bool,
+    chip: LoihiChip,
+) -> _Unit:
+    neurons = shapes[layer.node.name].numel()
+    fan_out = Synapses.of(graph).fan_outs(graph)[layer.name]
+    synapses = int(sum(float(count.sum()) for count in fan_out.values()))
+    p = layer.neuron.p
+    extra = 2 + (p.rectifier is not None) + 2 * p.hold
+    others = extra * neurons + biased_neurons(graph, layer)
+    convolution = _only_convolution(layer.projection) if shared else None
+    image = as_image(shapes[layer.node.name])
+    each = chip.weight_bits + chip.index_bits
+
+    def weight_memory(size: Size) -> float:
+        own = others / neurons * math.prod(size) * each
+        if convolution is not None:
+            return float(convolution.weight.numel() * size[0] / image[0] * chip.weight_bits + own)
+        return synapses / neurons * math.prod(size) * each + own
+
+    reach = _Reach(graph, layer, ones)
+    one = tuple(slice(size // 2, size // 2 + 1) for size in image)
+    return _Unit(
+        layer.name, image, relays, synapses, others, reach, weight_memory,
+        sum(reach((one[0], one[1], one[2])).values()), _largest_readout_weight(graph, layer),
+    )  # fmt: skip
+
+
+def _only_convolution(projection: Projection) -> Any:
+    """The convolution, where a layer's synapses are one and routing before it; else None."""
+    weighing = [projection.module.get_submodule(str(node.target)) for node in projection.nodes]
+    weighing = [each for each in weighing if isinstance(each, (*WEIGHTED, *AVERAGES, OneToOne))]
+    convolutions = (nn.Conv1d, nn.Conv2d, nn.ConvTranspose1d, nn.ConvTranspose2d)
+    return weighing[0] if len(weighing) == 1 and isinstance(weighing[0], convolutions) else None
+
+
+class _Reach:
+    """Which units of its sources reach a tile of a layer: the gradient of its currents, all weights 1."""
+
+    def __init__(self, graph: ConvertedGraph, layer: Layer, ones: fx.GraphModule) -> None:
+        self.graph, self.layer, self.ones = graph, layer, ones
+        shapes = Synapses.of(graph).shapes(graph)
+        self.shape = as_image(shapes[layer.node.name])
+        self.shapes = {source: shapes[source.name] for source in layer.projection.sources}
+        self.known: dict[Any, dict[str, int]] = {}
+
+    def __call__(self, tile: Tile) -> dict[str, int]:
+        key = tuple((part.start, part.stop) for part in tile)
+        if key not in self.known:
+            self.known[key] = self._probe(tile)
+        return self.known[key]
+
+    def _probe(self, tile: Tile) -> dict[str, int]:
+        projection = self.layer.projection
+        with torch.enable_grad():
+            inputs = {
+                source: torch.zeros(1, *shape, dtype=self.graph.dtype, device=self.graph.device, requires_grad=True)
+                for source, shape in self.shapes.items()
+            }
+            ones = Projection(self.ones, projection.sources, projection.nodes, projection.target)
+            current = ones(inputs).reshape(1, *self.shape)[0][tile].sum()
+            gradients = torch.autograd.grad(current, list(inputs.values()), allow_unused=True)
+        return {
+            _named(self.graph, source): 0 if gradient is None else int((gradient != 0).sum())
+            for source, gradient in zip(inputs, gradients, strict=True)
+        }
+
+
+def _of_pool(
+    graph: ConvertedGraph, node: fx.Node, shapes: dict[str, torch.Size], relays: int, chip: LoihiChip
+) -> _Unit:
+    module = graph.module.get_submodule(str(node.target))
+    assert isinstance(module, FirstSpikeMaxPool)
+    (before,) = node.all_input_nodes
+    windows = pool_windows(module.pool, shapes[before.name])
+    per_neuron = math.prod(int(window.sum(0).max()) for window in windows)
+    sources = {_named(graph, source): shapes[source.name].numel() for source in spike_sources(graph.module, before)}
+
+    def reached(tile: Tile) -> dict[str, int]:
+        parts = tile if len(windows) == 3 else (tile[0], tile[2])
+        units = math.prod(int(window[:, part].amax(dim=1).sum()) for window, part in zip(windows, parts, strict=True))
+        # Of several that are concatenated, as large a share as they are of all.
+        return {source: -(-units * size // sum(sources.values())) for source, size in sources.items()}
+
+    return _Unit(
+        str(node.target), as_image(shapes[node.name]), relays,
+        int(math.prod(float(window.sum()) for window in windows)), 0,
+        reached, lambda size: per_neuron * math.prod(size) * chip.index_bits, per_neuron,
+    )  # fmt: skip
+
+
+def _largest_readout_weight(graph: ConvertedGraph, layer: Layer) -> float:
+    """Largest ``|1 - A(1)|``, A with its bias."""
+    shapes = Synapses.of(graph).shapes(graph)
+    ones = {
+        source: torch.ones(1, *shapes[source.name], dtype=graph.dtype, device=graph.device)
+        for source in layer.projection.sources
+    }
+    with torch.no_grad():
+        total: Tensor = layer.projection(ones)
+        if layer.neuron.p.bias is not None:
+            total = total + layer.neuron.p.bias
+    return float((1 - total).abs().max())
+
+
+def _cut(unit: _Unit, consumers: list[tuple[int, int]], chip: LoihiChip, notes: list[str]) -> _Cut:
+    """Cut a unit into tiles that fit: first rows, then columns, then channels."""
+    outgoing = -(-sum(tiles * axons for tiles, axons in consumers) // chip.out_axons)
+    bits = 8 * chip.synaptic_memory
+
+    def size_of(parts: int) -> Size:
+        channels, height, width = unit.shape
+        rows = min(height, parts)
+        columns = min(width, -(-parts // rows))
+        across = min(channels, -(-parts // (rows * columns)))
+        return -(-channels // across), -(-height // rows), -(-width // columns)
+
+    def tiles_of(size: Size) -> int:
+        return math.prod(-(-whole // part) for whole, part in zip(unit.shape, size, strict=True))
+
+    def middle(size: Size) -> Tile:
+        starts = [((-(-whole // part) - 1) // 2) * part for whole, part in zip(unit.shape, size, strict=True)]
+        first, second, third = (slice(start, start + part) for start, part in zip(starts, size, strict=True))
+        return first, second, third
+
+    relayed = (math.prod(unit.shape) + unit.relays) / max(1, math.prod(unit.shape))
+    keeps: dict[str, Callable[[Size], bool]] = {
+        "compartments": lambda size: math.prod(size) * relayed <= chip.compartments,
+        "synaptic memory": lambda size: unit.weight_memory(size) <= bits,
+        "in-axons": lambda size: sum(unit.reached_by(middle(size)).values()) <= chip.in_axons,
+        "out-axons": lambda size: tiles_of(size) >= outgoing,
+    }
+    most = math.prod(unit.shape)
+    if unit.most_inputs > chip.in_axons:
+        notes.append(
+            f"{unit.name} does not fit: a neuron listens to {unit.most_inputs:,} units, a core has {chip.in_axons:,} "
+            "in-axons; its inputs would have to be added up in parts, which is not counted"
+        )
+        del keeps["in-axons"]
+    needed = {limit: _fewest(_of_parts(keep, size_of), most) for limit, keep in keeps.items()}
+    size = size_of(max(needed.values()))
+    return _Cut(
+        max(tiles_of(size), 1), size, unit.reached_by(middle(size)), unit.weight_memory(size),
+        {limit: tiles_of(size_of(parts)) for limit, parts in needed.items()},
+    )  # fmt: skip
+
+
+def _of_parts(keeps: Callable[[Size], bool], size_of: Callable[[int], Size]) -> Callable[[int], bool]:
+    return lambda parts: keeps(size_of(parts))
+
+
+def _fewest(fits: Callable[[int], bool], most: int) -> int:
+    """Smallest number of parts that fits, where more parts fit better."""
+    low, high = 1, 1
+    while high < most and not fits(high):
+        low, high = high + 1, min(most, 2 * high)
+    while low < high:
+        half = (low + high) // 2
+        low, high = (low, half) if fits(half) else (half + 1, high)
+    return high
+
+
+def _population(unit: _Unit, cut: _Cut, consumers: list[tuple[int, int]]) -> Population:
+    return Population(
+        name=unit.name,
+        neurons=math.prod(unit.shape) + unit.relays,
+        relays=unit.relays,
+        cores=cut.tiles,
+        binding=max(cut.by_limit, key=lambda limit: cut.by_limit[limit]),
+        cores_by_limit=cut.by_limit,
+        in_axons=sum(cut.in_axons.values()),
+        out_axons=sum(tiles * axons for tiles, axons in consumers),
+        synaptic_memory=math.ceil(cut.memory / 8),
+        synapses=unit.weight_synapses + unit.other_synapses,
+        largest_readout_weight=unit.readout,
+    )
+
+
+def _support(graph: ConvertedGraph, chip: LoihiChip, populations: list[Population]) -> Population:
+    """One neuron at each step at which a window starts or ends; each wakes the next, over relays where that is long."""
+    clocks = [layer.neuron.clock for layer in graph.layers]
+    times = sorted({time for clock in clocks for time in (clock.first_input, clock.readout, clock.rectify)})
+    relays = sum(_relays(later - time, chip) for time, later in itertools.pairwise(times))
+    layers = {layer.name for layer in graph.layers}
+    # Each of them reaches, at most, the cores of the layers.
+    cores = sum(population.cores for population in populations if population.name in layers)
+    neurons = len(times) + relays
+    needed = {
+        "compartments": -(-neurons // chip.compartments),
+        "out-axons": -(-cores * len(times) // chip.out_axons),
+    }
+    return Population(
+        SUPPORT, neurons, relays, max(needed.values()), max(needed, key=lambda limit: needed[limit]), needed,
+        len(times), cores * len(times), 0, 0,
+    )  # fmt: skip
+
+
+def _hops(graph: ConvertedGraph) -> int:
+    """Populations that a spike passes on the longest way from the input: each takes a step."""
+    hops: dict[fx.Node, int] = {}
+    for node in graph.module.graph.nodes:
+        before = max((hops[source] for source in node.all_input_nodes), default=-1)
+        hops[node] = before + (node.op != "output" and is_spike_source(graph.module, node))
+    return max(hops.values())

@@ -1,0 +1,57 @@
+"""Energy of an inference by a profile; the profiles are in :mod:`quartz_plugin.hardware.energy`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from quartz_plugin.hardware.energy import EnergyProfile
+from quartz_plugin.metrics.per_layer import CountMetric
+from quartz_plugin.network import SpikingNetwork
+
+
+class EnergyEstimate(CountMetric):
+    """Energy of an inference, mean over images: counts times what a profile says each costs.
+
+    ``compute`` gives a dict: ``energy_PROFILE`` in the profile's unit (J, or relative), and each layer's share under
+    ``energy_PROFILE_LAYER``; "input" pays for its spikes.
+
+    Parameters
+    ----------
+    network : SpikingNetwork
+        The network whose results are counted.
+    profile : EnergyProfile
+        What each count costs.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For something else than a profile, or one that knows no spiking networks or unknown counts.
+
+    Examples
+    --------
+    >>> import torch, quartz_plugin
+    >>> from quartz_plugin.hardware import HOROWITZ_FLOAT32
+    >>> ann = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
+    >>> snn = quartz_plugin.convert(ann, torch.rand(32, 4), t_max=16)
+    >>> metric = EnergyEstimate(snn, HOROWITZ_FLOAT32)
+    >>> metric.update(snn.run(torch.rand(5, 4)))
+    >>> list(metric.compute())
+    ['energy_45nm_float32', 'energy_45nm_float32_input', 'energy_45nm_float32_1', 'energy_45nm_float32_output']
+    """
+
+    def __init__(self, network: SpikingNetwork, profile: EnergyProfile, **kwargs: Any) -> None:
+        if not isinstance(profile, EnergyProfile):
+            raise TypeError(f"profile must be an EnergyProfile, got {profile!r}")
+        if not profile.spiking:
+            raise ValueError(f"profile {profile.name!r} has no energies for spiking networks")
+        super().__init__(network, list(profile.spiking), with_input=True, **kwargs)
+        self.profile = profile
+
+    def compute(self) -> dict[str, Tensor]:
+        """Energies, float64; see the class."""
+        sums = {quantity: getattr(self, quantity).double() for quantity in self.quantities}
+        by_layer = self.profile.energy(sums) / self.images
+        name = f"energy_{self.profile.name}"
+        return {name: by_layer.sum(), **self.by_layer(name, by_layer)}
