@@ -133,6 +133,7 @@ def test_convolutions_deliver_what_lands_tap_by_tap(convolution, batched):
         "synops": judged(inputs != 0),
         "graded_synops": judged((inputs != 0) & (inputs != 1)),
         "macs": judged(inputs == inputs),
+        "outputs": {"Calls": (result if batched else result[0]).numel()},
     }
     in_order = [arguments[name] for name in (TRANSPOSED if transposed else CONVOLUTION)]
     for call in (lambda x, w: function(x, w, **arguments), lambda x, w: function(x, w, None, *in_order)):
@@ -616,15 +617,15 @@ def test_counts_print_as_a_table_and_divide_by_inferences():
     ):
         counts.add(path, name, number)
     assert str(counts).splitlines() == [
-        "module  spikes               synops  graded_synops  macs",
-        "------  ------  -------------------  -------------  ----",
-        "fc1          -                    6              2    12",
-        "lif          5                    -              -     -",
-        "a.fc2        -  1152921504606846977              -     -",
-        "total        5  1152921504606846983              2    12",
+        "module  spikes               synops  graded_synops  macs  outputs",
+        "------  ------  -------------------  -------------  ----  -------",
+        "fc1          -                    6              2    12        -",
+        "lif          5                    -              -     -        -",
+        "a.fc2        -  1152921504606846977              -     -        -",
+        "total        5  1152921504606846983              2    12        0",
     ]
     assert counts.total("synops") == 2**60 + 7
-    totals = {"spikes": 2.5, "synops": (2**60 + 7) / 2, "graded_synops": 1.0, "macs": 6.0}
+    totals = {"spikes": 2.5, "synops": (2**60 + 7) / 2, "graded_synops": 1.0, "macs": 6.0, "outputs": 0.0}
     synops = {"synops_fc1": 3.0, "synops_a.fc2": (2**60 + 1) / 2}
     assert counts.per_inference(2) == totals | synops | {"spikes_lif": 2.5, "graded_synops_fc1": 1.0, "macs_fc1": 6.0}
     assert all(type(count) is int for name in COUNTS for count in getattr(counts, name).values())
@@ -639,5 +640,5 @@ def test_wrong_arguments_are_refused_in_one_line():
     for n in (0, -1):
         with pytest.raises(ValueError, match="1 or more, got"):
             OperationCounts().per_inference(n)
-    with pytest.raises(ValueError, match="spikes, synops, graded_synops, macs, got 'energy'"):
+    with pytest.raises(ValueError, match="spikes, synops, graded_synops, macs, outputs, got 'energy'"):
         OperationCounts().total("energy")

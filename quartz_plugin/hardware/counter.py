@@ -24,7 +24,7 @@ from torch.overrides import TorchFunctionMode
 
 from quartz_plugin.tables import format_table
 
-COUNTS = ("spikes", "synops", "graded_synops", "macs")
+COUNTS = ("spikes", "synops", "graded_synops", "macs", "outputs")
 """What :class:`OperationCounts` holds."""
 
 
@@ -43,6 +43,8 @@ class OperationCounts:
         Same keys: those whose input was neither 0 nor 1 (pixels, averages), so that each is a multiplication.
     macs : dict
         Same keys: all inputs times synapses, which is what a dense pass multiplies.
+    outputs : dict
+        Same keys: elements that the weighted operations wrote.
 
     Examples
     --------
@@ -59,7 +61,7 @@ class OperationCounts:
         self._sums: dict[str, dict[str, Tensor | int]] = {}
 
     def add(self, path: str, name: str, number: Tensor | int) -> None:
-        """Add to one of the four counts of a module: an int, or an int64 scalar that may stay on its device."""
+        """Add to one of the counts of a module: an int, or an int64 scalar that may stay on its device."""
         sums = self._sums.setdefault(path, {})
         before = sums.get(name, 0)
         if isinstance(before, Tensor) and isinstance(number, Tensor):
@@ -87,16 +89,21 @@ class OperationCounts:
         """Multiplications of a dense pass; see the class."""
         return self._of("macs")
 
+    @property
+    def outputs(self) -> dict[str, int]:
+        """Elements that weighted operations wrote; see the class."""
+        return self._of("outputs")
+
     def _of(self, name: str) -> dict[str, int]:
         return {path: int(sums[name]) for path, sums in self._sums.items() if name in sums}
 
     def total(self, name: str) -> int:
-        """Sum over all modules of "spikes", "synops", "graded_synops" or "macs".
+        """Sum over all modules of "spikes", "synops", "graded_synops", "macs" or "outputs".
 
         Raises
         ------
         ValueError
-            If `name` is none of the four.
+            If `name` is none of them.
         """
         if name not in COUNTS:
             raise ValueError(f"a count is one of {', '.join(COUNTS)}, got {name!r}")
@@ -113,7 +120,7 @@ class OperationCounts:
         Returns
         -------
         dict
-            ``spikes``, ``synops``, ``graded_synops``, ``macs``, and each of them for each module.
+            ``spikes``, ``synops``, ``graded_synops``, ``macs``, ``outputs``, and each of them for each module.
 
         Raises
         ------
@@ -183,12 +190,12 @@ def count_operations(
     ...     for spikes in torch.tensor([[[1.0, 0.0, 0.0, 0.0]], [[1.0, 1.0, 0.0, 1.0]]]):
     ...         out = net(spikes)
     >>> print(counts)
-    module  spikes  synops  graded_synops  macs
-    ------  ------  ------  -------------  ----
-    0            -       8              0    16
-    1            2       -              -     -
-    2            -       6              0    12
-    total        2      14              0    28
+    module  spikes  synops  graded_synops  macs  outputs
+    ------  ------  ------  -------------  ----  -------
+    0            -       8              0    16        4
+    1            2       -              -     -        -
+    2            -       6              0    12        6
+    total        2      14              0    28       10
     """
     if not isinstance(net, nn.Module):
         raise TypeError(f"operations are counted in an nn.Module, got {type(net).__name__}")
@@ -263,8 +270,12 @@ class _Counter(TorchFunctionMode):
             if func in _OPAQUE:
                 self._warn(path, func, [*args, *kwargs.values()])
             else:
-                for delivery in _WEIGHTED[func](result, *args, **kwargs):
+                deliveries = _WEIGHTED[func](result, *args, **kwargs)
+                for delivery in deliveries:
                     self._count(path, delivery)
+                written = _first_tensor(result) if deliveries else None
+                if written is not None:
+                    self.counts.add(path, "outputs", written.numel())
         return result
 
     def _acts_on_inputs(self) -> bool:

@@ -1,0 +1,65 @@
+"""What one forward pass of an ANN costs, on the footing of the spiking networks: borders exact, per image."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from quartz_plugin.hardware.counter import count_operations
+
+
+@torch.no_grad()
+def ann_costs(ann: nn.Module, images: Tensor) -> dict[str, float]:
+    """Count the multiplications and memory accesses of an ANN, in eval mode.
+
+    Parameters
+    ----------
+    ann : nn.Module
+        The network.
+    images : Tensor
+        ``[B, ...]``, as the network takes them.
+
+    Returns
+    -------
+    dict
+        Means over images: ``macs``, all inputs times their synapses (a weight that meets padding is none);
+        ``nonzero_macs``, those whose input is not zero, which is all that an engine that skips zeros does;
+        ``memory_reads``, a weight and an input for each of ``macs``; ``memory_writes``, each output of a layer once
+        (its sum stays in a register); and each of the first two for each module, ``macs_MODULE``.
+
+    Raises
+    ------
+    ValueError
+        If there are no images.
+
+    Examples
+    --------
+    >>> ann = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+    >>> costs = ann_costs(ann, torch.tensor([[0.5, 0.0, 0.0, 1.0]]))
+    >>> costs["macs"], costs["nonzero_macs_0"], costs["memory_reads"], costs["memory_writes"]
+    (56.0, 16.0, 112.0, 11.0)
+    """
+    if len(images) == 0:
+        raise ValueError("there are no images to run the ANN on")
+    was_training = [module for module in ann.modules() if module.training]
+    ann.eval()
+    try:
+        with count_operations(ann) as counts:
+            ann(images)
+    finally:
+        for module in was_training:
+            module.training = True
+    found = counts.per_inference(len(images))
+    costs = {
+        "macs": found["macs"],
+        "nonzero_macs": found["synops"],
+        "memory_reads": 2 * found["macs"],
+        "memory_writes": found["outputs"],
+    }
+    for module in counts.macs:
+        costs[f"macs_{module}"] = found[f"macs_{module}"]
+        costs[f"nonzero_macs_{module}"] = found[f"synops_{module}"]
+    return costs
+
+
+__all__ = ["ann_costs"]
