@@ -52,7 +52,12 @@ COLUMNS: dict[str, tuple[str, float]] = {
     "synops": ("synaptic operations an inference (spikes x synapses)", 1.0),
     "synops_merged": ("synaptic operations an inference (merged)", 1.0),
     "operations": ("operations an inference (merged + 2 N T)", 1.0),
+    "operations_strict": ("operations an inference (spikes x synapses + 2 N T)", 1.0),
     "energy_loihi": ("energy an inference, Loihi 1 (uJ)", 1e6),
+    "energy_45nm_float32": ("energy an inference, 45 nm, float32 arithmetic (uJ)", 1e6),
+    "energy_45nm_int8": ("energy an inference, 45 nm, 8-bit arithmetic (uJ)", 1e6),
+    "energy_paper": ("energy an inference, relative, of merged + 2 N T operations", 1.0),
+    "energy_paper_strict": ("energy an inference, relative, of spikes x synapses + 2 N T operations", 1.0),
 }
 """Column of a sweep -> what its axis is called, and what its values are multiplied by."""
 

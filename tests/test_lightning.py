@@ -54,9 +54,9 @@ def after_run(tmp_path_factory):
     return folder, recipe("run", "--t_max=8", *QUICK, cwd=folder)
 
 
-def test_run_opens_no_socket_and_ends_in_one_table_and_two_pictures(after_run):
+def test_run_opens_no_socket_and_ends_in_one_table_and_four_pictures(after_run):
     folder, output = after_run
-    table = output[output.index("1,000 test images") :]
+    table = output[output.index("200 test images") :]
     for row in (
         "accuracy",
         "agreement",
@@ -64,11 +64,14 @@ def test_run_opens_no_socket_and_ends_in_one_table_and_two_pictures(after_run):
         "spikes x synapses",
         "merged",
         "steps of an inference",
+        "hold events",
+        "memory reads",
+        "energy: Loihi 1",
     ):
         assert row in table
     assert "225,840 MACs" in table
     assert "43.0" in table
-    for name in ("chronogram.png", "raster.png"):
+    for name in ("chronogram.png", "raster.png", "spike_times.png", "activations.png"):
         assert (folder / "runs" / "mnist" / name).read_bytes().startswith(b"\x89PNG")
 
 
@@ -112,10 +115,54 @@ def test_sweep_writes_one_row_for_each_t_max_and_neuron(after_run):
         ("True", "synapse", "spike"),
         ("True", "synapse", "silent"),
     }
+    for name in ("error_t_max", "error_operations", "error_synops", "error_energy", "error_energy_paper"):
+        assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
     by_kind = {row["rectifier"]: row for row in rows if row["hold"] == "True" and row["t_max"] == "3"}
     assert by_kind["spike"]["accuracy"] == by_kind["silent"]["accuracy"]
     assert float(by_kind["spike"]["synops"]) == 225_840
     assert float(by_kind["silent"]["synops"]) < 225_840
+
+
+def test_a_sweep_goes_on_where_it_stopped_and_trusts_no_row_of_another_network(after_run):
+    folder = after_run[0]
+    checkpoint = folder / "runs" / "mnist" / "last.ckpt"
+    options = ("--t_max=[2,3]", "--hold=[true]", "--bias=[synapse]", "--output=resumed.csv", *QUICK)
+    recipe("sweep", f"--ckpt_path={checkpoint}", *options, cwd=folder)
+    whole = (folder / "resumed.csv").read_text()
+    rows = list(csv.DictReader((folder / "resumed.csv").open()))
+    rows[0]["accuracy"] = "0.125"
+    with (folder / "resumed.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows[:2])
+    output = recipe("sweep", f"--ckpt_path={checkpoint}", *options, cwd=folder)
+    assert [line.endswith("kept") for line in output.splitlines() if " of 4: " in line] == [True, True, False, False]
+    # What was kept is what stood there, not what a new run gives.
+    resumed = list(csv.DictReader((folder / "resumed.csv").open()))
+    assert [float(row["accuracy"]) for row in resumed] == [0.125, *(float(row["accuracy"]) for row in rows[1:])]
+    torch.save(quartz_mnist().state_dict(), folder / "other.pt")
+    assert "kept" not in recipe("sweep", "--model.weights=other.pt", *options, cwd=folder)
+    recipe("sweep", f"--ckpt_path={checkpoint}", *options, "--resume=false", cwd=folder)
+    assert (folder / "resumed.csv").read_text() == whole
+
+
+def test_costs_sets_ann_rate_code_quartz_and_loihi_side_by_side(after_run):
+    folder = after_run[0]
+    checkpoint = folder / "runs" / "mnist" / "last.ckpt"
+    output = recipe(
+        "costs", f"--ckpt_path={checkpoint}", "--t_max=[3]", "--rate_steps=[4]", "--loihi_t_max=[8]",
+        "--output=costs/costs.csv", *QUICK, cwd=folder,
+    )  # fmt: skip
+    rows = {row["network"]: row for row in csv.DictReader((folder / "costs" / "costs.csv").open())}
+    assert list(rows) == ["ANN", "rate code, 4 steps", "Quartz, T = 3", "silent zeros, T = 3"]
+    assert float(rows["ANN"]["macs"]) == float(rows["Quartz, T = 3"]["synops"]) == 225_840
+    assert float(rows["silent zeros, T = 3"]["synops"]) < 225_840
+    assert float(rows["rate code, 4 steps"]["graded_synops"]) > 0
+    assert rows["ANN"]["steps"] == ""
+    for told in ("graded inputs", "11 cores, 1 chip", "estimate", "42 (51)", "the ANN's on inputs that are not zero"):
+        assert told in output
+    for name in ("synops", "energy_delay", "cores"):
+        assert (folder / "costs" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize(
@@ -129,8 +176,9 @@ def test_sweep_writes_one_row_for_each_t_max_and_neuron(after_run):
         (("test", "--ckpt_path=CHECKPOINT_OF_NOTHING"), "not a readable checkpoint"),
         (("convert", "--t_max=1", "--model.weights=WEIGHTS"), "t_max must be a whole number of at least 2"),
         (("convert", "--bias=spike", "--model.weights=WEIGHTS"), "hold=False"),
+        (("sweep", "--bias=[spike]", "--hold=[true]", "--model.weights=WEIGHTS"), "there is nothing to convert"),
     ],
-    ids=["snn", "checkpoint", "weights", "untrained", "untrained test", "junk", "t_max", "options"],
+    ids=["snn", "checkpoint", "weights", "untrained", "untrained test", "junk", "t_max", "options", "sweep"],
 )
 def test_what_a_user_can_mend_ends_in_one_line(tmp_path, monkeypatch, arguments, says):
     monkeypatch.chdir(tmp_path)

@@ -5,10 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from quartz_plugin.hardware.counter import count_operations
+from quartz_plugin.hardware.counter import OperationCounts, count_operations
 
 
-@torch.no_grad()
 def ann_costs(ann: nn.Module, images: Tensor) -> dict[str, float]:
     """Count the multiplications and memory accesses of an ANN, in eval mode.
 
@@ -39,6 +38,23 @@ def ann_costs(ann: nn.Module, images: Tensor) -> dict[str, float]:
     >>> costs["macs"], costs["nonzero_macs_0"], costs["memory_reads"], costs["memory_writes"]
     (56.0, 16.0, 112.0, 11.0)
     """
+    found = count_ann(ann, images).per_inference(len(images))
+    costs = {
+        "macs": found["macs"],
+        "nonzero_macs": found["synops"],
+        "memory_reads": 2 * found["macs"],
+        "memory_writes": found["outputs"],
+    }
+    for name, count in found.items():
+        kind, _, module = name.partition("_")
+        if module and kind in ("macs", "synops"):
+            costs[f"{'nonzero_macs' if kind == 'synops' else kind}_{module}"] = count
+    return costs
+
+
+@torch.no_grad()
+def count_ann(ann: nn.Module, images: Tensor) -> OperationCounts:
+    """Count what :func:`ann_costs` reads, in eval mode; ValueError without images."""
     if len(images) == 0:
         raise ValueError("there are no images to run the ANN on")
     was_training = [module for module in ann.modules() if module.training]
@@ -49,17 +65,7 @@ def ann_costs(ann: nn.Module, images: Tensor) -> dict[str, float]:
     finally:
         for module in was_training:
             module.training = True
-    found = counts.per_inference(len(images))
-    costs = {
-        "macs": found["macs"],
-        "nonzero_macs": found["synops"],
-        "memory_reads": 2 * found["macs"],
-        "memory_writes": found["outputs"],
-    }
-    for module in counts.macs:
-        costs[f"macs_{module}"] = found[f"macs_{module}"]
-        costs[f"nonzero_macs_{module}"] = found[f"synops_{module}"]
-    return costs
+    return counts
 
 
-__all__ = ["ann_costs"]
+__all__ = ["ann_costs", "count_ann"]

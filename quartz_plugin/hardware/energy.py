@@ -150,15 +150,16 @@ _HOROWITZ = "Horowitz, Computing's energy problem (and what we can do about it),
 HOROWITZ_FLOAT32 = EnergyProfile(
     "45nm_float32",
     _HOROWITZ + ": float32 addition 0.9 pJ, multiplication 3.7 pJ",
-    spiking={"synops": 0.9e-12, "active_updates": 0.9e-12},
+    spiking={"synops": 0.9e-12, "graded_synops": 3.7e-12, "active_updates": 0.9e-12},
     ann={"macs": 4.6e-12},
 )
-"""Arithmetic in 45 nm, float32: an addition for a spike at a synapse and for each step of an active membrane."""
+"""Arithmetic in 45 nm, float32: an addition for a spike at a synapse and for each step of an active membrane; a
+multiplication where what arrives is no spike but a number."""
 
 HOROWITZ_INT8 = EnergyProfile(
     "45nm_int8",
     _HOROWITZ + ": 32-bit integer addition 0.1 pJ, 8-bit multiplication 0.2 pJ",
-    spiking={"synops": 0.1e-12, "active_updates": 0.1e-12},
+    spiking={"synops": 0.1e-12, "graded_synops": 0.2e-12, "active_updates": 0.1e-12},
     ann={"macs": 0.3e-12},
 )
 """Arithmetic in 45 nm with 8-bit weights and activations, 32-bit sums."""

@@ -36,6 +36,7 @@ from quartz_plugin.tables import format_table
 SUPPORT = "support"
 
 LIMITS = ("compartments", "synaptic memory", "in-axons", "out-axons")
+"""What a core has so much of."""
 
 
 @dataclass(frozen=True)
@@ -221,15 +222,16 @@ class LoihiMapping:
         Parameters
         ----------
         counts : mapping
-            Totals of an inference, as :class:`~quartz_plugin.hardware.InferenceCounts` names them: those of the
-            chip's profile, and ``spikes_input``.
+            Totals of an inference, as :class:`~quartz_plugin.hardware.InferenceCounts` names them and its ``mean()``
+            gives them: those of the chip's profile, and ``spikes_input``.
 
         Raises
         ------
         ValueError
             If a count is missing.
         """
-        wanted = [*self.chip.profile.spiking, "spikes_input"]
+        # Which updates are inactive follows from the chip's compartments and steps.
+        wanted = [name for name in (*self.chip.profile.spiking, "spikes_input") if name != "inactive_updates"]
         if missing := [name for name in wanted if name not in counts]:
             raise ValueError(f"an estimate needs the counts {missing} of an inference; given are {sorted(counts)}")
         chip = self.chip
@@ -623,3 +625,6 @@ def _hops(graph: ConvertedGraph) -> int:
         before = max((hops[source] for source in node.all_input_nodes), default=-1)
         hops[node] = before + (node.op != "output" and is_spike_source(graph.module, node))
     return max(hops.values())
+
+
+__all__ = ["LOIHI_1", "LoihiChip", "LoihiEstimate", "LoihiMapping", "Population", "map_to_loihi"]

@@ -124,7 +124,8 @@ class InferenceCounts(Mapping[str, LayerCounts]):
     - ``spikes``, ``zero_spikes`` (those that only say 0), of each layer and of "input"; ``early_spikes``;
     - ``synops``: spikes times the weight synapses into a layer that carry them, entries of the composed maps;
       ``synops_factored``: the same maps as the chains they are computed as, each synapse whose unit any spike
-      reaches once; ``synops_merged``: neuron-steps in which the current changes;
+      reaches once; ``synops_merged``: neuron-steps in which the current changes; ``graded_synops``: those that
+      would need a multiplication, of which there are none here;
     - ``bias_events``, ``readout_events``, ``rectifier_events``, ``hold_events`` (two a neuron), one for each neuron
       that has them; ``pool_events``: spikes times the windows of max pooling they are in;
     - ``neuron_updates``: neurons times steps; ``active_updates``: those from the first step of a layer's input
@@ -389,6 +390,7 @@ COUNTS: dict[str, Callable[[InferenceCounts], LayerCounts]] = {
     "zero_spikes": lambda counts: zero_spike_counts(counts.result),
     "early_spikes": lambda counts: early_spike_counts(counts.result),
     "synops": _synops,
+    "graded_synops": lambda counts: counts.alike(lambda layer: 0),
     "synops_factored": _synops_factored,
     "synops_merged": _synops_merged,
     "bias_events": lambda counts: counts.alike(lambda layer: biased_neurons(counts.graph, layer)),

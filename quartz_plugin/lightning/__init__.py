@@ -8,6 +8,7 @@ except ImportError as error:
     raise ImportError(f"quartz_plugin.lightning needs {error.name}: pip install 'quartz_plugin[recipes]'") from error
 
 from quartz_plugin.lightning.cli import QuartzCLI, QuartzTrainer
+from quartz_plugin.lightning.comparison import Measured
 from quartz_plugin.lightning.data import MNISTData
 from quartz_plugin.lightning.modules import Classifier, SpikingClassifier
 from quartz_plugin.lightning.networks import MobileNetV1, ResNet20, quartz_mnist, vgg11_bn_cifar10
@@ -15,6 +16,7 @@ from quartz_plugin.lightning.networks import MobileNetV1, ResNet20, quartz_mnist
 __all__ = [
     "Classifier",
     "MNISTData",
+    "Measured",
     "MobileNetV1",
     "QuartzCLI",
     "QuartzTrainer",

@@ -1,15 +1,15 @@
-"""The command line of the recipes: Lightning's, with ``convert``, ``run`` and ``sweep``."""
+"""The command line of the recipes: Lightning's, with ``convert``, ``run``, ``sweep`` and ``costs``."""
 
 from __future__ import annotations
 
 import csv
-import io
+import hashlib
 import itertools
 import os
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
@@ -23,22 +23,22 @@ from rich.progress import Progress
 
 import quartz_plugin
 from quartz_plugin.functional import BiasCode, Rectifier
-from quartz_plugin.io import write_atomically
-from quartz_plugin.lightning.modules import FITTED_ON, Classifier, SpikingClassifier
+from quartz_plugin.hardware import map_to_loihi
+from quartz_plugin.lightning.comparison import (
+    Figures,
+    loihi_table,
+    pictures_of,
+    pictures_of_sweep,
+    save_pictures,
+    side_by_side,
+    write_csv,
+)
+from quartz_plugin.lightning.modules import FITTED_ON, Classifier, SpikingClassifier, profiles
 from quartz_plugin.network import SpikingNetwork, load
-from quartz_plugin.synapses import fan_outs
+from quartz_plugin.rate import RateCodedNetwork
 from quartz_plugin.tables import format_table
 
 _SKIP = {"model", "dataloaders", "datamodule"}
-
-KINDS: tuple[dict[str, Any], ...] = (
-    {"hold": False, "bias": "spike", "rectifier": "spike"},
-    {"hold": False, "bias": "synapse", "rectifier": "spike"},
-    {"hold": False, "bias": "synapse", "rectifier": "silent"},
-    {"hold": True, "bias": "synapse", "rectifier": "spike"},
-    {"hold": True, "bias": "synapse", "rectifier": "silent"},
-)
-"""The neurons a sweep compares; the first is the paper's."""
 
 SWEPT = (
     "accuracy",
@@ -47,13 +47,32 @@ SWEPT = (
     "early_spike_rate",
     "spikes",
     "zero_spikes",
+    "spikes_per_neuron",
     "synops",
+    "synops_factored",
     "synops_merged",
     "operations",
+    "operations_strict",
+    "memory_reads",
+    "memory_writes",
+    "energy_loihi",
+    "energy_45nm_float32",
+    "energy_45nm_int8",
+    "energy_paper",
+    "energy_paper_strict",
     "decision_steps",
     "steps",
 )
 """The figures a sweep writes down."""
+
+TOLD = ("t_max", "percentile", "hold", "bias", "rectifier")
+"""The options that a sweep varies."""
+
+SHOWN = ("accuracy", "ties", "early_spike_rate", "spikes", "synops", "synops_merged", "operations", "steps")
+"""The figures that it prints."""
+
+PICTURED = 200
+"""Images whose spikes and activations are drawn."""
 
 
 class QuartzTrainer(lightning.Trainer):
@@ -175,14 +194,36 @@ class QuartzTrainer(lightning.Trainer):
         if ckpt_path is not None:
             load_checkpoint(model, ckpt_path)
         has_ann = model.fitted_on is not None
-        figures = {}
+        figures: dict[str, Figures] = {}
         if has_ann:
-            figures["ANN"] = super().test(model, dataloaders, None, False, datamodule)[0]
-        spiking = SpikingClassifier(network, model.classes, model.network if has_ann else None, engine)
-        figures[f"SNN, T = {network.t_max}"] = super().test(spiking, dataloaders, None, False, datamodule)[0]
+            figures["ANN"] = self._test_ann(model, datamodule)
+        figures[f"SNN, T = {network.t_max}"] = self._test_spiking(model, network, datamodule, engine)
         if verbose:
-            print(comparison(figures, network, datamodule))
+            print(side_by_side(figures, self._tested(datamodule)))
         return list(figures.values())
+
+    def _test_ann(self, model: Classifier, datamodule: Any) -> dict[str, float]:
+        """Accuracy and costs of the ANN, on the test images."""
+        model.with_costs = True
+        super().test(model, datamodule=datamodule, verbose=False)
+        model.with_costs = False
+        return model.figures
+
+    def _test_spiking(
+        self, model: Classifier, network: SpikingNetwork, datamodule: Any, engine: str = "auto"
+    ) -> dict[str, float]:
+        """All figures of a spiking network, on the test images."""
+        ann = None if model.fitted_on is None else model.network
+        spiking = SpikingClassifier(network, model.classes, ann, engine)
+        super().test(spiking, datamodule=datamodule, verbose=False)
+        return spiking.figures
+
+    def _tested(self, datamodule: Any) -> int:
+        """Test images that a test goes through."""
+        loader = datamodule.test_dataloader()
+        batches = self.num_test_batches
+        limit = min(len(loader), sum(batches)) if batches else len(loader)
+        return int(min(len(loader.dataset), limit * loader.batch_size))
 
     def run(
         self,
@@ -219,17 +260,118 @@ class QuartzTrainer(lightning.Trainer):
         }
         snn = self.convert(model, datamodule, **options)
         silent = convert_with_progress(model, datamodule, {**options, "rectifier": "silent"})
-        figures = {"ANN": super().test(model, datamodule=datamodule, verbose=False)[0]}
+        figures: dict[str, Figures] = {"ANN": self._test_ann(model, datamodule)}
         for name, network in ((f"SNN, T = {t_max}", snn), ("the same, silent zeros", silent)):
-            spiking = SpikingClassifier(network, model.classes, model.network)
-            figures[name] = super().test(spiking, datamodule=datamodule, verbose=False)[0]
-        image = next(iter(datamodule.test_dataloader()))[0][:1]
-        pictures = draw(silent, image, root)
-        print("\n" + comparison(figures, snn, datamodule))
+            figures[name] = self._test_spiking(model, network, datamodule)
+        images = next(iter(datamodule.test_dataloader()))[0][:PICTURED]
+        pictures = save_pictures(root, pictures_of(model.network, silent, images))
+        print("\n" + side_by_side(figures, self._tested(datamodule)))
         print("\nbest checkpoint   " + (os.path.relpath(best) if best else "none"))
         print(f"spiking network   {root / 'snn.safetensors'}")
         for name, path in pictures.items():
             print(f"{name:<17} {path}")
+
+    def costs(
+        self,
+        model: Classifier,
+        datamodule: Any,
+        ckpt_path: str | None = None,
+        t_max: list[int] = [4, 16],  # noqa: B006
+        rate_steps: list[int] = [8, 32],  # noqa: B006
+        percentile: float = 99.0,
+        output_percentile: float = 99.0,
+        granularity: Literal["layer", "channel"] = "layer",
+        loihi_t_max: list[int] = [8, 16, 32, 64],  # noqa: B006
+        output: str | None = None,
+    ) -> None:
+        """What an inference costs: ANN, rate code and Quartz side by side under the same counts, and on Loihi.
+
+        Args:
+            model: The classifier.
+            datamodule: Its data; calibrated on training images only.
+            ckpt_path: Checkpoint that fit wrote; without it the model is taken as it is (--model.weights).
+            t_max: The T to convert at, each with the paper's neuron (forced zeros) and with silent zeros.
+            rate_steps: Steps of the rate-coded networks, made of the same ANN and normalisation.
+            percentile: Percentile of each ReLU's values that becomes the value 1.
+            output_percentile: The same for the output, of the size of the logits.
+            granularity: One scale for each layer, or for each channel.
+            loihi_t_max: The T to map to Loihi, with the paper's neuron.
+            output: CSV file to write; default costs.csv in the trainer's folder, pictures beside it.
+        """
+        from quartz_plugin import plot
+
+        _load_trained(model, ckpt_path)
+        path = Path(output) if output is not None else Path(self.default_root_dir) / "costs.csv"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        scales: dict[str, Any] = {
+            "percentile": percentile, "output_percentile": output_percentile, "granularity": granularity,
+        }  # fmt: skip
+        figures: dict[str, Figures] = {"ANN": self._test_ann(model, datamodule)}
+        rate = RateCodedNetwork(convert_with_progress(model, datamodule, {"t_max": min(t_max), **scales}))
+        for steps in rate_steps:
+            figures[f"rate code, {steps} steps"] = self._test_rate(model, rate, steps, datamodule)
+        mappings, estimates = {}, {}
+        for t in sorted({*t_max, *loihi_t_max}):
+            paper = convert_with_progress(model, datamodule, {"t_max": t, **scales, **quartz_plugin.PAPER})
+            found = self._test_spiking(model, paper, datamodule)
+            if t in t_max:
+                figures[f"Quartz, T = {t}"] = found
+                silent = convert_with_progress(model, datamodule, {"t_max": t, **scales, "rectifier": "silent"})
+                figures[f"silent zeros, T = {t}"] = self._test_spiking(model, silent, datamodule)
+            if t in loihi_t_max:
+                mappings[t] = map_to_loihi(paper)
+                estimates[t] = mappings[t].cores, mappings[t].estimate(found)
+        write_csv(path, [{"network": name, **of} for name, of in figures.items()])
+        print("\n" + side_by_side(figures, self._tested(datamodule)))
+        bars = {name: of.get("synops", of.get("macs", 0.0)) for name, of in figures.items()}
+        label = "synaptic operations an inference, spikes x synapses (the ANN's: MACs)"
+        pictures: dict[str, Any] = {"synops": lambda: plot.counts_per_layer(bars, quantity=label)}
+        if mappings:
+            largest = mappings[max(mappings)]
+            print(f"\nT = {max(mappings)} on Loihi 1:\n{largest}\n\n{loihi_table(estimates, model.measured_on_loihi)}")
+            products = {f"Quartz, T = {t}, estimated": e.energy_delay_product for t, (_, e) in estimates.items()}
+            products |= model.measured_products
+            pictures["energy_delay"] = lambda: plot.energy_delay_bars(products)
+            by_name = {p.name: p for p in largest.populations}
+            pictures["cores"] = lambda: plot.cores_per_layer(
+                {name: p.cores for name, p in by_name.items()},
+                binding={name: p.binding for name, p in by_name.items()},
+            )
+        print(f"\nwrote {path}")
+        for picture in save_pictures(path.parent, pictures).values():
+            print(f"wrote {picture}")
+
+    def _test_rate(self, model: Classifier, rate: RateCodedNetwork, steps: int, datamodule: Any) -> dict[str, float]:
+        """Accuracy and costs of a rate-coded network, on the test images that a test goes through."""
+        loader = datamodule.test_dataloader()
+        sums: dict[str, float] = {}
+        images = right = agreeing = 0
+        with Progress(transient=True) as progress:
+            task = progress.add_task(f"rate code, {steps} steps", total=self._tested(datamodule))
+            for batch, labels in loader:
+                if images >= self._tested(datamodule):
+                    break
+                result = rate.run(batch, steps)
+                right += int((result.logits.argmax(1) == labels).sum())
+                with torch.no_grad():
+                    agreeing += int((result.logits.argmax(1) == model.network(batch).argmax(1)).sum())
+                for name, by_layer in result.counts.items():
+                    sums[name] = sums.get(name, 0.0) + float(sum(count.sum() for count in by_layer.values()))
+                images += len(batch)
+                progress.update(task, completed=images)
+        means = {name: total / images for name, total in sums.items()}
+        # What this code has not: every neuron is active, and none is read out, rectified or held.
+        counts = {**dict.fromkeys(profiles(steps)[0].spiking, 0.0), **means}
+        energies = {f"energy_{profile.name}": profile.energy(counts) for profile in profiles(2) if profile.unit == "J"}
+        neurons = means["neuron_updates"] / steps
+        return {
+            "accuracy": right / images,
+            "agreement": agreeing / images,
+            "steps": float(steps),
+            "spikes_per_neuron": means["spikes"] / neurons,
+            **means,
+            **energies,
+        }
 
     def sweep(
         self,
@@ -237,44 +379,82 @@ class QuartzTrainer(lightning.Trainer):
         datamodule: Any,
         ckpt_path: str | None = None,
         t_max: list[int] = [2, 4, 8, 16, 32],  # noqa: B006
-        percentile: float = 99.0,
+        percentile: list[float] = [99.0],  # noqa: B006
+        hold: list[bool] = [False, True],  # noqa: B006
+        rectifier: list[Rectifier] = ["spike", "silent"],  # noqa: B006
+        bias: list[BiasCode] = ["spike", "synapse"],  # noqa: B006
         output_percentile: float = 99.0,
+        granularity: Literal["layer", "channel"] = "layer",
         output: str | None = None,
+        resume: bool = True,
     ) -> None:
-        """Convert at several T_max with every kind of neuron and test each: one CSV and one table.
+        """Convert at every combination of T_max, percentile and neuron, and test each: a CSV, a table, pictures.
 
         Args:
             model: The classifier.
             datamodule: Its data; calibrated on training images only.
             ckpt_path: Checkpoint that fit wrote; without it the model is taken as it is (--model.weights).
             t_max: The T to convert at.
-            percentile: Percentile of each ReLU's values that becomes the value 1.
-            output_percentile: The same for the output, of the size of the logits.
-            output: File to write; default sweep.csv in the trainer's folder.
+            percentile: Percentiles of each ReLU's values that become the value 1.
+            hold: Whether neurons may fire before their readout (false: they may, as the paper's).
+            rectifier: How zeros are said.
+            bias: How biases arrive; "spike" goes with hold false and rectifier spike, and is left out elsewhere.
+            output_percentile: The percentile for the output, of the size of the logits.
+            granularity: One scale for each layer, or for each channel.
+            output: File to write; default sweep.csv in the trainer's folder, pictures beside it.
+            resume: Keep the rows of that file that are of this network, these images and these options.
         """
         _load_trained(model, ckpt_path)
         path = Path(output) if output is not None else Path(self.default_root_dir) / "sweep.csv"
         path.parent.mkdir(parents=True, exist_ok=True)
-        ann = super().test(model, datamodule=datamodule, verbose=False)[0]
-        rows = []
-        points = list(itertools.product(t_max, KINDS))
-        for number, (t, kind) in enumerate(points, 1):
+        points = [
+            {
+                "t_max": t, "percentile": p, "output_percentile": output_percentile, "granularity": granularity,
+                "hold": held, "bias": b, "rectifier": r,
+            }
+            for t, p, held, b, r in itertools.product(t_max, percentile, hold, bias, rectifier)
+            if b == "synapse" or (not held and r == "spike")
+        ]  # fmt: skip
+        if not points:
+            raise ValueError(
+                'there is nothing to convert: bias "spike" goes with hold false and rectifier "spike" only'
+            )
+        done = _rows_of(path) if resume else []
+        ann = self._test_ann(model, datamodule)
+        fixed = {
+            "network": _digest(model.network),
+            "images": self._tested(datamodule),
+            "calibration_images": len(datamodule.calibration_dataloader().dataset),
+            "ann_accuracy": ann["accuracy"],
+            "ann_macs": ann["macs"],
+        }
+        rows: list[dict[str, Any]] = []
+        for number, options in enumerate(points, 1):
             started = time.perf_counter()
-            options = {"t_max": t, "percentile": percentile, "output_percentile": output_percentile, **kind}
-            snn = convert_with_progress(model, datamodule, options)
-            figures = super().test(
-                SpikingClassifier(snn, model.classes, model.network), datamodule=datamodule, verbose=False
-            )[0]
-            rows.append({**options, **{column: figures[column] for column in SWEPT}})
-            _write_csv(path, rows)
-            print(f"{number} of {len(points)}: {options} {time.perf_counter() - started:.0f} s", flush=True)
-        print(f"\nANN accuracy {100 * ann['accuracy']:.2f} %")
-        print(format_table(list(rows[0]), [_rounded(row) for row in rows]))
+            asked = {**options, **fixed}
+            row = next((old for old in done if _same(old, asked)), None)
+            if row is None:
+                snn = convert_with_progress(model, datamodule, options)
+                figures = self._test_spiking(model, snn, datamodule)
+                row = {**asked, **{column: figures[column] for column in SWEPT}}
+                took = f"{time.perf_counter() - started:.0f} s"
+            else:
+                took = "kept"
+            rows.append(row)
+            # What is not reached yet stays, should this be cut off.
+            write_csv(path, [*rows, *(old for old in done if not any(old is kept for kept in rows))])
+            said = ", ".join(f"{name} {options[name]}" for name in TOLD)
+            print(f"{number} of {len(points)}: {said}: {took}", flush=True)
+        write_csv(path, rows)
+        print(f"\nANN accuracy {100 * ann['accuracy']:.2f} %, {fixed['images']:,} test images")
+        print(format_table([*TOLD, *SHOWN], [[_rounded(row[name]) for name in (*TOLD, *SHOWN)] for row in rows]))
         print(f"\nwrote {path}")
+        for picture in save_pictures(path.parent, pictures_of_sweep(rows, ann["accuracy"])).values():
+            print(f"wrote {picture}")
 
 
 class QuartzCLI(LightningCLI):
-    """``python RECIPE.py fit | validate | test | convert | run | sweep``.
+    """``python RECIPE.py fit | validate | test | convert | run | sweep | costs``.
 
     Parameters
     ----------
@@ -309,6 +489,7 @@ class QuartzCLI(LightningCLI):
             "convert": {"model", "datamodule"},
             "run": {"model", "datamodule"},
             "sweep": {"model", "datamodule"},
+            "costs": {"model", "datamodule"},
         }
 
     def _parse_ckpt_path(self) -> None:
@@ -334,12 +515,38 @@ def _load_trained(model: Classifier, ckpt_path: str | None) -> None:
         raise ValueError("the network is untrained: give --ckpt_path (fit writes best.ckpt) or --model.weights")
 
 
-def _write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, rows[0])
-    writer.writeheader()
-    writer.writerows(rows)
-    write_atomically(path, text.getvalue().encode())
+def _digest(network: torch.nn.Module) -> str:
+    """Tells a network from others by its weights."""
+    digest = hashlib.sha256()
+    for name, tensor in network.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return "sha256:" + digest.hexdigest()[:16]
+
+
+def _rows_of(path: Path) -> list[dict[str, Any]]:
+    """Rows of a sweep's file, if there is one; numbers as numbers."""
+    if not path.is_file():
+        return []
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    if any(None in row or None in row.values() for row in rows):
+        raise ValueError(f"{path} is no complete file of a sweep; move it away, or give another --output")
+    return [{name: _value(text) for name, text in row.items()} for row in rows]
+
+
+def _value(text: str) -> Any:
+    if text in ("True", "False"):
+        return text == "True"
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def _same(row: dict[str, Any], asked: dict[str, Any]) -> bool:
+    """Whether a row of a file is of these options and this network, and has all figures."""
+    return all(row.get(name) == value for name, value in asked.items()) and all(name in row for name in SWEPT)
 
 
 def load_checkpoint(model: Classifier, path: str) -> None:
@@ -378,56 +585,7 @@ def convert_with_progress(model: Classifier, datamodule: Any, options: dict[str,
     return snn
 
 
-def comparison(figures: dict[str, Mapping[str, float]], snn: SpikingNetwork, datamodule: Any) -> str:
-    """Return the table of ANN and SNN side by side."""
-    synapses = sum(int(count.sum()) for by in fan_outs(snn.graph).values() for count in by.values())
-    count = len(datamodule.test_dataloader().dataset)
-
-    def percent(name: str) -> Callable[[Mapping[str, float]], str]:
-        return lambda column: f"{100 * column[name]:.2f} %" if name in column else "-"
-
-    def number(name: str) -> Callable[[Mapping[str, float]], str]:
-        return lambda column: f"{column[name]:,.1f}" if name in column else "-"
-
-    def macs(column: Mapping[str, float]) -> str:
-        return number("synops")(column) if "synops" in column else f"{synapses:,} MACs"
-
-    rows: list[tuple[str, Callable[[Mapping[str, float]], str]]] = [
-        ("accuracy", percent("accuracy")),
-        ("agreement with the ANN", percent("agreement")),
-        ("first spikes that tie", percent("ties")),
-        ("early spikes", percent("early_spike_rate")),
-        ("spikes, input included", number("spikes")),
-        ("spikes that say zero", number("zero_spikes")),
-        ("synaptic operations: spikes x synapses", macs),
-        ("synaptic operations: merged, as the paper counts", number("synops_merged")),
-        ("operations: merged + 2 N T", number("operations")),
-        ("steps until the first output spike", number("decision_steps")),
-        ("steps of an inference", number("steps")),
-    ]
-    return format_table(
-        [f"{count:,} test images, mean of each", *figures],
-        [[label, *(cell(column) for column in figures.values())] for label, cell in rows],
-    )
-
-
-def draw(snn: SpikingNetwork, image: torch.Tensor, folder: Path) -> dict[str, Path]:
-    """Draw a neuron's chronogram and a digit's raster into `folder`."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from quartz_plugin import plot
-
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = {"chronogram": folder / "chronogram.png", "raster": folder / "raster.png"}
-    for name, axes in (("chronogram", plot.chronogram(snn, image)[0]), ("raster", plot.raster(snn.run(image)))):
-        figure = axes.get_figure(root=True)
-        assert figure is not None
-        picture = io.BytesIO()
-        figure.savefig(picture, dpi=120)
-        write_atomically(paths[name], picture.getvalue())
-    return paths
-
-
-def _rounded(row: dict[str, Any]) -> list[Any]:
-    return [round(value, 5) if isinstance(value, float) else value for value in row.values()]
+def _rounded(value: Any) -> Any:
+    if isinstance(value, float):
+        return int(value) if value == int(value) else round(value, 5)
+    return value

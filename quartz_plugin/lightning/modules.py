@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import lightning
@@ -14,19 +16,31 @@ from torchmetrics import MeanMetric, Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
 from quartz_plugin.engines import SimulationResult
+from quartz_plugin.hardware import HOROWITZ_FLOAT32, HOROWITZ_INT8, LOIHI, EnergyProfile, paper_profile
+from quartz_plugin.lightning.comparison import Measured
 from quartz_plugin.lightning.data import DIGITS, FULL_MNIST
 from quartz_plugin.metrics import (
     Agreement,
+    ANNOperations,
     DecisionLatency,
     EarlySpikeRate,
+    EnergyEstimate,
+    MemoryAccesses,
+    NeuronEvents,
     QuartzOperations,
     SpikeCount,
+    SpikesPerNeuron,
     SynapticOperations,
 )
 from quartz_plugin.network import SpikingNetwork
 
 FITTED_ON = "fitted_on"
 UNKNOWN_DATA = "unknown data"
+
+
+def profiles(t_max: int) -> list[EnergyProfile]:
+    """Energy profiles that the recipes report; the paper's depends on `t_max`."""
+    return [LOIHI, HOROWITZ_FLOAT32, HOROWITZ_INT8, paper_profile(t_max), paper_profile(t_max, strict=True)]
 
 
 class Classifier(lightning.LightningModule):
@@ -49,7 +63,17 @@ class Classifier(lightning.LightningModule):
     ------
     FileNotFoundError, ValueError
         If `weights` is not there, not readable, or of another network.
+
+    Attributes
+    ----------
+    measured_on_loihi : mapping
+        T -> what somebody measured, to stand beside the estimates.
+    measured_products : mapping
+        Name of a network and machine -> energy-delay product, J s.
     """
+
+    measured_on_loihi: Mapping[int, Measured] = MappingProxyType({})
+    measured_products: Mapping[str, float] = MappingProxyType({})
 
     def __init__(
         self,
@@ -70,6 +94,9 @@ class Classifier(lightning.LightningModule):
             load_weights(network, weights)
         self.val_accuracy = MulticlassAccuracy(classes, average="micro")
         self.test_accuracy = MulticlassAccuracy(classes, average="micro")
+        self.with_costs = False
+        self.costs: ANNOperations | None = None
+        self.figures: dict[str, float] = {}
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits ``[B, classes]``."""
@@ -95,10 +122,24 @@ class Classifier(lightning.LightningModule):
         warn_if_seen(self.fitted_on, self.trainer)
 
     def test_step(self, batch: Any, batch_idx: int) -> None:
-        """Accuracy of one batch."""
+        """Accuracy of one batch, and the costs where they are wanted (``with_costs``)."""
         images, labels = batch
-        self.test_accuracy(self(images), labels)
-        self.log_dict({"accuracy": self.test_accuracy})
+        self.test_accuracy.update(self(images), labels)
+        if self.with_costs:
+            if self.costs is None:
+                self.costs = ANNOperations(self.network, images).to(images.device)
+            self.costs.update(images)
+
+    def on_test_epoch_end(self) -> None:
+        """Log the figures of all images; `figures` keeps them in full precision."""
+        self.figures = {"accuracy": float(self.test_accuracy.compute())}
+        if self.costs is not None:
+            totals = {name: float(self.costs.compute()[name]) for name in self.costs.quantities}
+            energies = {f"energy_{p.name}": p.energy(totals, "ann") for p in profiles(2) if p.ann}
+            self.figures |= {**totals, **energies, "images": float(self.costs.images)}
+            self.costs = None
+        self.log_dict(self.figures)
+        self.test_accuracy.reset()
 
     def configure_optimizers(self) -> Any:
         """AdamW, one cycle over all steps."""
@@ -121,7 +162,7 @@ class Classifier(lightning.LightningModule):
 
 
 class SpikingClassifier(lightning.LightningModule):
-    """A converted network under test: accuracy, agreement with the ANN, spikes, operations, latency.
+    """A converted network under test: accuracy, agreement with the ANN, spikes, operations, energy, latency.
 
     Parameters
     ----------
@@ -143,15 +184,21 @@ class SpikingClassifier(lightning.LightningModule):
         metrics: dict[str, Metric] = {
             "accuracy": MulticlassAccuracy(classes, average="micro"),
             "spikes": SpikeCount(snn),
+            "spikes_per_neuron": SpikesPerNeuron(snn),
             "early": EarlySpikeRate(snn),
             "synops": SynapticOperations(snn),
+            "synops_factored": SynapticOperations(snn, kind="factored"),
             "operations": QuartzOperations(snn),
+            "events": NeuronEvents(snn),
+            "memory": MemoryAccesses(snn),
             "decision_steps": DecisionLatency(),
+            **{f"energy_{profile.name}": EnergyEstimate(snn, profile) for profile in profiles(snn.t_max)},
         }
         if ann is not None:
             metrics["agreement"] = Agreement()
         self.metrics = MetricCollection(metrics, compute_groups=False)
         self.ties = MeanMetric()
+        self.figures: dict[str, float] = {}
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits ``[B, classes]``."""
@@ -173,9 +220,10 @@ class SpikingClassifier(lightning.LightningModule):
         self.ties.update(result.ties.float())
 
     def on_test_epoch_end(self) -> None:
-        """Log the figures of all images."""
-        figures = {name: torch.as_tensor(value, dtype=torch.float32) for name, value in self.metrics.compute().items()}
-        self.log_dict({**figures, "ties": self.ties.compute(), "steps": float(self.snn.n_steps)})
+        """Log the figures of all images; `figures` keeps them in full precision."""
+        figures = {name: float(value) for name, value in self.metrics.compute().items()}
+        self.figures = {**figures, "ties": float(self.ties.compute()), "steps": float(self.snn.n_steps)}
+        self.log_dict(self.figures)
         self.metrics.reset()
         self.ties.reset()
 

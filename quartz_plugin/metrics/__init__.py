@@ -6,12 +6,14 @@
 
 from quartz_plugin.hardware.spikes import early_spike_counts, spike_counts, train_counts, zero_spike_counts
 from quartz_plugin.metrics.agreement import Agreement, agreement
+from quartz_plugin.metrics.ann import ANNOperations
 from quartz_plugin.metrics.energy import EnergyEstimate
 from quartz_plugin.metrics.latency import DecisionLatency, decision_latency
 from quartz_plugin.metrics.operations import MemoryAccesses, NeuronEvents, QuartzOperations, SynapticOperations
 from quartz_plugin.metrics.spikes import EarlySpikeRate, SpikeCount, SpikesPerNeuron
 
 __all__ = [
+    "ANNOperations",
     "Agreement",
     "DecisionLatency",
     "EarlySpikeRate",

@@ -54,8 +54,8 @@ class SynapticOperations(CountMetric):
 class QuartzOperations(CountMetric):
     """Operations as the paper's tables count them: ``synops_merged + 2 N T`` (arXiv:2309.16795).
 
-    ``compute`` gives a dict: ``operations``, and the merged synaptic operations as
-    ``SynapticOperations(kind="merged")`` does, both by layer as well.
+    ``compute`` gives a dict: ``operations``, the merged synaptic operations as ``SynapticOperations(kind="merged")``
+    does, and ``operations_strict``, the same sum of spikes times synapses; all by layer as well.
 
     Parameters
     ----------
@@ -75,15 +75,16 @@ class QuartzOperations(CountMetric):
     """
 
     def __init__(self, network: SpikingNetwork, **kwargs: Any) -> None:
-        super().__init__(network, ["operations", "synops_merged"], **kwargs)
+        super().__init__(network, ["operations", "synops_merged", "operations_strict"], **kwargs)
 
 
 class NeuronEvents(CountMetric):
     """What neurons get besides weight synapses: bias, readout, rectifier, hold, and what max pooling gets.
 
     ``compute`` gives a dict: ``bias_events``, ``readout_events``, ``rectifier_events``, ``hold_events`` (two a
-    neuron), ``pool_events`` (spikes times the windows they are in), each in total and by layer. No count of
-    synaptic operations contains them.
+    neuron), ``pool_events`` (spikes times the windows they are in), ``neuron_updates`` (neurons times steps) and
+    ``active_updates`` (until a neuron has fired), each in total and by layer. No count of synaptic operations
+    contains them.
 
     Parameters
     ----------
@@ -103,7 +104,7 @@ class NeuronEvents(CountMetric):
 
     def __init__(self, network: SpikingNetwork, **kwargs: Any) -> None:
         events = ["bias_events", "readout_events", "rectifier_events", "hold_events", "pool_events"]
-        super().__init__(network, events, **kwargs)
+        super().__init__(network, [*events, "neuron_updates", "active_updates"], **kwargs)
 
 
 class MemoryAccesses(CountMetric):

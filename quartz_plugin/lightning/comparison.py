@@ -1,0 +1,203 @@
+"""Figures of networks side by side, as tables and pictures; what the command line prints and draws."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from quartz_plugin.hardware import LoihiEstimate
+from quartz_plugin.io import write_atomically
+from quartz_plugin.network import SpikingNetwork
+from quartz_plugin.tables import format_table
+
+Figures = Mapping[str, float]
+"""Name of a figure -> its value, mean over images."""
+
+
+def _percent(name: str) -> Callable[[Figures], str | None]:
+    return lambda of: f"{100 * of[name]:.2f} %" if name in of else None
+
+
+def _number(name: str) -> Callable[[Figures], str | None]:
+    return lambda of: f"{of[name]:,.1f}" if name in of else None
+
+
+def _spikes_per_neuron(of: Figures) -> str | None:
+    return f"{of['spikes_per_neuron']:.3f}" if "spikes_per_neuron" in of else None
+
+
+def _nonzero_macs(of: Figures) -> str | None:
+    return f"{of['nonzero_macs']:,.1f} MACs" if "nonzero_macs" in of else None
+
+
+def _synops(of: Figures) -> str | None:
+    return f"{of['macs']:,.0f} MACs" if "macs" in of else _number("synops")(of)
+
+
+def _factored(of: Figures) -> str | None:
+    """None where no linear maps follow each other."""
+    return None if of.get("synops_factored") == of.get("synops") else _number("synops_factored")(of)
+
+
+def _energy(name: str, scale: float, unit: str) -> Callable[[Figures], str | None]:
+    return lambda of: f"{of[name] * scale:,.4g} {unit}".strip() if name in of else None
+
+
+ROWS: tuple[tuple[str, Callable[[Figures], str | None]], ...] = (
+    ("accuracy", _percent("accuracy")),
+    ("agreement with the ANN", _percent("agreement")),
+    ("first spikes that tie", _percent("ties")),
+    ("early spikes", _percent("early_spike_rate")),
+    ("steps of an inference", _number("steps")),
+    ("steps until the first output spike", _number("decision_steps")),
+    ("spikes, input included", _number("spikes")),
+    ("spikes that say zero", _number("zero_spikes")),
+    ("spikes a neuron, without the input", _spikes_per_neuron),
+    ("synaptic operations: spikes x synapses", _synops),
+    ("  of these on graded inputs (multiplications)", _number("graded_synops")),
+    ("  the ANN's on inputs that are not zero", _nonzero_macs),
+    ("  linear maps one after the other", _factored),
+    ("synaptic operations: merged, as the paper counts", _number("synops_merged")),
+    ("bias events", _number("bias_events")),
+    ("readout events", _number("readout_events")),
+    ("rectifier events", _number("rectifier_events")),
+    ("hold events", _number("hold_events")),
+    ("max-pool events", _number("pool_events")),
+    ("operations: merged + 2 N T", _number("operations")),
+    ("operations: spikes x synapses + 2 N T", _number("operations_strict")),
+    ("memory reads", _number("memory_reads")),
+    ("memory writes", _number("memory_writes")),
+    ("energy: Loihi 1, dynamic in the cores", _energy("energy_loihi", 1e6, "uJ")),
+    ("energy: 45 nm, float32 arithmetic", _energy("energy_45nm_float32", 1e6, "uJ")),
+    ("energy: 45 nm, 8-bit arithmetic", _energy("energy_45nm_int8", 1e6, "uJ")),
+    ("energy: the paper's, relative", _energy("energy_paper", 1e-6, "M")),
+    ("energy: the paper's, of spikes x synapses", _energy("energy_paper_strict", 1e-6, "M")),
+)
+"""Label, and what stands there for a network; None where it has no such figure."""
+
+
+def side_by_side(figures: Mapping[str, Figures], images: int) -> str:
+    """Return the table of networks side by side; rows that none of them has are left out.
+
+    Examples
+    --------
+    >>> print(side_by_side({"ANN": {"accuracy": 0.5, "macs": 56.0}, "SNN": {"accuracy": 0.5, "synops": 40.0}}, 100))
+    100 test images, mean of each           ANN      SNN
+    --------------------------------------  -------  -------
+    accuracy                                50.00 %  50.00 %
+    synaptic operations: spikes x synapses  56 MACs  40.0
+    """
+    rows = [[label, *(cell(of) for of in figures.values())] for label, cell in ROWS]
+    rows = [row for row in rows if any(cell is not None for cell in row[1:])]
+    return format_table([f"{images:,} test images, mean of each", *figures], rows)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What somebody measured on a chip; SI units, None where it was not."""
+
+    steps: int
+    latency: float
+    cores: int | None = None
+    core_energy: float | None = None
+
+
+def loihi_table(estimates: Mapping[int, tuple[int, LoihiEstimate]], measured: Mapping[int, Measured]) -> str:
+    """Return the table of estimates by T (cores, estimate), beside what was measured."""
+
+    def pair(estimated: str, value: float | None, form: Callable[[float], str]) -> str:
+        return estimated if value is None else f"{estimated} ({form(value)})"
+
+    def scaled(scale: float) -> Callable[[float], str]:
+        return lambda value: f"{scale * value:.3g}"
+
+    rows = []
+    for t_max, (cores, found) in estimates.items():
+        known = measured.get(t_max)
+        of = {name: getattr(known, name, None) for name in ("cores", "steps", "latency", "core_energy")}
+        rows.append(
+            [
+                str(t_max),
+                pair(str(cores), of["cores"], str),
+                pair(str(found.steps), of["steps"], str),
+                pair(f"{1e3 * found.latency:.2f}", of["latency"], scaled(1e3)),
+                f"{1e6 * found.step_time:.1f}",
+                pair(f"{1e6 * found.core_energy:.1f}", of["core_energy"], scaled(1e6)),
+                f"{1e6 * found.total_energy:.0f}",
+                f"{1e6 * found.energy_delay_product:.2f}",
+                f"{found.throughput:.0f}, {found.pipelined_throughput:.0f}",
+            ]
+        )
+    header = [
+        "T", "cores", "steps", "latency, ms", "a step, us", "energy in the cores, uJ", "in all, uJ", "EDP, uJs",
+        "images/s, pipelined",
+    ]  # fmt: skip
+    title = "Loihi 1, estimated" + (" (in brackets: measured by the paper's authors)" if measured else "")
+    return f"{title}\n{format_table(header, rows)}"
+
+
+def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write rows to a CSV file, all or nothing; columns in the order in which they first come."""
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, columns)
+    writer.writeheader()
+    writer.writerows(rows)
+    write_atomically(path, text.getvalue().encode())
+
+
+def save_pictures(folder: Path, pictures: Mapping[str, Callable[[], Any]]) -> dict[str, Path]:
+    """Draw pictures (name -> what draws it and returns its axes) into a folder; returns their paths."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = {}
+    for name, draw in pictures.items():
+        axes = draw()
+        figure = (axes if hasattr(axes, "get_figure") else next(iter(axes))).get_figure(root=True)
+        picture = io.BytesIO()
+        figure.savefig(picture, dpi=120)
+        pyplot.close(figure)
+        paths[name] = folder / f"{name}.png"
+        write_atomically(paths[name], picture.getvalue())
+    return paths
+
+
+def pictures_of(ann: torch.nn.Module, snn: SpikingNetwork, images: torch.Tensor) -> dict[str, Callable[[], Any]]:
+    """Pictures of a network at work: one neuron, one image's spikes, all images' spike times and activations."""
+    from quartz_plugin import plot
+
+    return {
+        "chronogram": lambda: plot.chronogram(snn, images[:1]),
+        "raster": lambda: plot.raster(snn.run(images[:1])),
+        "spike_times": lambda: plot.spike_time_histograms(snn.run(images)),
+        "activations": lambda: plot.activations(ann, snn, images),
+    }
+
+
+def pictures_of_sweep(rows: Iterable[Mapping[str, Any]], ann_accuracy: float) -> dict[str, Callable[[], Any]]:
+    """The paper's figures 2, 3 and 4: error against T_max, operations and energy; and against strict operations."""
+    from quartz_plugin import plot
+
+    rows = list(rows)
+    columns = {
+        "error_t_max": "t_max",
+        "error_operations": "operations",
+        "error_synops": "synops",
+        "error_energy": "energy_loihi",
+        "error_energy_paper": "energy_paper",
+    }
+
+    def drawing(column: str) -> Callable[[], Any]:
+        return lambda: plot.error_curves(rows, column, ann_accuracy=ann_accuracy)
+
+    return {name: drawing(column) for name, column in columns.items()}
