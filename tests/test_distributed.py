@@ -1,4 +1,4 @@
-"""Calibration shared by several processes gives the network that one process makes of all images."""
+"""Several processes find what one does: the network that all images calibrate, and what metrics compute."""
 
 import tempfile
 from pathlib import Path
@@ -8,6 +8,8 @@ import torch
 from torch import nn
 
 import quartz_plugin
+from quartz_plugin import metrics
+from quartz_plugin.hardware import LOIHI, paper_profile
 
 
 def network():
@@ -24,29 +26,92 @@ def images():
 OPTIONS = {"percentile": 97, "granularity": "channel", "t_max": 8}
 
 
-def calibrate(rank, folder, shares):
-    """One process: converts with its share of the images and saves what it got."""
+def every_metric(snn):
+    """One of each metric, and the arguments of its update, made from a result and its images."""
+    named = {
+        "spikes": metrics.SpikeCount(snn),
+        "spikes of names": metrics.SpikesPerNeuron(["input", "1", "4", "output"]),
+        "spikes a neuron": metrics.SpikesPerNeuron(snn),
+        "early": metrics.EarlySpikeRate(snn),
+        **{kind: metrics.SynapticOperations(snn, kind) for kind in ("synapse", "factored", "merged")},
+        "operations": metrics.QuartzOperations(snn),
+        "events": metrics.NeuronEvents(snn),
+        "memory": metrics.MemoryAccesses(snn),
+        "latency": metrics.DecisionLatency(),
+        "energy": metrics.EnergyEstimate(snn, LOIHI),
+        "energy of the paper": metrics.EnergyEstimate(snn, paper_profile(snn.t_max)),
+    }
+    updates = {name: lambda result, _: (result,) for name in named}
+    named |= {"agreement": metrics.Agreement(), "ann": metrics.ANNOperations(network().eval(), images())}
+    updates["agreement"] = lambda result, x: (result.logits, x.flatten(1)[:, :3])
+    updates["ann"] = lambda _, x: (x,)
+    return {name: (metric, updates[name]) for name, metric in named.items()}
+
+
+def computed(snn, x):
+    """What each metric computes after these images, in batches of 7; in several processes, after everybody's."""
+    values = {}
+    results = [(snn.run(part), part) for part in x.split(7) if len(part)]
+    for name, (metric, arguments) in every_metric(snn).items():
+        for result, part in results:
+            metric.update(*arguments(result, part))
+        value = metric.compute()
+        values[name] = value if isinstance(value, dict) else {name: value}
+    return values
+
+
+def spiking():
+    """It has early spikes and silence."""
+    return quartz_plugin.convert(network(), images(), 24, percentile=80, hold=False, rectifier="silent")
+
+
+SHARES = {"10 and 80": (slice(0, 10), slice(10, 90)), "none and all": (slice(0, 0), slice(0, 90))}
+
+
+def work(rank, folder):
+    """One process: converts with its share of the images, measures its share, and saves what it got."""
     torch.set_num_threads(1)
-    store = torch.distributed.FileStore(f"{folder}/store", len(shares))
-    torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=len(shares))
-    snn = quartz_plugin.convert(network(), images()[shares[rank]], distributed=True, **OPTIONS)
-    snn.save(f"{folder}/{rank}.safetensors")
+    store = torch.distributed.FileStore(f"{folder}/store", 2)
+    torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=2)
+    share = SHARES["10 and 80"][rank]
+    quartz_plugin.convert(network(), images()[share], distributed=True, **OPTIONS).save(f"{folder}/{rank}.safetensors")
+    values = {name: computed(spiking(), images()[shares[rank]]) for name, shares in SHARES.items()}
+    torch.save(values, f"{folder}/{rank}.pt")
     torch.distributed.destroy_process_group()
 
 
-@pytest.mark.parametrize("shares", [(slice(0, 10), slice(10, 90))], ids=["10 and 80"])
-def test_two_processes_get_the_network_of_one(shares):
+@pytest.fixture(scope="module")
+def of_two():
+    """Networks and metrics of two processes; starting them takes far longer than what they do."""
     with tempfile.TemporaryDirectory() as folder:
-        torch.multiprocessing.spawn(calibrate, args=(folder, shares), nprocs=len(shares))
-        parts = [quartz_plugin.load(Path(folder) / f"{rank}.safetensors") for rank in range(len(shares))]
+        torch.multiprocessing.spawn(work, args=(folder,), nprocs=2)
+        yield [
+            (quartz_plugin.load(Path(folder) / f"{rank}.safetensors"), torch.load(f"{folder}/{rank}.pt"))
+            for rank in (0, 1)
+        ]
+
+
+def test_two_processes_get_the_network_of_one(of_two):
     whole = quartz_plugin.convert(network(), images(), **OPTIONS)
-    alone = quartz_plugin.convert(network(), images()[shares[0]], **OPTIONS)
-    for part in parts:
+    alone = quartz_plugin.convert(network(), images()[SHARES["10 and 80"][0]], **OPTIONS)
+    for part, _ in of_two:
         for name, scale in whole.graph.scales.items():
             assert torch.equal(part.graph.scales[name], scale), name
         for name, tensor in whole.graph_module.state_dict().items():
             assert torch.equal(part.graph_module.state_dict()[name], tensor), name
     assert any(not torch.equal(alone.graph.scales[name], scale) for name, scale in whole.graph.scales.items())
+
+
+def test_metrics_of_two_processes_are_those_of_one(of_two):
+    whole, alone = computed(spiking(), images()), computed(spiking(), images()[10:])
+    for _, part in of_two:
+        for shares in SHARES:
+            for name, values in whole.items():
+                assert part[shares][name] == values, (shares, name)
+    # One process's images alone would have told something else, of every metric.
+    assert [name for name in whole if whole[name] == alone[name]] == []
+    tested = {type(metric).__name__ for metric, _ in every_metric(spiking()).values()}
+    assert tested == {name for name in metrics.__all__ if name[0].isupper()}
 
 
 def fail_in_one(rank, folder):

@@ -26,6 +26,7 @@ from quartz_plugin.functional import BiasCode, Rectifier
 from quartz_plugin.hardware import map_to_loihi
 from quartz_plugin.lightning.comparison import (
     Figures,
+    ann_columns,
     loihi_table,
     pictures_of,
     pictures_of_sweep,
@@ -196,7 +197,7 @@ class QuartzTrainer(lightning.Trainer):
         has_ann = model.fitted_on is not None
         figures: dict[str, Figures] = {}
         if has_ann:
-            figures["ANN"] = self._test_ann(model, datamodule)
+            figures |= ann_columns(self._test_ann(model, datamodule))
         figures[f"SNN, T = {network.t_max}"] = self._test_spiking(model, network, datamodule, engine)
         if verbose:
             print(side_by_side(figures, self._tested(datamodule)))
@@ -260,7 +261,7 @@ class QuartzTrainer(lightning.Trainer):
         }
         snn = self.convert(model, datamodule, **options)
         silent = convert_with_progress(model, datamodule, {**options, "rectifier": "silent"})
-        figures: dict[str, Figures] = {"ANN": self._test_ann(model, datamodule)}
+        figures = ann_columns(self._test_ann(model, datamodule))
         for name, network in ((f"SNN, T = {t_max}", snn), ("the same, silent zeros", silent)):
             figures[name] = self._test_spiking(model, network, datamodule)
         images = next(iter(datamodule.test_dataloader()))[0][:PICTURED]
@@ -306,7 +307,7 @@ class QuartzTrainer(lightning.Trainer):
         scales: dict[str, Any] = {
             "percentile": percentile, "output_percentile": output_percentile, "granularity": granularity,
         }  # fmt: skip
-        figures: dict[str, Figures] = {"ANN": self._test_ann(model, datamodule)}
+        figures = ann_columns(self._test_ann(model, datamodule))
         rate = RateCodedNetwork(convert_with_progress(model, datamodule, {"t_max": min(t_max), **scales}))
         for steps in rate_steps:
             figures[f"rate code, {steps} steps"] = self._test_rate(model, rate, steps, datamodule)
