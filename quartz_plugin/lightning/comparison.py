@@ -32,6 +32,10 @@ def _spikes_per_neuron(of: Figures) -> str | None:
     return f"{of['spikes_per_neuron']:.3f}" if "spikes_per_neuron" in of else None
 
 
+def _synops(of: Figures) -> str | None:
+    return f"{of['macs']:,.0f} MACs" if "macs" in of else _number("synops")(of)
+
+
 def _factored(of: Figures) -> str | None:
     """None where no linear maps follow each other."""
     return None if of.get("synops_factored") == of.get("synops") else _number("synops_factored")(of)
