@@ -139,14 +139,22 @@ def pool_fan_out(pool: nn.Module, shape: Sequence[int]) -> Tensor:
     >>> pool_fan_out(nn.MaxPool1d(3, stride=1), (1, 5))
     tensor([[1, 2, 3, 2, 1]])
     """
-    return _outer([_row_sums(window) for window in pool_windows(pool, shape)])
+    return _outer(pool_relation(pool, shape).reached())
 
 
-def pool_windows(pool: nn.Module, shape: Sequence[int]) -> list[Tensor]:
-    """For each dimension, which coordinates of a unit are in which windows of a max pooling: ``[size, windows]``."""
-    relation = _Relation.identity(shape)
+def pool_relation(pool: nn.Module, shape: Sequence[int]) -> Relation:
+    """Which units are in which windows of a max pooling."""
+    relation = Relation.identity(shape)
     relation.pool(pool)
-    return [relation.factor(index) for index in range(len(shape))]
+    return relation
+
+
+def relation_to(projection: Projection, source: fx.Node, shapes: dict[fx.Node, torch.Size]) -> Relation | None:
+    """Which units of a source reach which neurons; None where several paths lead there, or it is no product."""
+    paths = _paths(projection, source)
+    if paths is None or len(paths) != 1:
+        return None
+    return _along(projection, paths[0], shapes)
 
 
 class _TooManyProbesError(Exception):
@@ -232,7 +240,7 @@ def _paths(projection: Projection, source: fx.Node) -> list[Path] | None:
 
 def _size_of_union(projection: Projection, paths: list[Path], shapes: dict[fx.Node, torch.Size]) -> Tensor | None:
     """For each source unit, how many neurons it reaches on any of the paths."""
-    relations: list[_Relation] = []
+    relations: list[Relation] = []
     for path in paths:
         relation = _along(projection, path, shapes)
         if relation is None or (relations and not relation.matches(relations[0])):
@@ -264,13 +272,13 @@ def _outer(counts: list[Tensor]) -> Tensor:
     return product
 
 
-def _along(projection: Projection, path: Path, shapes: dict[fx.Node, torch.Size]) -> _Relation | None:
+def _along(projection: Projection, path: Path, shapes: dict[fx.Node, torch.Size]) -> Relation | None:
     if not path:
         source = projection.target
     else:
         node, place = path[0]
         source = [arg for arg in node.args if isinstance(arg, fx.Node)][place]
-    relation = _Relation.identity(shapes[source])
+    relation = Relation.identity(shapes[source])
     for node, place in path:
         module = projection.module.get_submodule(str(node.target))
         inputs = [arg for arg in node.args if isinstance(arg, fx.Node)]
@@ -281,7 +289,7 @@ def _along(projection: Projection, path: Path, shapes: dict[fx.Node, torch.Size]
 
 
 @dataclass
-class _Relation:
+class Relation:
     """Which coordinates a unit reaches, as a product of factors: one for each source dimension, then free ones.
 
     A factor is ``[size of the source's dimension, *sizes]``, 1 where a source coordinate reaches a coordinate of
@@ -294,7 +302,8 @@ class _Relation:
     flat: bool = False
 
     @classmethod
-    def identity(cls, shape: Sequence[int]) -> _Relation:
+    def identity(cls, shape: Sequence[int]) -> Relation:
+        """Each unit of this shape reaches itself."""
         return cls(list(shape), [(index, 1) for index in range(len(shape))])
 
     def factor(self, index: int) -> Tensor:
@@ -311,7 +320,38 @@ class _Relation:
             for factor in self.factors
         ]
 
-    def matches(self, other: _Relation) -> bool:
+    def units_into(self, parts: Sequence[Sequence[slice]]) -> Tensor | None:
+        """How many units reach each tile of the current tensor.
+
+        Parameters
+        ----------
+        parts : sequence of slices for each dimension
+            How each dimension is cut.
+
+        Returns
+        -------
+        Tensor or None
+            int64 ``[parts of the first dimension, ...]``; None where dimensions are one and cannot be cut.
+        """
+        if self.flat or len(parts) != len(self.dims):
+            return None
+        total = torch.ones([len(slices) for slices in parts], dtype=torch.int64)
+        for index, factor in enumerate(self.factors):
+            cut = [(dim, axis) for dim, (of, axis) in enumerate(self.dims) if of == index]
+            shape = [len(slices) if dim in dict(cut) else 1 for dim, slices in enumerate(parts)]
+            counts = []
+            for chosen in itertools.product(*(parts[dim] for dim, _ in cut)):
+                if isinstance(factor, int):
+                    counts.append(len(range(factor)[chosen[0]]) if chosen else factor)
+                    continue
+                taken = [slice(None)] * factor.dim()
+                for (_, axis), part in zip(cut, chosen, strict=True):
+                    taken[axis] = part
+                counts.append(int((factor[tuple(taken)].reshape(len(factor), -1).sum(dim=1) > 0).sum()))
+            total = total * torch.tensor(counts, dtype=torch.int64).view(shape)
+        return total
+
+    def matches(self, other: Relation) -> bool:
         """Whether both relate the same dimensions, so that they can be intersected."""
         same = self.dims == other.dims and self.flat == other.flat and len(self.factors) == len(other.factors)
         return same and all(self.factor(i).shape == other.factor(i).shape for i in range(len(self.factors)))
@@ -484,12 +524,14 @@ def _along_dim(value: Any, dim: int) -> Any:
 
 __all__ = [
     "FanOut",
+    "Relation",
     "chains",
     "fan_out",
     "fan_outs",
     "pool_fan_out",
-    "pool_windows",
+    "pool_relation",
     "probed_fan_out",
+    "relation_to",
     "synapse_counts",
     "unit_shapes",
 ]

@@ -54,15 +54,15 @@ def run(graph: ConvertedGraph, images: Tensor, engine: str = "auto", record: boo
     graph.check_images(images)
     graph.arrivals()
     window = graph.input_window
-    with _full_precision(graph.device):
+    with _full_precision(graph.device), _versioned():
         drive = images.to(device=graph.device, dtype=graph.dtype) * window.length
         input_levels = closed_form(drive, window.length)
         spike_steps, output_levels = ENGINES[engine](graph, input_levels, record)
-    if record:
-        steps = window.steps_of(input_levels.detach())
-        if graph.silent:
-            steps[input_levels == 0] = NO_SPIKE
-        spike_steps = {INPUT: steps, **spike_steps}
+        if record:
+            steps = window.steps_of(input_levels.detach())
+            if graph.silent:
+                steps[input_levels == 0] = NO_SPIKE
+            spike_steps = {INPUT: steps, **spike_steps}
     return SimulationResult(
         logits=_logits(graph, output_levels),
         spike_steps=spike_steps,
@@ -109,6 +109,16 @@ def decode_output(graph: ConvertedGraph, output_spikes: Tensor) -> Tensor:
 def _logits(graph: ConvertedGraph, output_levels: Tensor) -> Tensor:
     """What the output's levels say in the ANN's units."""
     return output_levels * (graph.output_scale / graph.layers[-1].neuron.clock.window)
+
+
+@contextmanager
+def _versioned() -> Iterator[None]:
+    """In inference mode, run without gradients instead: its tensors do not tell when they are edited."""
+    with ExitStack() as stack:
+        if torch.is_inference_mode_enabled():
+            stack.enter_context(torch.inference_mode(False))
+            stack.enter_context(torch.no_grad())
+        yield
 
 
 @contextmanager

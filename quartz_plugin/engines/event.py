@@ -309,6 +309,7 @@ class Plan:
         self.channels, self.first, self.outputs = channels, first, last - first
         clock = p.clock
         self.window, self.lowest, self.unsaid = clock.window, p.silent_level, p.silent_level - 1
+        self.last_level = clock.readout - p.last_step
         self.theta = math.inf if p.hold else clock.threshold
         self.direct = next(
             (c for c in convolutions if p.clock.input_window < FEW_LEVELS and _is_direct(c, self.spatial)), None
@@ -438,7 +439,7 @@ class Plan:
             self.weights, self.block_length, *self.tables, by_level, starts, ranked, distinct,
             direct, self.direct_weights, self.direct_row, self.direct_channels, self.direct_first,
             self.bias, self.bias_level, self.bias_arrives, self.bias_row_length, self.bias_block_length, self.late,
-            self.window, self.theta, self.lowest, self.unsaid, changes, LEAST_CHANGE,
+            self.window, self.theta, self.lowest, self.unsaid, self.last_level, changes, LEAST_CHANGE,
         )  # fmt: skip
 
 

@@ -398,14 +398,18 @@ def _changed_from_readout(
     bias_level: Any,
     bias_start: int,
     late: bool,
+    last_level: int,
     least: Any,
 ) -> int:
-    """Count the currents of a row that readout sets to another value, and the late bias spikes that then set them."""
+    """Count the currents of a row that readout sets to another value, and the late bias spikes that then set them.
+
+    Bias spikes behind `last_level`, that of the neurons' last step, come when they are done.
+    """
     count, one = 0, i.dtype.type(1)
     for x in range(width):
         for neuron in range(x * block_size, x * block_size + channels):
             if late and bias_level[bias_start + neuron] < 0:
-                count += 1 + (abs(i[start + neuron]) > least)
+                count += (bias_level[bias_start + neuron] >= last_level) + (abs(i[start + neuron]) > least)
             else:
                 count += abs(one - i[start + neuron]) > least
     return count
@@ -450,6 +454,7 @@ def fire(
     theta: float,
     lowest: int,
     unsaid: int,
+    last_level: int,
     changes: Any,
     least_change: float,
 ) -> None:
@@ -612,7 +617,7 @@ def fire(
                         changes[image + b] += _changed(i, before, row * row_length, changing, row_neurons, least)
                         place = bias_start + (first_row + row) * bias_row_length
                         changes[image + b] += _changed_from_readout(
-                            i, row * row_length, width, block_size, channels, bias_level, place, late, least
+                            i, row * row_length, width, block_size, channels, bias_level, place, late, last_level, least
                         )
                 if late:
                     # A negative bias is a spike after readout, until which nothing pulls.

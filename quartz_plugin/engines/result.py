@@ -46,12 +46,18 @@ class SimulationResult:
         return {**self.__dict__, "_found": {}}
 
     def memo(self, *key: Any) -> dict[Any, Any]:
-        """What readers have found out about these spikes, for one another; empty again where spikes are edited."""
-        versions = tuple(
-            (name, steps.data_ptr(), 0 if steps.is_inference() else steps._version)
-            for name, steps in self.spike_steps.items()
-        )
-        found: dict[Any, Any] = self._found.setdefault((key, versions), {})
+        """What readers have found out about these spikes, for one another; empty again where spikes are edited.
+
+        Edits in place are noticed except of tensors that were made in inference mode, which count none; ``run``
+        makes none of those.
+        """
+        tensors = list(self.spike_steps.values())
+        versions = [0 if steps.is_inference() else steps._version for steps in tensors]
+        known = self._found.get(key)
+        # Tensors that are held here cannot give their place in memory to others.
+        if known is None or known[1] != versions or [*map(id, known[0])] != [*map(id, tensors)]:
+            known = self._found[key] = tensors, versions, {}
+        found: dict[Any, Any] = known[2]
         return found
 
     @property

@@ -30,10 +30,13 @@ from quartz_plugin.hardware.operations import Synapses, biased_neurons, spike_so
 from quartz_plugin.network import SpikingNetwork
 from quartz_plugin.neuron import AxonalDelay, FirstSpikeMaxPool
 from quartz_plugin.structure import AVERAGES, WEIGHTED, OneToOne
-from quartz_plugin.synapses import pool_windows
+from quartz_plugin.synapses import pool_relation, relation_to
 from quartz_plugin.tables import format_table
 
 SUPPORT = "support"
+
+MOST_PROBES = 64
+"""Tiles of a layer at which several paths from one unit meet, whose in-axons are found one by one."""
 
 LIMITS = ("compartments", "synaptic memory", "in-axons", "out-axons")
 """What a core has so much of."""
@@ -213,7 +216,7 @@ class LoihiMapping:
 
     @property
     def fits(self) -> bool:
-        """Whether every neuron's inputs fit into a core's in-axons."""
+        """Whether every neuron fits on a core."""
         return not any("does not fit" in note for note in self.notes)
 
     def estimate(self, counts: Mapping[str, float]) -> LoihiEstimate:
@@ -321,13 +324,13 @@ def map_to_loihi(snn: SpikingNetwork, shared_weights: bool = True, chip: LoihiCh
     if bits is None or bits > chip.weight_bits:
         notes.append(f"the weights are finer than the chip's: weight_bits={chip.weight_bits} shows what that costs")
     units = list(_units(graph, shared_weights, chip))
-    consumers: dict[str, list[tuple[int, int]]] = {unit.name: [] for unit in units}
+    outgoing = {unit.name: 0 for unit in units}
     populations: list[Population] = []
     for unit in reversed(units):
-        cut = _cut(unit, consumers[unit.name], chip, notes)
-        for source, axons in cut.in_axons.items():
-            consumers[source].append((cut.tiles, axons))
-        populations.append(_population(unit, cut, consumers[unit.name]))
+        cut = _cut(unit, outgoing[unit.name], chip, notes)
+        for source, axons in cut.axons.of_all.items():
+            outgoing[source] += axons
+        populations.append(_population(unit, cut, outgoing[unit.name]))
     support = _support(graph, chip, populations)
     ends = max(layer.neuron.clock.rectify for layer in graph.layers)
     busy = max(layer.neuron.clock.rectify - layer.neuron.clock.first_input for layer in graph.layers)
@@ -337,8 +340,16 @@ def map_to_loihi(snn: SpikingNetwork, shared_weights: bool = True, chip: LoihiCh
 Size = tuple[int, int, int]
 """Channels, rows and columns of a tile."""
 
-Tile = tuple[slice, slice, slice]
-"""Which of them."""
+Parts = tuple[list[slice], list[slice], list[slice]]
+"""How they are cut."""
+
+
+@dataclass(frozen=True)
+class _Axons:
+    """In-axons of a unit that is cut into tiles: of the fullest, and of all from each source."""
+
+    fullest: int
+    of_all: dict[str, int]
 
 
 @dataclass
@@ -350,21 +361,26 @@ class _Unit:
     relays: int
     weight_synapses: int
     other_synapses: int
-    reached_by: Callable[[Tile], dict[str, int]]
-    """Tile -> source -> how many of its units reach the tile."""
+    axons: Callable[[Size], _Axons]
     weight_memory: Callable[[Size], float]
     """Size of a tile -> bits of its weight synapses."""
-    most_inputs: int
     readout: float | None = None
 
 
 @dataclass
 class _Cut:
     tiles: int
-    size: Size
-    in_axons: dict[str, int]
+    axons: _Axons
     memory: float
     by_limit: dict[str, int]
+
+
+def _parts(shape: Size, size: Size) -> Parts:
+    first, second, third = (
+        [slice(start, min(start + part, whole)) for start in range(0, whole, part)]
+        for whole, part in zip(shape, size, strict=True)
+    )
+    return first, second, third
 
 
 def _units(graph: ConvertedGraph, shared: bool, chip: LoihiChip) -> Iterator[_Unit]:
@@ -379,7 +395,7 @@ def _units(graph: ConvertedGraph, shared: bool, chip: LoihiChip) -> Iterator[_Un
             continue
         relays = shapes[node.name].numel() * _relays(delays[node], chip)
         if node.op == "placeholder":
-            yield _Unit(INPUT, as_image(shapes[node.name]), relays, 0, 0, lambda tile: {}, lambda size: 0.0, 0)
+            yield _Unit(INPUT, as_image(shapes[node.name]), relays, 0, 0, lambda size: _Axons(0, {}), lambda size: 0.0)
         elif node in layers:
             yield _of_layer(graph, layers[node], ones, shapes, relays, shared, chip)
         else:
@@ -441,11 +457,9 @@ def _of_layer(
             return float(convolution.weight.numel() * size[0] / image[0] * chip.weight_bits + own)
         return synapses / neurons * math.prod(size) * each + own
 
-    reach = _Reach(graph, layer, ones)
-    one = tuple(slice(size // 2, size // 2 + 1) for size in image)
     return _Unit(
-        layer.name, image, relays, synapses, others, reach, weight_memory,
-        sum(reach((one[0], one[1], one[2])).values()), _largest_readout_weight(graph, layer),
+        layer.name, image, relays, synapses, others, _Reach(graph, layer, ones), weight_memory,
+        _largest_readout_weight(graph, layer),
     )  # fmt: skip
 
 
@@ -458,35 +472,67 @@ def _only_convolution(projection: Projection) -> Any:
 
 
 class _Reach:
-    """Which units of its sources reach a tile of a layer: the gradient of its currents, all weights 1."""
+    """How many units of its sources reach each tile of a layer, each unit once."""
 
     def __init__(self, graph: ConvertedGraph, layer: Layer, ones: fx.GraphModule) -> None:
         self.graph, self.layer, self.ones = graph, layer, ones
         shapes = Synapses.of(graph).shapes(graph)
-        self.shape = as_image(shapes[layer.node.name])
-        self.shapes = {source: shapes[source.name] for source in layer.projection.sources}
-        self.known: dict[Any, dict[str, int]] = {}
+        self.neurons = shapes[layer.node.name]
+        self.shape = as_image(self.neurons)
+        by_node = {node: shapes[node.name] for node in graph.module.graph.nodes if node.name in shapes}
+        self.shapes = {source: by_node[source] for source in layer.projection.sources}
+        self.relations = {source: relation_to(layer.projection, source, by_node) for source in self.shapes}
+        self.known: dict[Size, _Axons] = {}
 
-    def __call__(self, tile: Tile) -> dict[str, int]:
-        key = tuple((part.start, part.stop) for part in tile)
-        if key not in self.known:
-            self.known[key] = self._probe(tile)
-        return self.known[key]
+    def __call__(self, size: Size) -> _Axons:
+        if size not in self.known:
+            self.known[size] = self._find(_parts(self.shape, size))
+        return self.known[size]
 
-    def _probe(self, tile: Tile) -> dict[str, int]:
+    def _find(self, parts: Parts) -> _Axons:
+        by_source = {}
+        for source, relation in self.relations.items():
+            counts = None if relation is None else relation.units_into(_of_rank(parts, len(self.neurons)))
+            if counts is None:
+                return self._probe(parts)
+            by_source[_named(self.graph, source)] = counts
+        return _Axons(int(_total(by_source).max()), {source: int(counts.sum()) for source, counts in by_source.items()})
+
+    def _probe(self, parts: Parts) -> _Axons:
+        """The same by gradients, where paths meet: of all tiles, or of some of them where there are many."""
+        tiles = math.prod(map(len, parts))
+        chosen = parts if tiles <= MOST_PROBES else tuple([each[0], each[len(each) // 2], each[-1]] for each in parts)
+        probed = [self._gradients(tile) for tile in itertools.product(*chosen)]
+        fullest = max(sum(tile.values()) for tile in probed)
+        share = tiles / len(probed)
+        return _Axons(fullest, {s: math.ceil(share * sum(tile[s] for tile in probed)) for s in probed[0]})
+
+    @torch.inference_mode(False)
+    @torch.enable_grad()
+    def _gradients(self, tile: tuple[slice, ...]) -> dict[str, int]:
+        """Units that change the tile's currents, all weights 1."""
         projection = self.layer.projection
-        with torch.enable_grad():
-            inputs = {
-                source: torch.zeros(1, *shape, dtype=self.graph.dtype, device=self.graph.device, requires_grad=True)
-                for source, shape in self.shapes.items()
-            }
-            ones = Projection(self.ones, projection.sources, projection.nodes, projection.target)
-            current = ones(inputs).reshape(1, *self.shape)[0][tile].sum()
-            gradients = torch.autograd.grad(current, list(inputs.values()), allow_unused=True)
+        inputs = {
+            source: torch.zeros(1, *shape, dtype=self.graph.dtype, device=self.graph.device, requires_grad=True)
+            for source, shape in self.shapes.items()
+        }
+        ones = Projection(self.ones, projection.sources, projection.nodes, projection.target)
+        current = ones(inputs).reshape(self.shape)[tile].sum()
+        gradients = torch.autograd.grad(current, list(inputs.values()), allow_unused=True)
         return {
             _named(self.graph, source): 0 if gradient is None else int((gradient != 0).sum())
             for source, gradient in zip(inputs, gradients, strict=True)
         }
+
+
+def _of_rank(parts: Parts, rank: int) -> list[list[slice]]:
+    """Parts of an image's dimensions as those of a vector or sequence."""
+    return [parts[0], *parts[1:][3 - rank :]] if rank <= 3 else []
+
+
+def _total(by_source: Mapping[str, Tensor]) -> Tensor:
+    first, *others = by_source.values()
+    return sum(others, first)
 
 
 def _of_pool(
@@ -495,20 +541,22 @@ def _of_pool(
     module = graph.module.get_submodule(str(node.target))
     assert isinstance(module, FirstSpikeMaxPool)
     (before,) = node.all_input_nodes
-    windows = pool_windows(module.pool, shapes[before.name])
-    per_neuron = math.prod(int(window.sum(0).max()) for window in windows)
+    relation, image = pool_relation(module.pool, shapes[before.name]), as_image(shapes[node.name])
     sources = {_named(graph, source): shapes[source.name].numel() for source in spike_sources(graph.module, before)}
 
-    def reached(tile: Tile) -> dict[str, int]:
-        parts = tile if len(windows) == 3 else (tile[0], tile[2])
-        units = math.prod(int(window[:, part].amax(dim=1).sum()) for window, part in zip(windows, parts, strict=True))
+    def axons(size: Size) -> _Axons:
+        counts = relation.units_into(_of_rank(_parts(image, size), len(shapes[node.name])))
+        assert counts is not None
         # Of several that are concatenated, as large a share as they are of all.
-        return {source: -(-units * size // sum(sources.values())) for source, size in sources.items()}
+        units = int(counts.sum())
+        return _Axons(
+            int(counts.max()), {source: -(-units * of // sum(sources.values())) for source, of in sources.items()}
+        )
 
+    per_neuron = axons((1, 1, 1)).fullest
     return _Unit(
-        str(node.target), as_image(shapes[node.name]), relays,
-        int(math.prod(float(window.sum()) for window in windows)), 0,
-        reached, lambda size: per_neuron * math.prod(size) * chip.index_bits, per_neuron,
+        str(node.target), image, relays, sum(axons((1, 1, 1)).of_all.values()), 0,
+        axons, lambda size: per_neuron * math.prod(size) * chip.index_bits,
     )  # fmt: skip
 
 
@@ -526,10 +574,10 @@ def _largest_readout_weight(graph: ConvertedGraph, layer: Layer) -> float:
     return float((1 - total).abs().max())
 
 
-def _cut(unit: _Unit, consumers: list[tuple[int, int]], chip: LoihiChip, notes: list[str]) -> _Cut:
+def _cut(unit: _Unit, outgoing: int, chip: LoihiChip, notes: list[str]) -> _Cut:
     """Cut a unit into tiles that fit: first rows, then columns, then channels."""
-    outgoing = -(-sum(tiles * axons for tiles, axons in consumers) // chip.out_axons)
-    bits = 8 * chip.synaptic_memory
+    units = math.prod(unit.shape)
+    relayed = (units + unit.relays) / max(1, units)
 
     def size_of(parts: int) -> Size:
         channels, height, width = unit.shape
@@ -538,33 +586,31 @@ def _cut(unit: _Unit, consumers: list[tuple[int, int]], chip: LoihiChip, notes: 
         across = min(channels, -(-parts // (rows * columns)))
         return -(-channels // across), -(-height // rows), -(-width // columns)
 
-    def tiles_of(size: Size) -> int:
-        return math.prod(-(-whole // part) for whole, part in zip(unit.shape, size, strict=True))
+    def tiles_of(parts: int) -> int:
+        return math.prod(map(len, _parts(unit.shape, size_of(parts))))
 
-    def middle(size: Size) -> Tile:
-        starts = [((-(-whole // part) - 1) // 2) * part for whole, part in zip(unit.shape, size, strict=True)]
-        first, second, third = (slice(start, start + part) for start, part in zip(starts, size, strict=True))
-        return first, second, third
-
-    relayed = (math.prod(unit.shape) + unit.relays) / max(1, math.prod(unit.shape))
     keeps: dict[str, Callable[[Size], bool]] = {
         "compartments": lambda size: math.prod(size) * relayed <= chip.compartments,
-        "synaptic memory": lambda size: unit.weight_memory(size) <= bits,
-        "in-axons": lambda size: sum(unit.reached_by(middle(size)).values()) <= chip.in_axons,
-        "out-axons": lambda size: tiles_of(size) >= outgoing,
+        "synaptic memory": lambda size: unit.weight_memory(size) <= 8 * chip.synaptic_memory,
+        "in-axons": lambda size: unit.axons(size).fullest <= chip.in_axons,
+        "out-axons": lambda size: math.prod(size) * outgoing <= chip.out_axons * units,
     }
-    most = math.prod(unit.shape)
-    if unit.most_inputs > chip.in_axons:
-        notes.append(
-            f"{unit.name} does not fit: a neuron listens to {unit.most_inputs:,} units, a core has {chip.in_axons:,} "
-            "in-axons; its inputs would have to be added up in parts, which is not counted"
-        )
-        del keeps["in-axons"]
-    needed = {limit: _fewest(_of_parts(keep, size_of), most) for limit, keep in keeps.items()}
-    size = size_of(max(needed.values()))
+    alone: Size = (1, 1, 1)
+    what = {
+        "compartments": f"a neuron with its relays takes {relayed:,.0f} compartments, a core has {chip.compartments:,}",
+        "synaptic memory": f"a neuron's synapses take {unit.weight_memory(alone) / 8:,.0f} bytes, "
+        f"a core has {chip.synaptic_memory:,}",
+        "in-axons": f"a neuron listens to {unit.axons(alone).fullest:,} units, a core has {chip.in_axons:,} in-axons",
+        "out-axons": f"a neuron reaches {outgoing / max(1, units):,.0f} cores, a core has {chip.out_axons:,} out-axons",
+    }
+    for limit in [limit for limit, keep in keeps.items() if not keep(alone)]:
+        notes.append(f"{unit.name} does not fit: {what[limit]}; what is counted leaves this limit out")
+        del keeps[limit]
+    needed = {limit: _fewest(_of_parts(keep, size_of), units) for limit, keep in keeps.items()}
+    parts = max(needed.values(), default=1)
     return _Cut(
-        max(tiles_of(size), 1), size, unit.reached_by(middle(size)), unit.weight_memory(size),
-        {limit: tiles_of(size_of(parts)) for limit, parts in needed.items()},
+        tiles_of(parts), unit.axons(size_of(parts)), unit.weight_memory(size_of(parts)),
+        {limit: tiles_of(fewest) for limit, fewest in needed.items()},
     )  # fmt: skip
 
 
@@ -583,7 +629,7 @@ def _fewest(fits: Callable[[int], bool], most: int) -> int:
     return high
 
 
-def _population(unit: _Unit, cut: _Cut, consumers: list[tuple[int, int]]) -> Population:
+def _population(unit: _Unit, cut: _Cut, outgoing: int) -> Population:
     return Population(
         name=unit.name,
         neurons=math.prod(unit.shape) + unit.relays,
@@ -591,8 +637,8 @@ def _population(unit: _Unit, cut: _Cut, consumers: list[tuple[int, int]]) -> Pop
         cores=cut.tiles,
         binding=max(cut.by_limit, key=lambda limit: cut.by_limit[limit]),
         cores_by_limit=cut.by_limit,
-        in_axons=sum(cut.in_axons.values()),
-        out_axons=sum(tiles * axons for tiles, axons in consumers),
+        in_axons=cut.axons.fullest,
+        out_axons=outgoing,
         synaptic_memory=math.ceil(cut.memory / 8),
         synapses=unit.weight_synapses + unit.other_synapses,
         largest_readout_weight=unit.readout,

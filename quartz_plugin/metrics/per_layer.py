@@ -32,7 +32,15 @@ class PerLayerMetric(Metric):
         self.add_state("images", torch.tensor(0), dist_reduce_fx="sum")
 
     def add(self, quantity: str, counts: Mapping[str, Tensor]) -> None:
-        """Add the counts ``[B]`` of each layer; one that is not there has none."""
+        """Add the counts ``[B]`` of each layer; the input, where it is not there, has none.
+
+        Raises
+        ------
+        ValueError
+            If another layer is missing: the result is of another network.
+        """
+        if missing := [layer for layer in self.layers if layer not in counts and layer != INPUT]:
+            raise ValueError(f"the result is of another network: it has no layers {missing}, but {list(counts)}")
         none = torch.zeros((), dtype=torch.int64, device=self.device)
         sums = torch.stack([counts[layer].sum().to(self.device) if layer in counts else none for layer in self.layers])
         setattr(self, quantity, getattr(self, quantity) + sums)
