@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 
 from quartz_plugin.engines.event import LEAST_CHANGE
 from quartz_plugin.graph import call_node
-from quartz_plugin.hardware.operations import LayerCounts, Synapses, biased_neurons, delivered
+from quartz_plugin.hardware.operations import LayerCounts, Synapses, biased_neurons, delivered, spike_sources
 from quartz_plugin.hardware.spikes import per_image
 from quartz_plugin.network import SpikingNetwork
 from quartz_plugin.neuron import AxonalDelay, FirstSpikeMaxPool, TTFSNeuron, forget_instance, reset
@@ -115,7 +115,8 @@ class RateCodedNetwork(nn.Module):
             raise ValueError(f"steps must be at least 1, got {steps}")
         self.converted.check_images(images)
         reset(self.net)
-        images = images.to(device=self.converted.device, dtype=self.converted.dtype)
+        like = next(self.net.parameters(), images)
+        images = images.to(device=like.device, dtype=like.dtype)
         layers = {layer.node.name for layer in self.converted.layers}
         none = torch.zeros(len(images), dtype=torch.int64, device=images.device)
         emitted: dict[str, Tensor] = {}
@@ -143,7 +144,14 @@ class RateCodedNetwork(nn.Module):
     ) -> dict[str, LayerCounts]:
         graph, synapses = self.converted, Synapses.of(self.converted)
         shapes = synapses.shapes(graph)
-        pixels = next(node.name for node in graph.module.graph.nodes if node.op == "placeholder")
+        # What a pooling over the image hands on are numbers, too.
+        graded: set[fx.Node] = set()
+        for node in graph.module.graph.nodes:
+            target = graph.module.get_submodule(str(node.target)) if node.op == "call_module" else None
+            pooled = spike_sources(graph.module, node.args[0]) if isinstance(target, FirstSpikeMaxPool) else []
+            if node.op == "placeholder" or not graded.isdisjoint(pooled):
+                graded.add(node)
+        numbers = {node.name for node in graded}
         synops = {
             layer: {source: delivered(emitted[source], fan_out) for source, fan_out in by_source.items()}
             for layer, by_source in synapses.fan_outs(graph).items()
@@ -153,7 +161,10 @@ class RateCodedNetwork(nn.Module):
                 layer.name: per_image(emitted[layer.node.name]) for layer in graph.layers if not layer.neuron.p.signed
             },
             "synops": {layer: sum(by_source.values(), none) for layer, by_source in synops.items()},
-            "graded_synops": {layer: by_source.get(pixels, none) for layer, by_source in synops.items()},
+            "graded_synops": {
+                layer: sum((count for source, count in by_source.items() if source in numbers), none)
+                for layer, by_source in synops.items()
+            },
             "synops_merged": {layer.name: merged[layer.node.name] for layer in graph.layers},
             "bias_events": {layer.name: none + steps * biased_neurons(graph, layer) for layer in graph.layers},
             "pool_events": {
@@ -181,7 +192,8 @@ class _RateNeurons(nn.Module):
 
     def forward(self, current: Tensor) -> Tensor:
         spikes: Tensor = self.neurons(current if self.bias is None else current + self.bias)
-        return spikes
+        # snnTorch's spikes are float32, whatever the currents are.
+        return spikes.to(current.dtype)
 
 
 class _Readout(nn.Module):
