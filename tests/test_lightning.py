@@ -16,7 +16,7 @@ from torch import nn
 pytest.importorskip("lightning", reason="needs the extra recipes")
 
 import quartz_plugin
-from quartz_plugin.lightning import Classifier, MNISTData, SpikingClassifier, quartz_mnist
+from quartz_plugin.lightning import Classifier, MNISTData, QuartzTrainer, SpikingClassifier, quartz_mnist
 from quartz_plugin.lightning.cli import load_checkpoint
 from quartz_plugin.lightning.data import DIGITS, FULL_MNIST, random_affine, stratified_split
 from quartz_plugin.lightning.modules import UNKNOWN_DATA, load_weights, warn_if_seen
@@ -123,27 +123,41 @@ def test_sweep_writes_one_row_for_each_t_max_and_neuron(after_run):
     assert float(by_kind["silent"]["synops"]) < 225_840
 
 
-def test_a_sweep_goes_on_where_it_stopped_and_trusts_no_row_of_another_network(after_run):
-    folder = after_run[0]
-    checkpoint = folder / "runs" / "mnist" / "last.ckpt"
-    options = ("--t_max=[2,3]", "--hold=[true]", "--bias=[synapse]", "--output=resumed.csv", *QUICK)
-    recipe("sweep", f"--ckpt_path={checkpoint}", *options, cwd=folder)
-    whole = (folder / "resumed.csv").read_text()
-    rows = list(csv.DictReader((folder / "resumed.csv").open()))
+def test_a_sweep_goes_on_where_it_stopped_and_trusts_no_row_of_another_network(tmp_path, capsys):
+    path = tmp_path / "resumed.csv"
+
+    def sweep(ann, **options):
+        model = Classifier(ann, 10)
+        model.fitted_on = DIGITS
+        trainer = QuartzTrainer(
+            default_root_dir=str(tmp_path), logger=False, enable_checkpointing=False, enable_progress_bar=False,
+            enable_model_summary=False, limit_test_batches=1,
+        )  # fmt: skip
+        data = MNISTData(calibration_images=100)
+        trainer.sweep(model, data, t_max=[2, 3], hold=[True], bias=["synapse"], output=str(path), **options)
+        told = [line for line in capsys.readouterr().out.splitlines() if " of 4: " in line]
+        return [line.endswith("kept") for line in told], list(csv.DictReader(path.open()))
+
+    first, other = (nn.Sequential(nn.Flatten(), nn.Linear(784, 9), nn.ReLU(), nn.Linear(9, 10)) for _ in range(2))
+    kept, rows = sweep(first)
+    assert kept == [False] * 4
+    whole = path.read_text()
     rows[0]["accuracy"] = "0.125"
-    with (folder / "resumed.csv").open("w", newline="") as file:
+    with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()
         writer.writerows(rows[:2])
-    output = recipe("sweep", f"--ckpt_path={checkpoint}", *options, cwd=folder)
-    assert [line.endswith("kept") for line in output.splitlines() if " of 4: " in line] == [True, True, False, False]
+    kept, resumed = sweep(first)
+    assert kept == [True, True, False, False]
     # What was kept is what stood there, not what a new run gives.
-    resumed = list(csv.DictReader((folder / "resumed.csv").open()))
     assert [float(row["accuracy"]) for row in resumed] == [0.125, *(float(row["accuracy"]) for row in rows[1:])]
-    torch.save(quartz_mnist().state_dict(), folder / "other.pt")
-    assert "kept" not in recipe("sweep", "--model.weights=other.pt", *options, cwd=folder)
-    recipe("sweep", f"--ckpt_path={checkpoint}", *options, "--resume=false", cwd=folder)
-    assert (folder / "resumed.csv").read_text() == whole
+    assert sweep(first, output_percentile=98.0)[0] == [False] * 4
+    assert sweep(first, resume=False)[0] == [False] * 4
+    assert path.read_text() == whole
+    assert sweep(other)[0] == [False] * 4
+    path.write_text("t_max,hold\n2")
+    with pytest.raises(ValueError, match="no complete file of a sweep"):
+        sweep(first)
 
 
 def test_costs_sets_ann_rate_code_quartz_and_loihi_side_by_side(after_run):
