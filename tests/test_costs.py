@@ -251,7 +251,7 @@ def test_merged_operations_are_the_changes_of_current_on_the_global_clock(conver
     assert stepped == expected
 
 
-@pytest.mark.parametrize("exact_bias", [-1.0, -1.25, -1.5, 1.25])
+@pytest.mark.parametrize("exact_bias", [-1.0, -1.125, -1.5, 1.25])
 def test_bias_spikes_before_and_after_the_window_change_currents_until_the_last_step_alone(exact_bias):
     """Of biases below -1, the spike comes when a rectified neuron is done."""
     ann = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3))
@@ -355,6 +355,40 @@ def test_a_neuron_is_active_from_its_input_window_on_until_it_has_fired(options,
         idle = [NEURONS[layer.name] * result.n_steps - active for active in expected]
         assert counts["inactive_updates"][layer.name].tolist() == idle, layer.name
         assert min(idle) >= 0
+
+
+def test_a_spike_before_the_input_window_is_one_step_of_activity(images):
+    """The layer's window of input begins at step 4; two neurons fire before."""
+    snn = converted(hold=False)
+    result = snn.run(images[:1])
+    result.spike_steps["relu"].fill_(4)
+    result.spike_steps["relu"][0, 0, 0, :3] = torch.tensor([0, 3, 5])
+    assert InferenceCounts(snn.graph, result)["active_updates"]["relu"].tolist() == [1 + 1 + 2 + 45 * 1]
+
+
+class Pools(nn.Module):
+    """Pools in a row, over a branch and the image side by side; two layers hear the second."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(1, 2, 1), nn.Linear(2 * 2 * 3 * 2, 3)
+        self.left, self.right = nn.Conv2d(3, 2, 1), nn.Conv2d(3, 2, 1)
+        self.first, self.second = nn.MaxPool2d(3, 2, 1), nn.MaxPool2d(2, 1)
+
+    def forward(self, x):
+        x = self.second(self.first(torch.cat([self.stem(x).relu(), x], 1)))
+        return self.head(torch.cat([self.left(x).relu(), self.right(x).relu()], 1).flatten(1))
+
+
+@pytest.mark.parametrize("rectifier", ["spike", "silent"])
+def test_pools_in_a_row_count_once_with_the_first_layer_that_hears_them(rectifier):
+    images = torch.rand(20, 1, 6, 8)
+    snn = quartz_plugin.convert(Pools(), images, 5, percentile=100, rectifier=rectifier)
+    result = snn.run(images[:4])
+    pooled = [sum(of_image) for of_image in zip(*OneByOne(snn, result).windows().values(), strict=True)]
+    assert len(OneByOne(snn, result).windows()) == 2
+    counted = as_lists(InferenceCounts(snn.graph, result)["pool_events"])
+    assert counted == dict.fromkeys(("relu", "relu_3", "output"), [0] * 4) | {"relu_2": pooled}
 
 
 @FEW

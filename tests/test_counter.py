@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 import quartz_plugin
-from quartz_plugin.hardware.counter import COUNTS, OperationCounts, count_operations
+from quartz_plugin.hardware.counter import COUNTED, OperationCounts, count_operations
 from quartz_plugin.hardware.operations import synaptic_operations
 
 
@@ -48,7 +48,7 @@ def counted(net, *inputs):
     """All four counts of one call, in one line each."""
     with torch.no_grad(), count_operations(net) as counts:
         net(*inputs)
-    return {name: getattr(counts, name) for name in COUNTS}
+    return {name: getattr(counts, name) for name in COUNTED}
 
 
 CONVOLUTIONS = {
@@ -626,9 +626,9 @@ def test_counts_print_as_a_table_and_divide_by_inferences():
     ]
     assert counts.total("synops") == 2**60 + 7
     totals = {"spikes": 2.5, "synops": (2**60 + 7) / 2, "graded_synops": 1.0, "macs": 6.0, "outputs": 0.0}
-    synops = {"synops_fc1": 3.0, "synops_a.fc2": (2**60 + 1) / 2}
-    assert counts.per_inference(2) == totals | synops | {"spikes_lif": 2.5, "graded_synops_fc1": 1.0, "macs_fc1": 6.0}
-    assert all(type(count) is int for name in COUNTS for count in getattr(counts, name).values())
+    synops = {"synops/fc1": 3.0, "synops/a.fc2": (2**60 + 1) / 2}
+    assert counts.per_inference(2) == totals | synops | {"spikes/lif": 2.5, "graded_synops/fc1": 1.0, "macs/fc1": 6.0}
+    assert all(type(count) is int for name in COUNTED for count in getattr(counts, name).values())
 
 
 def test_wrong_arguments_are_refused_in_one_line():

@@ -18,6 +18,7 @@ pytest.importorskip("lightning", reason="needs the extra recipes")
 import quartz_plugin
 from quartz_plugin.lightning import Classifier, MNISTData, QuartzTrainer, SpikingClassifier, quartz_mnist
 from quartz_plugin.lightning.cli import load_checkpoint
+from quartz_plugin.lightning.comparison import write_csv
 from quartz_plugin.lightning.data import DIGITS, FULL_MNIST, random_affine, stratified_split
 from quartz_plugin.lightning.modules import UNKNOWN_DATA, load_weights, warn_if_seen
 
@@ -155,9 +156,20 @@ def test_a_sweep_goes_on_where_it_stopped_and_trusts_no_row_of_another_network(t
     assert sweep(first, resume=False)[0] == [False] * 4
     assert path.read_text() == whole
     assert sweep(other)[0] == [False] * 4
-    path.write_text("t_max,hold\n2")
-    with pytest.raises(ValueError, match="no complete file of a sweep"):
-        sweep(first)
+    # A cut-off or empty figure is none; rows of others stay.
+    assert len(list(csv.DictReader(path.open()))) == 8
+    assert sweep(first)[0] == [True] * 4
+    path.write_text(whole[:-3])
+    assert sweep(first)[0] == [True, True, True, False]
+    emptied = list(csv.DictReader(whole.splitlines()))
+    emptied[2]["synops"] = ""
+    write_csv(path, emptied)
+    assert sweep(first)[0] == [True, True, False, True]
+    for other_file in (b"t_max,hold\n2,True\n", b"\xff\xfe\x00"):
+        path.write_bytes(other_file)
+        with pytest.raises(ValueError, match="no file of a sweep"):
+            sweep(first)
+        assert path.read_bytes() == other_file
 
 
 def test_costs_sets_ann_rate_code_quartz_and_loihi_side_by_side(after_run):

@@ -7,6 +7,10 @@ import math
 import pytest
 import torch
 from conftest import paper_network
+from hypothesis import given, settings
+from random_chains import NEURONS, SOME
+from test_costs import OneByOne
+from test_random_graphs import conversions
 from torch import nn
 
 import quartz_plugin
@@ -273,6 +277,39 @@ def test_a_core_that_hears_too_much_is_cut_although_others_hear_less():
     assert by_name(mapped(*modules, images=images, chip=chip(compartments=8, in_axons=39)))["1"].cores > 2
 
 
+UNLIMITED = chip(**dict.fromkeys(["compartments", "in_axons", "out_axons", "synaptic_memory", "longest_delay"], 10**9))
+
+
+def ways(judge, node, source):
+    """How many paths lead from a source to a node."""
+    return 1 if node is source else 0 if judge.emits(node) else sum(ways(judge, each, source) for each in node.args)
+
+
+@settings(SOME, max_examples=max(1, settings().max_examples // 2))
+@given(conversions(NEURONS.filter(lambda neuron: neuron["rectifier"] == "spike")))
+def test_axons_of_any_graph_are_the_units_that_reach_a_core(conversion):
+    """All neurons of a layer on one core, and each on a core of its own."""
+    net, snn = conversion
+    judge = OneByOne(snn, snn.run(net.images))
+    together = by_name(map_to_loihi(snn, chip=UNLIMITED))
+    apart = by_name(map_to_loihi(snn, chip=dataclasses.replace(UNLIMITED, compartments=1)))
+    sent, pooled = {}, {source for pool in judge.pooled for source in judge.behind(pool)[1]}
+    for name, node in judge.layers.items():
+        matrices = judge.synapses(node)
+        assert together[name].cores == 1
+        assert together[name].in_axons == sum(int(matrix.any(1).sum()) for matrix in matrices.values())
+        assert apart[name].cores == apart[name].neurons == together[name].neurons
+        # Where paths meet, not every one of many cores is looked at.
+        exact = apart[name].neurons <= 64 or all(ways(judge, node.args[0], source) == 1 for source in matrices)
+        if exact:
+            assert apart[name].in_axons == int(sum(matrix.sum(0) for matrix in matrices.values()).max())
+        for source, matrix in matrices.items():
+            sent[source] = sent.get(source, 0) + int(matrix.sum()) if exact else math.nan
+    for source, axons in sent.items():
+        if source not in pooled and not math.isnan(axons):
+            assert apart["input" if source.op == "placeholder" else str(source.target)].out_axons == axons
+
+
 def test_groups_hear_their_own_channels_alone():
     modules = nn.Conv2d(4, 4, 3, groups=2), nn.ReLU(), nn.Flatten(), nn.Linear(4, 2)
     for compartments, heard in ((4, 36), (2, 18), (1, 18)):
@@ -454,7 +491,7 @@ def test_a_mapping_leaves_the_network_as_it_was(mnist):
 
 
 def test_a_mapping_can_be_made_where_a_test_loop_has_switched_gradients_off(mnist):
-    snn = mnist(8)
-    outside = map_to_loihi(snn)
-    with torch.inference_mode():
-        assert map_to_loihi(snn) == outside
+    for snn in (mnist(8), quartz_plugin.convert(Uneven("few"), torch.rand(20, 50), 5)):
+        outside = map_to_loihi(snn)
+        with torch.inference_mode():
+            assert map_to_loihi(snn) == outside
