@@ -212,7 +212,7 @@ def check_modules(graph: ConvertedGraph) -> None:
 def structure_of(module: fx.GraphModule) -> tuple[Any, ...]:
     """What a network is apart from the values of its weights: equal while nothing but those is edited."""
     return (
-        tuple((node.op, node.name, str(node.target), str(node.args)) for node in module.graph.nodes),
+        tuple((n.op, n.name, str(n.target), str(n.args), str(n.kwargs)) for n in module.graph.nodes),
         tuple((name, type(each), _settings(each)) for name, each in module.named_modules()),
         tuple((name, tensor.dtype, tuple(tensor.shape)) for name, tensor in module.state_dict().items()),
     )

@@ -20,6 +20,20 @@ from quartz_plugin.hardware.spikes import per_image
 from quartz_plugin.network import SpikingNetwork
 from quartz_plugin.neuron import AxonalDelay, FirstSpikeMaxPool, TTFSNeuron, forget_instance, reset
 
+RATE_COUNTS = (
+    "spikes",
+    "synops",
+    "graded_synops",
+    "synops_merged",
+    "bias_events",
+    "pool_events",
+    "neuron_updates",
+    "active_updates",
+    "operations",
+    "operations_strict",
+)
+"""What is counted of a rate-coded network."""
+
 
 @dataclass(frozen=True)
 class RateResult:
@@ -32,9 +46,10 @@ class RateResult:
     counts : dict
         Name of a count -> layer -> int64 ``[B]``, as in :class:`~quartz_plugin.hardware.InferenceCounts`: ``spikes``,
         ``synops`` (into a layer; the image's nonzero pixels deliver at every step), ``graded_synops`` (the part of
-        them that comes from pixels and so multiplies), ``synops_merged`` (neuron-steps in which a synaptic current
-        arrives), ``bias_events`` (a neuron and step), ``pool_events``, ``neuron_updates`` and ``active_updates``
-        (neurons times steps), ``operations`` and ``operations_strict`` (merged and strict synops, and N a step).
+        them that comes from pixels and so multiplies), ``synops_merged`` (neuron-steps in which a current arrives,
+        a bias included), ``bias_events`` (one a neuron and step), ``pool_events``, ``neuron_updates`` and
+        ``active_updates`` (neurons times steps), ``operations`` and ``operations_strict`` (merged and strict synops,
+        and N a step).
     n_steps : int
         Steps of the simulation.
     """
@@ -132,7 +147,9 @@ class RateCodedNetwork(nn.Module):
                 values[node] = images if node.op == "placeholder" else call_node(self.net, node, values)
                 if node.name in layers:
                     arriving = values[node.all_input_nodes[0]].abs() > LEAST_CHANGE
-                    merged[node.name] = merged[node.name] + per_image(arriving)
+                    bias = self.net.get_submodule(str(node.target)).bias
+                    changed = arriving if bias is None else arriving | (bias != 0)
+                    merged[node.name] = merged[node.name] + per_image(changed)
                 emitted[node.name] = emitted.get(node.name, 0) + (values[node] != 0).to(torch.int32)
         assert output is not None
         reset(self.net)
@@ -166,7 +183,9 @@ class RateCodedNetwork(nn.Module):
                 for layer, by_source in synops.items()
             },
             "synops_merged": {layer.name: merged[layer.node.name] for layer in graph.layers},
-            "bias_events": {layer.name: none + steps * biased_neurons(graph, layer) for layer in graph.layers},
+            "bias_events": {
+                layer.name: none + steps * biased_neurons(layer, shapes[layer.node.name]) for layer in graph.layers
+            },
             "pool_events": {
                 layer: sum((delivered(emitted[before], windows) for before, windows in pools), none)
                 for layer, pools in synapses.pools(graph).items()
@@ -209,4 +228,4 @@ class _Readout(nn.Module):
         return current if self.bias is None else current + self.bias
 
 
-__all__ = ["RateCodedNetwork", "RateResult"]
+__all__ = ["RATE_COUNTS", "RateCodedNetwork", "RateResult"]

@@ -12,7 +12,7 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, fx, nn
@@ -35,6 +35,8 @@ from quartz_plugin.structure import (
 
 MOST_PATHS = 6
 """Paths from one source into one layer whose union is counted by inclusion and exclusion; beyond, units are probed."""
+
+Module = TypeVar("Module", bound=nn.Module)
 
 FanOut = dict[str, dict[str, Tensor]]
 """Layer -> name of a source node -> number of synapses of each source unit into that layer."""
@@ -195,10 +197,16 @@ def probed_fan_out(projection: Projection, shapes: dict[fx.Node, torch.Size]) ->
     return {source: _probed(projection, source, shapes) for source in projection.sources}
 
 
-def _probed(projection: Projection, source: fx.Node, shapes: dict[fx.Node, torch.Size], chunk: int = 256) -> Tensor:
-    ones = copy.deepcopy(projection.module).cpu()
+def of_ones(module: Module) -> Module:
+    """Copy of a module in which all weights are 1."""
+    ones = copy.deepcopy(module)
     for parameter in ones.parameters():
-        parameter.data = torch.ones_like(parameter, dtype=torch.float64)
+        parameter.data = torch.ones_like(parameter)
+    return ones
+
+
+def _probed(projection: Projection, source: fx.Node, shapes: dict[fx.Node, torch.Size], chunk: int = 256) -> Tensor:
+    ones = of_ones(projection.module).cpu().double()
     probe = Projection(ones, projection.sources, projection.nodes, projection.target)
     shape = shapes[source]
     units = math.prod(shape)
@@ -528,6 +536,7 @@ __all__ = [
     "chains",
     "fan_out",
     "fan_outs",
+    "of_ones",
     "pool_fan_out",
     "pool_relation",
     "probed_fan_out",

@@ -467,10 +467,10 @@ def test_means_are_over_images_in_total_and_by_layer(images):
     assert len(counts) == len(COUNTS)
     for name in COUNTS:
         for layer, count in counts[name].items():
-            assert means[f"{name}_{layer}"] == pytest.approx(sum(count.tolist()) / len(images))
-        assert means[name] == pytest.approx(sum(means[f"{name}_{layer}"] for layer in counts[name]))
+            assert means[f"{name}/{layer}"] == pytest.approx(sum(count.tolist()) / len(images))
+        assert means[name] == pytest.approx(sum(means[f"{name}/{layer}"] for layer in counts[name]))
     assert counts.mean("synops") == {
-        name: means[name] for name in ("synops", "synops_m1", "synops_relu", "synops_output")
+        name: means[name] for name in ("synops", "synops/m1", "synops/relu", "synops/output")
     }
 
 

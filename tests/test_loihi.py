@@ -420,7 +420,7 @@ def test_it_prints_a_table_and_says_that_it_is_an_estimate(mnist):
     lines = str(mapping).splitlines()
     assert "11 cores, 1 chip, 82 steps (an estimate)" in lines
     assert [line.split()[0] for line in lines[2:10]] == ["input", "1", "2", "4", "5", "7", "output", "support"]
-    counts = dict.fromkeys([*LOIHI.spiking, "spikes_input"], 1.0)
+    counts = dict.fromkeys([*LOIHI.spiking, "spikes/input"], 1.0)
     assert "estimated" in str(mapping.estimate(counts))
     two = str(map_to_loihi(mnist(16), chip=chip(cores=10)))
     assert "11 cores, 2 chips" in two
@@ -452,7 +452,7 @@ def test_an_estimate_is_hand_arithmetic():
     assert mapping.steps == steps
     # The busiest core has 32 weights and six more synapses for each of 8 neurons.
     step_time = 0.5 + 8 * 1e-3 + 80 / steps * 1e-4
-    counts = {"synops": 56.0, "active_updates": 100.0, "inactive_updates": 12345.0, "spikes_input": 4.0}
+    counts = {"synops": 56.0, "active_updates": 100.0, "inactive_updates": 12345.0, "spikes/input": 4.0}
     estimate = mapping.estimate(counts)
     assert estimate.steps == steps
     assert estimate.step_time == pytest.approx(step_time)
@@ -464,15 +464,15 @@ def test_an_estimate_is_hand_arithmetic():
     assert estimate.core_energy == pytest.approx(56 * 2e-6 + 100e-6 + inactive * 0.5e-6)
     assert estimate.total_energy == pytest.approx(estimate.core_energy + 3.0 * estimate.latency)
     assert estimate.energy_delay_product == pytest.approx(estimate.total_energy * estimate.latency)
-    late = mapping.estimate({**counts, "spikes_input": 4000.0})
+    late = mapping.estimate({**counts, "spikes/input": 4000.0})
     assert late.latency == pytest.approx(40.0)
     assert late.pipelined_throughput == late.throughput == pytest.approx(1 / 40.0)
 
 
 def test_an_estimate_names_the_counts_that_it_lacks():
     mapping = mapped(nn.Linear(4, 3), images=torch.rand(20, 4))
-    counts = dict.fromkeys([*LOIHI.spiking, "spikes_input"], 1.0)
-    del counts["bias_events"], counts["spikes_input"]
+    counts = dict.fromkeys([*LOIHI.spiking, "spikes/input"], 1.0)
+    del counts["bias_events"], counts["spikes/input"]
     with pytest.raises(ValueError, match=r"needs the counts \['bias_events', 'spikes_input'\] of an inference"):
         mapping.estimate(counts)
 

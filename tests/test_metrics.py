@@ -173,12 +173,12 @@ def test_spike_counts_tell_zeros_and_silence_apart(small):
         counts[name] = {key: float(value) for key, value in metric.compute().items()}
     hidden = loud.run(images).levels("1")
     nonzero = float((hidden != 0).sum()) / len(images)
-    assert counts["loud"]["spikes_1"] == 4
-    assert counts["loud"]["zero_spikes_1"] == pytest.approx(4 - nonzero)
-    assert counts["silent"]["spikes_1"] == pytest.approx(nonzero)
-    assert counts["silent"]["zero_spikes_1"] == counts["silent"]["zero_spikes_input"] == 0
+    assert counts["loud"]["spikes/1"] == 4
+    assert counts["loud"]["zero_spikes/1"] == pytest.approx(4 - nonzero)
+    assert counts["silent"]["spikes/1"] == pytest.approx(nonzero)
+    assert counts["silent"]["zero_spikes/1"] == counts["silent"]["zero_spikes/input"] == 0
     assert 0 < nonzero < 4
-    assert counts["loud"]["spikes"] == pytest.approx(sum(counts["loud"][f"spikes_{n}"] for n in loud.windows))
+    assert counts["loud"]["spikes"] == pytest.approx(sum(counts["loud"][f"spikes/{n}"] for n in loud.windows))
 
 
 def test_early_spike_rate_counts_spikes_before_readout(small):
@@ -355,7 +355,7 @@ def test_a_counting_metric_gives_the_means_of_the_pure_counts_in_total_and_by_la
     for quantity in quantities:
         expected[quantity] = sum(sum(count.tolist()) for count in counts[quantity].values()) / len(images)
         for layer in ("1", "5", "output"):
-            expected[f"{quantity}_{layer}"] = sum(counts[quantity][layer].tolist()) / len(images)
+            expected[f"{quantity}/{layer}"] = sum(counts[quantity][layer].tolist()) / len(images)
     assert {key: float(value) for key, value in values.items()} == pytest.approx(expected)
     assert sum(expected.values()) > 0
     assert all(value.dtype == torch.float64 for value in values.values())
@@ -390,7 +390,7 @@ def test_plot_draws_a_bar_for_each_layer(pooled, name):
     layers = [label.get_text() for label in axes.get_yticklabels()]
     assert layers in (["input", "1", "5", "output"], ["1", "5", "output"])
     widths = [bar.get_width() for bar in axes.patches]
-    assert widths == pytest.approx([float(values[f"{quantity}_{layer}"]) for layer in layers])
+    assert widths == pytest.approx([float(values[f"{quantity}/{layer}"]) for layer in layers])
     assert axes.figure is figure
     assert axes.get_xlabel() == quantity
     _, given = pyplot.subplots()
@@ -409,7 +409,7 @@ def test_spikes_a_neuron_leave_the_input_out_of_the_whole(pooled):
     assert 0 < own < 1
     assert float(values["spikes_per_neuron"]) == pytest.approx(own)
     for name, count in neurons.items():
-        assert float(values[f"spikes_per_neuron_{name}"]) == pytest.approx(spikes[name] / count)
+        assert float(values[f"spikes_per_neuron/{name}"]) == pytest.approx(spikes[name] / count)
 
 
 def test_energy_is_each_count_times_its_cost_in_total_and_by_layer(pooled):
@@ -417,10 +417,10 @@ def test_energy_is_each_count_times_its_cost_in_total_and_by_layer(pooled):
     profile = EnergyProfile("mine", "made up", spiking={"spikes": 2.0, "synops": 3.0, "active_updates": 0.5})
     values = updated(EnergyEstimate(snn, profile), snn, images, 6).compute()
     counts = InferenceCounts(snn.graph, snn.run(images))
-    expected = {"energy_mine_input": 2.0 * float(counts["spikes"]["input"].double().mean())}
+    expected = {"energy_mine/input": 2.0 * float(counts["spikes"]["input"].double().mean())}
     for layer in ("1", "5", "output"):
         each = 2.0 * counts["spikes"][layer] + 3.0 * counts["synops"][layer] + 0.5 * counts["active_updates"][layer]
-        expected[f"energy_mine_{layer}"] = float(each.mean())
+        expected[f"energy_mine/{layer}"] = float(each.mean())
     expected["energy_mine"] = sum(expected.values())
     assert {name: float(value) for name, value in values.items()} == pytest.approx(expected)
 
@@ -457,12 +457,12 @@ def test_everything_stands_in_one_collection(small):
 def test_a_metric_counts_the_results_of_a_network_that_is_then_edited(pooled):
     snn, images = pooled
     metric = SynapticOperations(snn)
-    before = updated(metric, snn, images, 25).compute()["synops_output"]
+    before = updated(metric, snn, images, 25).compute()["synops/output"]
     metric.reset()
     snn.graph_module.get_submodule("7").weight.data *= 2
     snn.graph_module.set_submodule("7", nn.Linear(4, 6, bias=False))
     snn.graph.layers[-1].neuron.bias = None
-    assert updated(metric, snn, images, 25).compute()["synops_output"] == 2 * before
+    assert updated(metric, snn, images, 25).compute()["synops/output"] == 2 * before
 
 
 # ------------------------------------------------------------------------------------- networks of others
@@ -594,7 +594,7 @@ def test_a_lightning_module_logs_what_the_metrics_compute(pooled, tmp_path):
     data = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(images), batch_size=10)
     (logged,) = trainer.test(Testing(), data, verbose=False)
     counts = InferenceCounts(snn.graph, snn.run(images)).mean()
-    for name in ("synops", "synops_1", "spikes", "spikes_input", "zero_spikes", "memory_reads", "memory_writes_output"):
+    for name in ("synops", "synops/1", "spikes", "spikes/input", "zero_spikes", "memory_reads", "memory_writes/output"):
         assert logged[name] == pytest.approx(counts[name], rel=1e-5), name
     assert logged["energy_loihi"] == pytest.approx(LOIHI.energy(counts), rel=1e-5)
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from quartz_plugin.coding import NO_SPIKE, Window
 from quartz_plugin.graph import INPUT
 
 
-@dataclass
+@dataclass(eq=False)
 class SimulationResult:
     """Spikes and logits of one batch of inferences.
 
@@ -40,23 +41,25 @@ class SimulationResult:
     n_steps: int
     engine: str
     signed_output: bool = True
-    _found: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _found: WeakKeyDictionary[Any, Any] = field(default_factory=WeakKeyDictionary, init=False, repr=False)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_found": {}}
+        return {**self.__dict__, "_found": WeakKeyDictionary()}
 
-    def memo(self, *key: Any) -> dict[Any, Any]:
-        """What readers have found out about these spikes, for one another; empty again where spikes are edited.
+    def memo(self, owner: nn.Module | None = None) -> dict[Any, Any]:
+        """What readers have found out about these spikes, for one another: of a network's, or of any.
 
-        Edits in place are noticed except of tensors that were made in inference mode, which count none; ``run``
-        makes none of those.
+        It is empty again where spikes, or the network's parameters, have been edited through torch; an edit in
+        place of a tensor that was made in inference mode (``run`` makes none) is not seen.
         """
         tensors = list(self.spike_steps.values())
-        versions = [0 if steps.is_inference() else steps._version for steps in tensors]
-        known = self._found.get(key)
+        if owner is not None:
+            tensors += [*owner.parameters(), *owner.buffers()]
+        versions = [0 if tensor.is_inference() else tensor._version for tensor in tensors]
+        known = self._found.get(self if owner is None else owner)
         # Tensors that are held here cannot give their place in memory to others.
         if known is None or known[1] != versions or [*map(id, known[0])] != [*map(id, tensors)]:
-            known = self._found[key] = tensors, versions, {}
+            known = self._found[self if owner is None else owner] = tensors, versions, {}
         found: dict[Any, Any] = known[2]
         return found
 

@@ -24,7 +24,7 @@ def ann_costs(ann: nn.Module, images: Tensor) -> dict[str, float]:
         Means over images: ``macs``, all inputs times their synapses (a weight that meets padding is none);
         ``nonzero_macs``, those whose input is not zero, which is all that an engine that skips zeros does;
         ``memory_reads``, a weight and an input for each of ``macs``; ``memory_writes``, each output of a layer once
-        (its sum stays in a register); and each of the first two for each module, ``macs_MODULE``.
+        (its sum stays in a register); and each of the first two for each module, ``macs/MODULE``.
 
     Raises
     ------
@@ -35,7 +35,7 @@ def ann_costs(ann: nn.Module, images: Tensor) -> dict[str, float]:
     --------
     >>> ann = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
     >>> costs = ann_costs(ann, torch.tensor([[0.5, 0.0, 0.0, 1.0]]))
-    >>> costs["macs"], costs["nonzero_macs_0"], costs["memory_reads"], costs["memory_writes"]
+    >>> costs["macs"], costs["nonzero_macs/0"], costs["memory_reads"], costs["memory_writes"]
     (56.0, 16.0, 112.0, 11.0)
     """
     found = count_ann(ann, images).per_inference(len(images))
@@ -46,9 +46,9 @@ def ann_costs(ann: nn.Module, images: Tensor) -> dict[str, float]:
         "memory_writes": found["outputs"],
     }
     for name, count in found.items():
-        kind, _, module = name.partition("_")
+        kind, _, module = name.partition("/")
         if module and kind in ("macs", "synops"):
-            costs[f"{'nonzero_macs' if kind == 'synops' else kind}_{module}"] = count
+            costs[f"{'nonzero_macs' if kind == 'synops' else kind}/{module}"] = count
     return costs
 
 

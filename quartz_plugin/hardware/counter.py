@@ -24,7 +24,7 @@ from torch.overrides import TorchFunctionMode
 
 from quartz_plugin.tables import format_table
 
-COUNTS = ("spikes", "synops", "graded_synops", "macs", "outputs")
+COUNTED = ("spikes", "synops", "graded_synops", "macs", "outputs")
 """What :class:`OperationCounts` holds."""
 
 
@@ -53,7 +53,7 @@ class OperationCounts:
     ...     logits = net(torch.tensor([[0.5, 0.0, 1.0, 0.0]]))
     >>> counts.synops["0"], counts.graded_synops["0"], counts.macs
     (16, 8, {'0': 32, '2': 24})
-    >>> counts.total("macs"), counts.per_inference(1)["macs_2"]
+    >>> counts.total("macs"), counts.per_inference(1)["macs/2"]
     (56, 24.0)
     """
 
@@ -105,12 +105,12 @@ class OperationCounts:
         ValueError
             If `name` is none of them.
         """
-        if name not in COUNTS:
-            raise ValueError(f"a count is one of {', '.join(COUNTS)}, got {name!r}")
+        if name not in COUNTED:
+            raise ValueError(f"a count is one of {', '.join(COUNTED)}, got {name!r}")
         return sum(self._of(name).values())
 
     def per_inference(self, n: int) -> dict[str, float]:
-        """Means over `n` inferences, flat as ``log_dict`` takes them: totals first, then ``synops_MODULE`` etc.
+        """Means over `n` inferences, flat as ``log_dict`` takes them: totals first, then ``synops/MODULE`` etc.
 
         Parameters
         ----------
@@ -129,15 +129,15 @@ class OperationCounts:
         """
         if n < 1:
             raise ValueError(f"counts are divided by the number of inferences, 1 or more, got {n!r}")
-        counts = {name: self._of(name) for name in COUNTS}
+        counts = {name: self._of(name) for name in COUNTED}
         totals = {name: sum(by_module.values()) / n for name, by_module in counts.items()}
-        by_module = {f"{name}_{path}": count / n for name in COUNTS for path, count in counts[name].items()}
+        by_module = {f"{name}/{path}": count / n for name in COUNTED for path, count in counts[name].items()}
         return totals | by_module
 
     def __str__(self) -> str:
-        counts = [self._of(name) for name in COUNTS]
+        counts = [self._of(name) for name in COUNTED]
         rows = [[path, *(by_module.get(path) for by_module in counts)] for path in self._sums]
-        return format_table(["module", *COUNTS], [*rows, ["total", *(sum(c.values()) for c in counts)]])
+        return format_table(["module", *COUNTED], [*rows, ["total", *(sum(c.values()) for c in counts)]])
 
 
 def count_operations(
@@ -391,6 +391,10 @@ def _mm(result: Tensor, input: Tensor, mat2: Tensor, **__: Any) -> list[_Deliver
     return _matmul(result, input, mat2)
 
 
+def _mv(_: Tensor, input: Tensor, vec: Tensor, **__: Any) -> list[_Delivery]:
+    return [_Delivery(vec, input.shape[0])]
+
+
 def _addmm(result: Tensor, input: Tensor, mat1: Tensor, mat2: Tensor, **__: Any) -> list[_Delivery]:
     return _matmul(result, mat1, mat2)
 
@@ -468,6 +472,7 @@ _WEIGHTED: dict[Any, Callable[..., list[_Delivery]]] = {
     **dict.fromkeys((F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d), _transposed_convolution),
     **dict.fromkeys((torch.matmul, Tensor.matmul, torch.linalg.matmul), _matmul),
     **dict.fromkeys((torch.mm, Tensor.mm, torch.sparse.mm), _mm),
+    **dict.fromkeys((torch.mv, Tensor.mv), _mv),
     **dict.fromkeys((torch.addmm, Tensor.addmm), _addmm),
     **dict.fromkeys((torch.lstm_cell, torch.gru_cell, torch.rnn_tanh_cell, torch.rnn_relu_cell), _cell),
 }
@@ -476,10 +481,20 @@ _WEIGHTED: dict[Any, Callable[..., list[_Delivery]]] = {
 _OPAQUE: frozenset[Any] = frozenset(
     {
         *(torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu, F.multi_head_attention_forward),
-        *(torch.einsum, torch.tensordot, torch.bilinear, torch.bmm, Tensor.bmm, torch.baddbmm, Tensor.baddbmm),
+        *(
+            torch.einsum,
+            torch.tensordot,
+            torch.inner,
+            Tensor.inner,
+            torch.bilinear,
+            torch.bmm,
+            Tensor.bmm,
+            torch.baddbmm,
+            Tensor.baddbmm,
+        ),
     }
 )
 """Functions that may hold weights, and are not counted."""
 
 
-__all__ = ["COUNTS", "OperationCounts", "count_operations"]
+__all__ = ["COUNTED", "OperationCounts", "count_operations"]

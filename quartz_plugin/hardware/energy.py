@@ -49,8 +49,11 @@ class EnergyProfile:
     def __post_init__(self) -> None:
         for kind in ("spiking", "ann"):
             costs = getattr(self, kind)
-            if bad := [count for count, cost in costs.items() if not (cost >= 0 and math.isfinite(cost))]:
-                raise ValueError(f"profile {self.name!r}: energies must be 0 or more, {bad} are not")
+            wrong = [n for n, cost in costs.items() if not isinstance(cost, (int, float)) or not 0 <= cost < math.inf]
+            if wrong:
+                raise ValueError(
+                    f"profile {self.name!r}: energies must be numbers of 0 or more, those of {wrong} are not"
+                )
             object.__setattr__(self, kind, MappingProxyType(dict(costs)))
 
     def __reduce__(self) -> Any:
@@ -71,6 +74,8 @@ class EnergyProfile:
         ValueError
             If a count of the profile is missing, or it knows nothing of this kind of network.
         """
+        if of not in ("spiking", "ann"):
+            raise ValueError(f'of must be "spiking" or "ann", got {of!r}')
         costs = self.ann if of == "ann" else self.spiking
         if not costs:
             raise ValueError(

@@ -1,9 +1,11 @@
 """From a converted network to the cores of Loihi 1: an estimate made of published limits and energies.
 
 Every population (input encoder, max pooling, layer) has cores of its own, cut into tiles of rows, columns and
-channels until each tile keeps the limits of a core. Support neurons, one at each readout, send bias, readout,
-rectifier and hold; relay neurons carry delays that are longer than the chip's. What it leaves out: routing and hops
-between tiles of the chip, spike traffic's time, resetting between images, packing of small layers, learning.
+channels (or channels, rows and columns) until each tile keeps the limits of a core. Support neurons, one at each
+readout, send bias, readout, rectifier and hold; relay neurons carry delays that are longer than the chip's. At each
+step the fullest core updates all its compartments at the time of active ones; synaptic operations take the time of
+each population's busiest core, one population after the other. What it leaves out: routing and hops between tiles of
+the chip, spike traffic's time, resetting between images, packing of small layers, learning.
 
 References
 ----------
@@ -13,12 +15,10 @@ G. Lenz, G. Orchard, S. Sheik, arXiv:2309.16795.
 
 from __future__ import annotations
 
-import copy
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -29,8 +29,8 @@ from quartz_plugin.hardware.energy import LOIHI, EnergyProfile
 from quartz_plugin.hardware.operations import Synapses, biased_neurons, spike_sources
 from quartz_plugin.network import SpikingNetwork
 from quartz_plugin.neuron import AxonalDelay, FirstSpikeMaxPool
-from quartz_plugin.structure import AVERAGES, WEIGHTED, OneToOne
-from quartz_plugin.synapses import pool_relation, relation_to
+from quartz_plugin.structure import AVERAGES, WEIGHTED, Add, OneToOne
+from quartz_plugin.synapses import of_ones, pool_relation, relation_to
 from quartz_plugin.tables import format_table
 
 SUPPORT = "support"
@@ -59,7 +59,7 @@ class LoihiChip:
         need no index.
     longest_delay : int
         Steps.
-    active_update_time, inactive_update_time, synop_time : float
+    active_update_time, synop_time : float
         Seconds (Davies et al. 2018, table 2).
     barrier_time : float
         Seconds that a core waits for the others at each step (there, the longest).
@@ -82,7 +82,6 @@ class LoihiChip:
     index_bits: int = 10
     longest_delay: int = 62
     active_update_time: float = 8.4e-9
-    inactive_update_time: float = 5.3e-9
     synop_time: float = 3.5e-9
     barrier_time: float = 465e-9
     input_spike_time: float = 4.9e-3 / 784
@@ -111,7 +110,7 @@ class Population:
     binding : str
         The limit that decides how many: see :data:`LIMITS`.
     cores_by_limit : dict
-        Limit -> cores that it alone would take.
+        Limit -> cores that it alone would take, cut in the same order.
     in_axons, out_axons : int
         Of the fullest core; of all cores together.
     synaptic_memory : int
@@ -119,7 +118,7 @@ class Population:
     synapses : int
         Weight synapses into it, and those of readout (two: a coarse and a fine), bias, rectifier and hold.
     largest_readout_weight : float or None
-        Largest ``|r|``, ``r = 1 - A(1)``, in units of the weights.
+        Largest ``|r|``, ``r = 1 - A(1)``, in units of the weights; with bias spikes, of weight 1, the bias in A is 1.
     """
 
     name: str
@@ -144,7 +143,7 @@ class LoihiEstimate:
     steps : int
         Until all outputs of 0 and more are out.
     step_time : float
-        Of the fullest core.
+        On the chip, mean of all steps.
     latency : float
         The longer of stepping and bringing the input to the chip.
     throughput, pipelined_throughput : float
@@ -194,13 +193,16 @@ class LoihiMapping:
         Steps until all outputs of 0 and more are out: ``(L + 1) S + 1``, and one for each hop between populations.
     interval : int
         Steps for which a layer is busy with one image.
+    misfits : tuple of str
+        Neurons that fit on no core, and the limit that they break.
     notes : tuple of str
-        What does not fit, and what to know.
+        What else to know.
     """
 
     populations: tuple[Population, ...]
     steps: int
     interval: int
+    misfits: tuple[str, ...]
     notes: tuple[str, ...]
     chip: LoihiChip
 
@@ -217,7 +219,7 @@ class LoihiMapping:
     @property
     def fits(self) -> bool:
         """Whether every neuron fits on a core."""
-        return not any("does not fit" in note for note in self.notes)
+        return not self.misfits
 
     def estimate(self, counts: Mapping[str, float]) -> LoihiEstimate:
         """What an inference takes, from what it counts.
@@ -226,7 +228,7 @@ class LoihiMapping:
         ----------
         counts : mapping
             Totals of an inference, as :class:`~quartz_plugin.hardware.InferenceCounts` names them and its ``mean()``
-            gives them: those of the chip's profile, and ``spikes_input``.
+            gives them: those of the chip's profile, and ``spikes/input``.
 
         Raises
         ------
@@ -234,7 +236,7 @@ class LoihiMapping:
             If a count is missing.
         """
         # Which updates are inactive follows from the chip's compartments and steps.
-        wanted = [name for name in (*self.chip.profile.spiking, "spikes_input") if name != "inactive_updates"]
+        wanted = [name for name in (*self.chip.profile.spiking, "spikes/input") if name != "inactive_updates"]
         if missing := [name for name in wanted if name not in counts]:
             raise ValueError(f"an estimate needs the counts {missing} of an inference; given are {sorted(counts)}")
         chip = self.chip
@@ -243,16 +245,17 @@ class LoihiMapping:
         updates = {"active_updates": active, "inactive_updates": max(0.0, compartments * self.steps - active)}
         core_energy = float(chip.profile.energy({**counts, **updates}))
         fullest = max(-(-population.neurons // population.cores) for population in self.populations)
-        busiest = max(population.synapses / population.cores for population in self.populations)
-        step_time = chip.barrier_time + fullest * chip.active_update_time + busiest / self.steps * chip.synop_time
-        input_time = float(counts["spikes_input"]) * chip.input_spike_time
-        latency = max(self.steps * step_time, input_time)
+        update_time = chip.barrier_time + fullest * chip.active_update_time
+        synop_times = [chip.synop_time * population.synapses / population.cores for population in self.populations]
+        chip_time = self.steps * update_time + sum(synop_times)
+        input_time = float(counts["spikes/input"]) * chip.input_spike_time
+        latency = max(chip_time, input_time)
         return LoihiEstimate(
             steps=self.steps,
-            step_time=step_time,
+            step_time=chip_time / self.steps,
             latency=latency,
             throughput=1 / latency,
-            pipelined_throughput=1 / max(self.interval * step_time, input_time),
+            pipelined_throughput=1 / max(self.interval * update_time + max(synop_times), input_time),
             core_energy=core_energy,
             total_energy=core_energy + chip.other_power * latency,
         )
@@ -284,7 +287,7 @@ class LoihiMapping:
             for p in self.populations
         ]
         total = f"{self.cores:,} cores, {self.chips:,} chip{'s' * (self.chips > 1)}, {self.steps:,} steps (an estimate)"
-        return "\n".join([format_table(header, rows), total, *(f"- {note}" for note in self.notes)])
+        return "\n".join([format_table(header, rows), total, *(f"- {note}" for note in (*self.misfits, *self.notes))])
 
 
 def map_to_loihi(snn: SpikingNetwork, shared_weights: bool = True, chip: LoihiChip = LOIHI_1) -> LoihiMapping:
@@ -313,12 +316,15 @@ def map_to_loihi(snn: SpikingNetwork, shared_weights: bool = True, chip: LoihiCh
     >>> mapping.cores, mapping.chips, mapping.steps, [population.name for population in mapping.populations]
     (4, 1, 48, ['input', '1', 'output', 'support'])
     """
+    if not isinstance(snn, SpikingNetwork):
+        raise TypeError(f"map_to_loihi takes a SpikingNetwork, as convert makes it, got {type(snn).__name__}")
     graph = snn.graph
     if graph.silent:
         raise ValueError(
             'rectifier="silent" needs neurons that set their own current at readout, as programmable ones (Loihi 2) '
             'can; Loihi 1 has a fixed readout weight, which needs every unit to fire: convert with rectifier="spike"'
         )
+    misfits: list[str] = []
     notes: list[str] = []
     bits = graph.settings.get("weight_bits")
     if bits is None or bits > chip.weight_bits:
@@ -327,14 +333,16 @@ def map_to_loihi(snn: SpikingNetwork, shared_weights: bool = True, chip: LoihiCh
     outgoing = {unit.name: 0 for unit in units}
     populations: list[Population] = []
     for unit in reversed(units):
-        cut = _cut(unit, outgoing[unit.name], chip, notes)
+        cut = _cut(unit, outgoing[unit.name], chip, misfits)
         for source, axons in cut.axons.of_all.items():
             outgoing[source] += axons
         populations.append(_population(unit, cut, outgoing[unit.name]))
     support = _support(graph, chip, populations)
     ends = max(layer.neuron.clock.rectify for layer in graph.layers)
     busy = max(layer.neuron.clock.rectify - layer.neuron.clock.first_input for layer in graph.layers)
-    return LoihiMapping((*reversed(populations), support), ends + 1 + _hops(graph), busy + 1, tuple(notes), chip)
+    return LoihiMapping(
+        (*reversed(populations), support), ends + 1 + _hops(graph), busy + 1, tuple(misfits), tuple(notes), chip
+    )
 
 
 Size = tuple[int, int, int]
@@ -365,6 +373,7 @@ class _Unit:
     weight_memory: Callable[[Size], float]
     """Size of a tile -> bits of its weight synapses."""
     readout: float | None = None
+    support_axons: int = 0
 
 
 @dataclass
@@ -387,9 +396,7 @@ def _units(graph: ConvertedGraph, shared: bool, chip: LoihiChip) -> Iterator[_Un
     shapes = Synapses.of(graph).shapes(graph)
     layers = {layer.node: layer for layer in graph.layers}
     delays = _longest_delays(graph)
-    ones = copy.deepcopy(graph.module)
-    for parameter in ones.parameters():
-        parameter.data = torch.ones_like(parameter)
+    ones = of_ones(graph.module)
     for node in graph.module.graph.nodes:
         if not is_spike_source(graph.module, node):
             continue
@@ -446,29 +453,45 @@ def _of_layer(
     synapses = int(sum(float(count.sum()) for count in fan_out.values()))
     p = layer.neuron.p
     extra = 2 + (p.rectifier is not None) + 2 * p.hold
-    others = extra * neurons + biased_neurons(graph, layer)
-    convolution = _only_convolution(layer.projection) if shared else None
+    others = extra * neurons + biased_neurons(layer, shapes[layer.node.name])
+    kernels = _kernels(layer.projection) if shared else None
     image = as_image(shapes[layer.node.name])
     each = chip.weight_bits + chip.index_bits
 
     def weight_memory(size: Size) -> float:
         own = others / neurons * math.prod(size) * each
-        if convolution is not None:
-            return float(convolution.weight.numel() * size[0] / image[0] * chip.weight_bits + own)
+        if kernels is not None:
+            weights, one_to_one = kernels
+            return weights * size[0] / image[0] * chip.weight_bits + one_to_one * math.prod(size) * each + own
         return synapses / neurons * math.prod(size) * each + own
 
     return _Unit(
         layer.name, image, relays, synapses, others, _Reach(graph, layer, ones), weight_memory,
-        _largest_readout_weight(graph, layer),
+        _largest_readout_weight(graph, layer), 2 + (p.rectifier is not None),
     )  # fmt: skip
 
 
-def _only_convolution(projection: Projection) -> Any:
-    """The convolution, where a layer's synapses are one and routing before it; else None."""
-    weighing = [projection.module.get_submodule(str(node.target)) for node in projection.nodes]
-    weighing = [each for each in weighing if isinstance(each, (*WEIGHTED, *AVERAGES, OneToOne))]
-    convolutions = (nn.Conv1d, nn.Conv2d, nn.ConvTranspose1d, nn.ConvTranspose2d)
-    return weighing[0] if len(weighing) == 1 and isinstance(weighing[0], convolutions) else None
+def _kernels(projection: Projection) -> tuple[int, int] | None:
+    """Weights of a layer's convolutions, and synapses one to one a neuron; None where they cannot be shared.
+
+    That is where linear maps follow each other, or one is a matrix.
+    """
+    routed = set(projection.sources)
+    weights = one_to_one = 0
+    for node in projection.nodes:
+        each = projection.module.get_submodule(str(node.target))
+        from_spikes = routed.issuperset(node.all_input_nodes)
+        if isinstance(each, Add):
+            one_to_one += sum(arg in routed for arg in node.all_input_nodes)
+        elif isinstance(each, OneToOne) and from_spikes:
+            one_to_one += 1
+        elif isinstance(each, (nn.Conv1d, nn.Conv2d, nn.ConvTranspose1d, nn.ConvTranspose2d)) and from_spikes:
+            weights += each.weight.numel()
+        elif isinstance(each, (*WEIGHTED, *AVERAGES, OneToOne)):
+            return None
+        elif from_spikes:
+            routed.add(node)
+    return weights, one_to_one + (projection.target in routed)
 
 
 class _Reach:
@@ -569,30 +592,20 @@ def _largest_readout_weight(graph: ConvertedGraph, layer: Layer) -> float:
     }
     with torch.no_grad():
         total: Tensor = layer.projection(ones)
-        if layer.neuron.p.bias is not None:
-            total = total + layer.neuron.p.bias
+        bias = layer.neuron.p.bias
+        if bias is not None:
+            total = total + (torch.ones_like(bias) if layer.neuron.p.bias_code == "spike" else bias)
     return float((1 - total).abs().max())
 
 
-def _cut(unit: _Unit, outgoing: int, chip: LoihiChip, notes: list[str]) -> _Cut:
-    """Cut a unit into tiles that fit: first rows, then columns, then channels."""
+def _cut(unit: _Unit, outgoing: int, chip: LoihiChip, misfits: list[str]) -> _Cut:
+    """Cut a unit into tiles that fit: space first or channels first, whichever takes fewer cores."""
     units = math.prod(unit.shape)
     relayed = (units + unit.relays) / max(1, units)
-
-    def size_of(parts: int) -> Size:
-        channels, height, width = unit.shape
-        rows = min(height, parts)
-        columns = min(width, -(-parts // rows))
-        across = min(channels, -(-parts // (rows * columns)))
-        return -(-channels // across), -(-height // rows), -(-width // columns)
-
-    def tiles_of(parts: int) -> int:
-        return math.prod(map(len, _parts(unit.shape, size_of(parts))))
-
     keeps: dict[str, Callable[[Size], bool]] = {
         "compartments": lambda size: math.prod(size) * relayed <= chip.compartments,
         "synaptic memory": lambda size: unit.weight_memory(size) <= 8 * chip.synaptic_memory,
-        "in-axons": lambda size: unit.axons(size).fullest <= chip.in_axons,
+        "in-axons": lambda size: unit.axons(size).fullest + unit.support_axons <= chip.in_axons,
         "out-axons": lambda size: math.prod(size) * outgoing <= chip.out_axons * units,
     }
     alone: Size = (1, 1, 1)
@@ -600,22 +613,40 @@ def _cut(unit: _Unit, outgoing: int, chip: LoihiChip, notes: list[str]) -> _Cut:
         "compartments": f"a neuron with its relays takes {relayed:,.0f} compartments, a core has {chip.compartments:,}",
         "synaptic memory": f"a neuron's synapses take {unit.weight_memory(alone) / 8:,.0f} bytes, "
         f"a core has {chip.synaptic_memory:,}",
-        "in-axons": f"a neuron listens to {unit.axons(alone).fullest:,} units, a core has {chip.in_axons:,} in-axons",
+        "in-axons": f"a neuron listens to {unit.axons(alone).fullest:,} units and {unit.support_axons} support "
+        f"neurons, a core has {chip.in_axons:,} in-axons",
         "out-axons": f"a neuron reaches {outgoing / max(1, units):,.0f} cores, a core has {chip.out_axons:,} out-axons",
     }
     for limit in [limit for limit, keep in keeps.items() if not keep(alone)]:
-        notes.append(f"{unit.name} does not fit: {what[limit]}; what is counted leaves this limit out")
+        misfits.append(f"{unit.name} does not fit: {what[limit]}; what is counted leaves this limit out")
         del keeps[limit]
-    needed = {limit: _fewest(_of_parts(keep, size_of), units) for limit, keep in keeps.items()}
+    return min((_cut_in_order(unit, keeps, order) for order in ORDERS), key=lambda cut: cut.tiles)
+
+
+ORDERS = ((1, 2, 0), (0, 1, 2))
+"""Dimensions in the order in which they are cut: rows, columns, channels; or channels, rows, columns."""
+
+
+def _cut_in_order(unit: _Unit, keeps: Mapping[str, Callable[[Size], bool]], order: Sequence[int]) -> _Cut:
+    def size_of(parts: int) -> Size:
+        size = list(unit.shape)
+        for dim in order:
+            cuts = min(unit.shape[dim], parts)
+            size[dim], parts = -(-unit.shape[dim] // cuts), -(-parts // cuts)
+        return size[0], size[1], size[2]
+
+    def tiles_of(parts: int) -> int:
+        return math.prod(map(len, _parts(unit.shape, size_of(parts))))
+
+    def fewest(keep: Callable[[Size], bool]) -> int:
+        return _fewest(lambda parts: keep(size_of(parts)), math.prod(unit.shape))
+
+    needed = {limit: fewest(keep) for limit, keep in keeps.items()}
     parts = max(needed.values(), default=1)
     return _Cut(
         tiles_of(parts), unit.axons(size_of(parts)), unit.weight_memory(size_of(parts)),
-        {limit: tiles_of(fewest) for limit, fewest in needed.items()},
+        {limit: tiles_of(own) for limit, own in needed.items()},
     )  # fmt: skip
-
-
-def _of_parts(keeps: Callable[[Size], bool], size_of: Callable[[int], Size]) -> Callable[[int], bool]:
-    return lambda parts: keeps(size_of(parts))
 
 
 def _fewest(fits: Callable[[int], bool], most: int) -> int:
@@ -637,7 +668,7 @@ def _population(unit: _Unit, cut: _Cut, outgoing: int) -> Population:
         cores=cut.tiles,
         binding=max(cut.by_limit, key=lambda limit: cut.by_limit[limit]),
         cores_by_limit=cut.by_limit,
-        in_axons=cut.axons.fullest,
+        in_axons=cut.axons.fullest + unit.support_axons,
         out_axons=outgoing,
         synaptic_memory=math.ceil(cut.memory / 8),
         synapses=unit.weight_synapses + unit.other_synapses,

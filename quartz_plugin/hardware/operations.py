@@ -13,7 +13,6 @@ arXiv:2309.16795, section 4.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from importlib.util import find_spec
@@ -21,17 +20,17 @@ from typing import Any, ClassVar, TypeVar
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
 from quartz_plugin.coding import NO_SPIKE
 from quartz_plugin.engines.event import LEAST_CHANGE, count_changes
 from quartz_plugin.engines.result import SimulationResult
 from quartz_plugin.engines.stepped import walk_layer
-from quartz_plugin.graph import INPUT, ConvertedGraph, Layer, carry, is_spike_source, structure_of
+from quartz_plugin.graph import INPUT, ConvertedGraph, Layer, carry, check_modules, is_spike_source, structure_of
 from quartz_plugin.hardware.spikes import early_spike_counts, per_image, spike_counts, zero_spike_counts
 from quartz_plugin.neuron import FirstSpikeMaxPool
 from quartz_plugin.structure import AVERAGES, WEIGHTED, OneToOne
-from quartz_plugin.synapses import Chain, FanOut, chains, fan_outs, pool_fan_out, unit_shapes
+from quartz_plugin.synapses import Chain, FanOut, chains, fan_outs, of_ones, pool_fan_out, unit_shapes
 
 SILENT = -1
 """Level of a source that sends no spike; no spike ever says it."""
@@ -116,7 +115,7 @@ def spike_sources(module: fx.GraphModule, node: fx.Node) -> list[fx.Node]:
     return [source for before in node.all_input_nodes for source in spike_sources(module, before)]
 
 
-class InferenceCounts(Mapping[str, LayerCounts]):
+class InferenceCounts:
     """What a simulation costs: name of a count -> layer -> int64 ``[B]``.
 
     A count is found when it is asked for, once for all who read the same result. The names:
@@ -127,45 +126,67 @@ class InferenceCounts(Mapping[str, LayerCounts]):
       reaches once; ``synops_merged``: neuron-steps in which the current changes; ``graded_synops``: those that
       would need a multiplication, of which there are none here;
     - ``bias_events``, ``readout_events``, ``rectifier_events``, ``hold_events`` (two a neuron), one for each neuron
-      that has them; ``pool_events``: spikes times the windows of max pooling they are in;
-    - ``neuron_updates``: neurons times steps; ``active_updates``: those from the first step of a layer's input
-      window (or the spike, if that is earlier) until the neuron has fired or is switched off;
-      ``inactive_updates``: the others;
+      that has them, be it through a synapse or by the neuron itself; ``pool_events``: spikes times the windows of max
+      pooling they are in;
+    - ``neuron_updates``: neurons times steps; ``active_updates``: those from the first step at which a layer can hear
+      a spike of an image until the neuron has fired or is switched off; ``inactive_updates``: the others;
     - ``operations``, ``memory_reads``, ``memory_writes``: the paper's ``synops_merged + 2 N T``, ``+ 4 N T``,
-      ``+ N T``, with ``2 T`` the steps of a layer's two windows; ``operations_strict``: ``synops + 2 N T``.
+      ``+ N T``, with ``2 T`` the steps of a layer's two windows; ``operations_strict``, ``memory_reads_strict`` and
+      ``memory_writes_strict``: the same with ``synops``.
 
     Parameters
     ----------
-    graph : ConvertedGraph
-        The network (``snn.graph``).
+    network : SpikingNetwork or ConvertedGraph
+        The network, or its ``graph``.
     result : SimulationResult
         A simulation of it with ``record=True``.
 
     Raises
     ------
     ValueError
-        Without ``record=True``; for a name that is none of these.
+        Without ``record=True``; if the result is of another network; for a name that is none of these.
 
     Examples
     --------
     >>> import quartz_plugin
-    >>> ann = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+    >>> ann = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
     >>> snn = quartz_plugin.convert(ann, torch.rand(32, 4))
-    >>> counts = InferenceCounts(snn.graph, snn.run(torch.rand(2, 4)))
+    >>> counts = InferenceCounts(snn, snn.run(torch.rand(2, 4)))
     >>> {layer: count.tolist() for layer, count in counts["synops"].items()}
     {'1': [32, 32], 'output': [24, 24]}
     """
 
-    def __init__(self, graph: ConvertedGraph, result: SimulationResult) -> None:
+    def __init__(self, network: Any, result: SimulationResult) -> None:
+        graph = getattr(network, "graph", network)
+        if not isinstance(graph, ConvertedGraph) or not isinstance(result, SimulationResult):
+            raise TypeError(
+                "counts are of a converted network and a SimulationResult of it (snn, snn.run(images)), "
+                f"got {type(network).__name__} and {type(result).__name__}"
+            )
         result.check_recorded()
         self.graph, self.result = graph, result
-        self._found = result.memo(id(graph.module))
+        self._found = result.memo(graph.module)
+        if "checked" not in self._found:
+            self._check()
+
+    def _check(self) -> None:
+        check_modules(self.graph)
+        windows = self.graph.windows()
+        shapes = self.synapses.shapes(self.graph)
+        names = {INPUT: self.graph.input_shape, **{x.name: tuple(shapes[x.node.name]) for x in self.layers}}
+        found = {name: tuple(steps.shape[1:]) for name, steps in self.result.spike_steps.items()}
+        if windows != self.result.windows or names != found:
+            raise ValueError(
+                "the result is of another network: its layers, shapes or windows are not this network's; "
+                f"given are {found}, expected {names}"
+            )
+        self._found["checked"] = True
 
     def __iter__(self) -> Any:
         return iter(COUNTS)
 
-    def __len__(self) -> int:
-        return len(COUNTS)
+    def __contains__(self, name: object) -> bool:
+        return name in COUNTS
 
     def __getitem__(self, name: str) -> LayerCounts:
         if name not in COUNTS:
@@ -173,16 +194,15 @@ class InferenceCounts(Mapping[str, LayerCounts]):
         if name not in self._found:
             with torch.no_grad():
                 self._found[name] = COUNTS[name](self)
-        counts: LayerCounts = self._found[name]
-        return counts
+        return dict(self._found[name])
 
     def mean(self, *names: str) -> dict[str, float]:
-        """Means over images, in total and by layer (``synops``, ``synops_LAYER``); of all counts by default."""
+        """Means over images, in total and by layer (``synops``, ``synops/LAYER``); of all counts by default."""
         means = {}
         for name in names or COUNTS:
             by_layer = {layer: float(count.double().mean()) for layer, count in self[name].items()}
             means[name] = sum(by_layer.values())
-            means |= {f"{name}_{layer}": mean for layer, mean in by_layer.items()}
+            means |= {f"{name}/{layer}": mean for layer, mean in by_layer.items()}
         return means
 
     @cached_property
@@ -203,9 +223,13 @@ class InferenceCounts(Mapping[str, LayerCounts]):
         by_name = self._found["levels"]
         return {node: by_name[node.name] for node in self.graph.module.graph.nodes if node.name in by_name}
 
+    def shape(self, layer: Layer) -> torch.Size:
+        """Shape of a layer's neurons, without the batch."""
+        return self.synapses.shapes(self.graph)[layer.node.name]
+
     def neurons(self, layer: Layer) -> int:
         """Neurons of a layer."""
-        return self.synapses.shapes(self.graph)[layer.node.name].numel()
+        return self.shape(layer).numel()
 
     def alike(self, of_layer: Callable[[Layer], int]) -> LayerCounts:
         """Counts that are the same for every image."""
@@ -270,7 +294,10 @@ def _synops(counts: InferenceCounts) -> LayerCounts:
 
 
 def _synops_factored(counts: InferenceCounts) -> LayerCounts:
-    module = counts.graph.module
+    module, chains_of = counts.graph.module, counts.synapses.chains(counts.graph)
+    fan_outs_of = counts.synapses.fan_outs(counts.graph)
+    if all(_is_fan_out(chain, fan_outs_of[layer]) for layer, chain in chains_of.items()):
+        return counts["synops"]
     reached = {node: (value != SILENT).to(counts.graph.dtype) for node, value in counts.levels.items()}
     nodes = {node.name: node for node in module.graph.nodes}
 
@@ -280,21 +307,19 @@ def _synops_factored(counts: InferenceCounts) -> LayerCounts:
             inputs = {source: reach(source) for source in node.all_input_nodes}
             each = module.get_submodule(str(node.target))
             weighs = isinstance(each, (*WEIGHTED, *AVERAGES, OneToOne))
-            through = _of_ones(each)(*inputs.values()) if weighs else carry(module, node, inputs)
+            through = of_ones(each)(*inputs.values()) if weighs else carry(module, node, inputs)
             reached[node] = (through > 0).to(through.dtype)
         return reached[node]
 
     return {
         layer: _sum([delivered(reach(nodes[before]) > 0, count) for before, count in chain], counts)
-        for layer, chain in counts.synapses.chains(counts.graph).items()
+        for layer, chain in chains_of.items()
     }
 
 
-def _of_ones(module: nn.Module) -> nn.Module:
-    ones = copy.deepcopy(module)
-    for parameter in ones.parameters():
-        parameter.data = torch.ones_like(parameter)
-    return ones
+def _is_fan_out(chain: Chain, by_source: Mapping[str, Tensor]) -> bool:
+    """Whether the maps to a layer come from spikes alone, so that nothing is composed."""
+    return len(chain) == len(by_source) and all(before in by_source for before, _ in chain)
 
 
 def _synops_merged(counts: InferenceCounts) -> LayerCounts:
@@ -327,10 +352,12 @@ def changes_step_by_step(layer: Layer, levels: Mapping[fx.Node, Tensor]) -> Tens
     return changes
 
 
-def biased_neurons(graph: ConvertedGraph, layer: Layer) -> int:
-    """Neurons of a layer that have a bias other than 0."""
-    bias, shape = layer.neuron.p.bias, Synapses.of(graph).shapes(graph)[layer.node.name]
-    return 0 if bias is None else int((bias != 0).expand(shape).sum())
+def biased_neurons(layer: Layer, shape: torch.Size) -> int:
+    """Neurons of a layer of this shape that have a bias other than 0; a bias spike says 0 as well."""
+    bias = layer.neuron.p.bias
+    if bias is None:
+        return 0
+    return shape.numel() if layer.neuron.p.bias_code == "spike" else int((bias != 0).expand(shape).sum())
 
 
 def _rectifier_events(counts: InferenceCounts) -> LayerCounts:
@@ -344,8 +371,15 @@ def _hold_events(counts: InferenceCounts) -> LayerCounts:
 def _pool_events(counts: InferenceCounts) -> LayerCounts:
     module, levels = counts.graph.module, counts.levels
     nodes = {node.name: node for node in module.graph.nodes}
+
+    def at(before: str, windows: Tensor) -> Tensor:
+        layer = str(nodes[before].target)
+        if bool((windows == 1).all()) and layer in counts["spikes"]:
+            return counts["spikes"][layer]
+        return delivered(_routed(module, nodes[before], levels) != SILENT, windows)
+
     return {
-        layer: _sum([delivered(_routed(module, nodes[b], levels) != SILENT, windows) for b, windows in pools], counts)
+        layer: _sum([at(before, windows) for before, windows in pools], counts)
         for layer, pools in counts.synapses.pools(counts.graph).items()
     }
 
@@ -354,10 +388,21 @@ def _active_updates(counts: InferenceCounts) -> LayerCounts:
     def active(layer: Layer) -> Tensor:
         steps, clock, p = counts.result.spike_steps[layer.name], layer.neuron.clock, layer.neuron.p
         last = clock.rectify if p.rectifier == "silent" else p.last_step
-        ends = torch.where(steps == NO_SPIKE, last, steps) - (clock.first_input - 1)
-        return per_image(ends.clamp_(min=1))
+        ends = per_image(torch.where(steps == NO_SPIKE, last, steps))
+        active_from: Tensor | int = _first_arrival(counts, layer)
+        updates: Tensor = ends + counts.neurons(layer) * (1 - active_from)
+        return updates
 
     return {layer.name: active(layer) for layer in counts.layers}
+
+
+def _first_arrival(counts: InferenceCounts, layer: Layer) -> Any:
+    """Step from which on a layer may hear a spike: its input window's first, or that of each image's earliest."""
+    clock = layer.neuron.clock
+    if not any(bool(early.any()) for early in counts["early_spikes"].values()):
+        return clock.first_input
+    earliest = [counts.levels[source].flatten(1).amax(dim=1) for source in layer.projection.sources]
+    return (clock.readout - torch.stack(earliest).amax(dim=0)).clamp(max=clock.first_input).long()
 
 
 def _inactive_updates(counts: InferenceCounts) -> LayerCounts:
@@ -393,7 +438,7 @@ COUNTS: dict[str, Callable[[InferenceCounts], LayerCounts]] = {
     "graded_synops": lambda counts: counts.alike(lambda layer: 0),
     "synops_factored": _synops_factored,
     "synops_merged": _synops_merged,
-    "bias_events": lambda counts: counts.alike(lambda layer: biased_neurons(counts.graph, layer)),
+    "bias_events": lambda counts: counts.alike(lambda layer: biased_neurons(layer, counts.shape(layer))),
     "readout_events": lambda counts: counts.alike(counts.neurons),
     "rectifier_events": _rectifier_events,
     "hold_events": _hold_events,
@@ -405,17 +450,19 @@ COUNTS: dict[str, Callable[[InferenceCounts], LayerCounts]] = {
     "operations_strict": _with_updates(2, "synops"),
     "memory_reads": _with_updates(4),
     "memory_writes": _with_updates(1),
+    "memory_reads_strict": _with_updates(4, "synops"),
+    "memory_writes_strict": _with_updates(1, "synops"),
 }
 """Name of a count -> what finds it."""
 
 
-def synaptic_operations(graph: ConvertedGraph, result: SimulationResult) -> LayerCounts:
+def synaptic_operations(network: Any, result: SimulationResult) -> LayerCounts:
     """``synops``: spikes times the weight synapses that carry them, layer by layer.
 
     Parameters
     ----------
-    graph : ConvertedGraph
-        The network (``snn.graph``).
+    network : SpikingNetwork or ConvertedGraph
+        The network, or its ``graph``.
     result : SimulationResult
         A simulation of it with ``record=True``.
 
@@ -428,21 +475,21 @@ def synaptic_operations(graph: ConvertedGraph, result: SimulationResult) -> Laye
     Examples
     --------
     >>> import quartz_plugin
-    >>> ann = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+    >>> ann = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
     >>> snn = quartz_plugin.convert(ann, torch.rand(32, 4))
-    >>> operations = synaptic_operations(snn.graph, snn.run(torch.rand(2, 4)))
+    >>> operations = synaptic_operations(snn, snn.run(torch.rand(2, 4)))
     >>> {layer: counts.tolist() for layer, counts in operations.items()}
     {'1': [32, 32], 'output': [24, 24]}
     """
-    return InferenceCounts(graph, result)["synops"]
+    return InferenceCounts(network, result)["synops"]
 
 
-def merged_operations(graph: ConvertedGraph, result: SimulationResult) -> LayerCounts:
+def merged_operations(network: Any, result: SimulationResult) -> LayerCounts:
     """``synops_merged``, the paper's count: neuron-steps in which the current changes by more than 1e-6.
 
     Parameters and returns are those of :func:`synaptic_operations`.
     """
-    return InferenceCounts(graph, result)["synops_merged"]
+    return InferenceCounts(network, result)["synops_merged"]
 
 
 def quartz_operations(merged: Tensor, neurons: int, t_max: float, of_neurons: int = 2) -> Tensor:

@@ -19,6 +19,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
 from rich.progress import Progress
 
 import quartz_plugin
@@ -34,7 +35,7 @@ from quartz_plugin.lightning.comparison import (
     side_by_side,
     write_csv,
 )
-from quartz_plugin.lightning.modules import FITTED_ON, Classifier, SpikingClassifier, profiles
+from quartz_plugin.lightning.modules import FITTED_ON, Classifier, RateClassifier, SpikingClassifier
 from quartz_plugin.network import SpikingNetwork, load
 from quartz_plugin.rate import RateCodedNetwork
 from quartz_plugin.tables import format_table
@@ -74,6 +75,9 @@ SHOWN = ("accuracy", "ties", "early_spike_rate", "spikes", "synops", "synops_mer
 
 PICTURED = 200
 """Images whose spikes and activations are drawn."""
+
+# Of several processes, one speaks and writes.
+_say, _write_csv, _save_pictures = rank_zero_only(print), rank_zero_only(write_csv), rank_zero_only(save_pictures)
 
 
 class QuartzTrainer(lightning.Trainer):
@@ -156,13 +160,13 @@ class QuartzTrainer(lightning.Trainer):
         }
         snn = convert_with_progress(model, datamodule, options)
         path.parent.mkdir(parents=True, exist_ok=True)
-        snn.save(path)
-        print(snn.report)
+        rank_zero_only(snn.save)(path)
+        _say(snn.report)
         if verify_images:
             images = torch.cat([batch[0] for batch in datamodule.calibration_dataloader()])[:verify_images]
-            print(f"\nagainst the ANN, on {len(images)} training images:")
-            print(quartz_plugin.verify(model.network, snn, images))
-        print(f"\nwrote {path}")
+            _say(f"\nagainst the ANN, on {len(images)} training images:")
+            _say(quartz_plugin.verify(model.network, snn, images))
+        _say(f"\nwrote {path}")
         return snn
 
     def test(  # type: ignore[override]
@@ -200,14 +204,18 @@ class QuartzTrainer(lightning.Trainer):
             figures |= ann_columns(self._test_ann(model, datamodule))
         figures[f"SNN, T = {network.t_max}"] = self._test_spiking(model, network, datamodule, engine)
         if verbose:
-            print(side_by_side(figures, self._tested(datamodule)))
+            _say(side_by_side(figures))
         return list(figures.values())
 
     def _test_ann(self, model: Classifier, datamodule: Any) -> dict[str, float]:
         """Accuracy and costs of the ANN, on the test images."""
         model.with_costs = True
-        super().test(model, datamodule=datamodule, verbose=False)
-        model.with_costs = False
+        try:
+            super().test(model, datamodule=datamodule, verbose=False)
+        finally:
+            model.with_costs, model.costs = False, None
+        if "images" not in model.figures:
+            raise ValueError("no image was tested: is --trainer.limit_test_batches 0, or the test set empty?")
         return model.figures
 
     def _test_spiking(
@@ -218,13 +226,6 @@ class QuartzTrainer(lightning.Trainer):
         spiking = SpikingClassifier(network, model.classes, ann, engine)
         super().test(spiking, datamodule=datamodule, verbose=False)
         return spiking.figures
-
-    def _tested(self, datamodule: Any) -> int:
-        """Test images that a test goes through."""
-        loader = datamodule.test_dataloader()
-        batches = self.num_test_batches
-        limit = min(len(loader), sum(batches)) if batches else len(loader)
-        return int(min(len(loader.dataset), limit * loader.batch_size))
 
     def run(
         self,
@@ -265,12 +266,12 @@ class QuartzTrainer(lightning.Trainer):
         for name, network in ((f"SNN, T = {t_max}", snn), ("the same, silent zeros", silent)):
             figures[name] = self._test_spiking(model, network, datamodule)
         images = next(iter(datamodule.test_dataloader()))[0][:PICTURED]
-        pictures = save_pictures(root, pictures_of(model.network, silent, images))
-        print("\n" + side_by_side(figures, self._tested(datamodule)))
-        print("\nbest checkpoint   " + (os.path.relpath(best) if best else "none"))
-        print(f"spiking network   {root / 'snn.safetensors'}")
-        for name, path in pictures.items():
-            print(f"{name:<17} {path}")
+        pictures = _save_pictures(root, pictures_of(model.network, silent, images))
+        _say("\n" + side_by_side(figures))
+        _say("\nbest checkpoint   " + (os.path.relpath(best) if best else "none"))
+        _say(f"spiking network   {root / 'snn.safetensors'}")
+        for name, path in (pictures or {}).items():
+            _say(f"{name:<17} {path}")
 
     def costs(
         self,
@@ -310,7 +311,9 @@ class QuartzTrainer(lightning.Trainer):
         figures = ann_columns(self._test_ann(model, datamodule))
         rate = RateCodedNetwork(convert_with_progress(model, datamodule, {"t_max": min(t_max), **scales}))
         for steps in rate_steps:
-            figures[f"rate code, {steps} steps"] = self._test_rate(model, rate, steps, datamodule)
+            tested = RateClassifier(rate, steps, model.classes, model.network.eval())
+            super().test(tested, datamodule=datamodule, verbose=False)
+            figures[f"rate code, {steps} steps"] = tested.figures
         mappings, estimates = {}, {}
         for t in sorted({*t_max, *loihi_t_max}):
             paper = convert_with_progress(model, datamodule, {"t_max": t, **scales, **quartz_plugin.PAPER})
@@ -322,14 +325,14 @@ class QuartzTrainer(lightning.Trainer):
             if t in loihi_t_max:
                 mappings[t] = map_to_loihi(paper)
                 estimates[t] = mappings[t].cores, mappings[t].estimate(found)
-        write_csv(path, [{"network": name, **of} for name, of in figures.items()])
-        print("\n" + side_by_side(figures, self._tested(datamodule)))
+        _write_csv(path, [{"network": name, **of} for name, of in figures.items()])
+        _say("\n" + side_by_side(figures))
         bars = {name: of.get("synops", of.get("macs", 0.0)) for name, of in figures.items()}
         label = "synaptic operations an inference, spikes x synapses (the ANN's: MACs)"
         pictures: dict[str, Any] = {"synops": lambda: plot.counts_per_layer(bars, quantity=label)}
         if mappings:
             largest = mappings[max(mappings)]
-            print(f"\nT = {max(mappings)} on Loihi 1:\n{largest}\n\n{loihi_table(estimates, model.measured_on_loihi)}")
+            _say(f"\nT = {max(mappings)} on Loihi 1:\n{largest}\n\n{loihi_table(estimates, model.measured_on_loihi)}")
             products = {f"Quartz, T = {t}, estimated": e.energy_delay_product for t, (_, e) in estimates.items()}
             products |= model.measured_products
             pictures["energy_delay"] = lambda: plot.energy_delay_bars(products)
@@ -338,41 +341,9 @@ class QuartzTrainer(lightning.Trainer):
                 {name: p.cores for name, p in by_name.items()},
                 binding={name: p.binding for name, p in by_name.items()},
             )
-        print(f"\nwrote {path}")
-        for picture in save_pictures(path.parent, pictures).values():
-            print(f"wrote {picture}")
-
-    def _test_rate(self, model: Classifier, rate: RateCodedNetwork, steps: int, datamodule: Any) -> dict[str, float]:
-        """Accuracy and costs of a rate-coded network, on the test images that a test goes through."""
-        loader = datamodule.test_dataloader()
-        sums: dict[str, float] = {}
-        images = right = agreeing = 0
-        with Progress(transient=True) as progress:
-            task = progress.add_task(f"rate code, {steps} steps", total=self._tested(datamodule))
-            for batch, labels in loader:
-                if images >= self._tested(datamodule):
-                    break
-                result = rate.run(batch, steps)
-                right += int((result.logits.argmax(1) == labels).sum())
-                with torch.no_grad():
-                    agreeing += int((result.logits.argmax(1) == model.network(batch).argmax(1)).sum())
-                for name, by_layer in result.counts.items():
-                    sums[name] = sums.get(name, 0.0) + float(sum(count.sum() for count in by_layer.values()))
-                images += len(batch)
-                progress.update(task, completed=images)
-        means = {name: total / images for name, total in sums.items()}
-        # What this code has not: every neuron is active, and none is read out, rectified or held.
-        counts = {**dict.fromkeys(profiles(steps)[0].spiking, 0.0), **means}
-        energies = {f"energy_{profile.name}": profile.energy(counts) for profile in profiles(2) if profile.unit == "J"}
-        neurons = means["neuron_updates"] / steps
-        return {
-            "accuracy": right / images,
-            "agreement": agreeing / images,
-            "steps": float(steps),
-            "spikes_per_neuron": means["spikes"] / neurons,
-            **means,
-            **energies,
-        }
+        _say(f"\nwrote {path}")
+        for picture in (_save_pictures(path.parent, pictures) or {}).values():
+            _say(f"wrote {picture}")
 
     def sweep(
         self,
@@ -403,7 +374,8 @@ class QuartzTrainer(lightning.Trainer):
             output_percentile: The percentile for the output, of the size of the logits.
             granularity: One scale for each layer, or for each channel.
             output: File to write; default sweep.csv in the trainer's folder, pictures beside it.
-            resume: Keep the rows of that file that are of this network, these images and these options.
+            resume: Take the rows of that file that are of this network, these images and these options, and leave the
+                others in it; without it the file is written anew.
         """
         _load_trained(model, ckpt_path)
         path = Path(output) if output is not None else Path(self.default_root_dir) / "sweep.csv"
@@ -424,7 +396,7 @@ class QuartzTrainer(lightning.Trainer):
         ann = self._test_ann(model, datamodule)
         fixed = {
             "network": _digest(model.network),
-            "images": self._tested(datamodule),
+            "images": ann["images"],
             "calibration_images": len(datamodule.calibration_dataloader().dataset),
             "ann_accuracy": ann["accuracy"],
             "ann_macs": ann["macs"],
@@ -442,16 +414,15 @@ class QuartzTrainer(lightning.Trainer):
             else:
                 took = "kept"
             rows.append(row)
-            # What is not reached yet stays, should this be cut off.
-            write_csv(path, [*rows, *(old for old in done if not any(old is kept for kept in rows))])
+            # Rows of other sweeps, and what is not reached yet, stay.
+            _write_csv(path, [*rows, *(old for old in done if not any(old is kept for kept in rows))])
             said = ", ".join(f"{name} {options[name]}" for name in TOLD)
-            print(f"{number} of {len(points)}: {said}: {took}", flush=True)
-        write_csv(path, rows)
-        print(f"\nANN accuracy {100 * ann['accuracy']:.2f} %, {fixed['images']:,} test images")
-        print(format_table([*TOLD, *SHOWN], [[_rounded(row[name]) for name in (*TOLD, *SHOWN)] for row in rows]))
-        print(f"\nwrote {path}")
-        for picture in save_pictures(path.parent, pictures_of_sweep(rows, ann["accuracy"])).values():
-            print(f"wrote {picture}")
+            _say(f"{number} of {len(points)}: {said}: {took}", flush=True)
+        _say(f"\nANN accuracy {100 * ann['accuracy']:.2f} %, {fixed['images']:,.0f} test images")
+        _say(format_table([*TOLD, *SHOWN], [[_rounded(row[name]) for name in (*TOLD, *SHOWN)] for row in rows]))
+        _say(f"\nwrote {path}")
+        for picture in (_save_pictures(path.parent, pictures_of_sweep(rows, ann["accuracy"])) or {}).values():
+            _say(f"wrote {picture}")
 
 
 class QuartzCLI(LightningCLI):
@@ -526,28 +497,42 @@ def _digest(network: torch.nn.Module) -> str:
 
 
 def _rows_of(path: Path) -> list[dict[str, Any]]:
-    """Rows of a sweep's file, if there is one; numbers as numbers."""
+    """Whole rows of a sweep's file, if there is one; numbers as numbers.
+
+    Raises
+    ------
+    ValueError
+        If it is a file of something else.
+    """
     if not path.is_file():
         return []
-    with path.open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    if any(None in row or None in row.values() for row in rows):
-        raise ValueError(f"{path} is no complete file of a sweep; move it away, or give another --output")
-    return [{name: _value(text) for name, text in row.items()} for row in rows]
+    try:
+        text = path.read_text()
+        rows = list(csv.DictReader(text.splitlines()))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path} is no file of a sweep; give another --output") from error
+    if not {"t_max", "network", *SWEPT} <= set(rows[0] if rows else text.split(",")):
+        raise ValueError(f"{path} is no file of a sweep (its columns are missing); give another --output")
+    # A line without its end was cut off while it was written.
+    whole = rows if text.endswith("\n") else rows[:-1]
+    values = [{name: _value(cell) for name, cell in row.items()} for row in whole if None not in row.values()]
+    return [row for row in values if all(isinstance(row.get(name), (int, float)) for name in SWEPT)]
 
 
 def _value(text: str) -> Any:
     if text in ("True", "False"):
         return text == "True"
-    try:
-        return float(text)
-    except ValueError:
-        return text
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
 
 
 def _same(row: dict[str, Any], asked: dict[str, Any]) -> bool:
-    """Whether a row of a file is of these options and this network, and has all figures."""
-    return all(row.get(name) == value for name, value in asked.items()) and all(name in row for name in SWEPT)
+    """Whether a row of a file is of these options and this network."""
+    return all(row.get(name) == value for name, value in asked.items())
 
 
 def load_checkpoint(model: Classifier, path: str) -> None:

@@ -66,9 +66,11 @@ ROWS: tuple[tuple[str, Callable[[Figures], str | None]], ...] = (
     ("max-pool events", _number("pool_events")),
     ("operations: merged + 2 N T", _number("operations")),
     ("operations: spikes x synapses + 2 N T", _number("operations_strict")),
-    ("memory reads", _number("memory_reads")),
-    ("memory writes", _number("memory_writes")),
-    ("energy: Loihi 1, dynamic in the cores", _energy("energy_loihi", 1e6, "uJ")),
+    ("memory reads: merged + 4 N T, the ANN's 2 a MAC", _number("memory_reads")),
+    ("memory reads: spikes x synapses + 4 N T", _number("memory_reads_strict")),
+    ("memory writes: merged + N T", _number("memory_writes")),
+    ("memory writes: spikes x synapses + N T", _number("memory_writes_strict")),
+    ("energy: Loihi 1's, of synapses and neurons", _energy("energy_loihi", 1e6, "uJ")),
     ("energy: 45 nm, float32 arithmetic", _energy("energy_45nm_float32", 1e6, "uJ")),
     ("energy: 45 nm, 8-bit arithmetic", _energy("energy_45nm_int8", 1e6, "uJ")),
     ("energy: the paper's, relative", _energy("energy_paper", 1e-6, "M")),
@@ -77,20 +79,21 @@ ROWS: tuple[tuple[str, Callable[[Figures], str | None]], ...] = (
 """Label, and what stands there for a network; None where it has no such figure."""
 
 
-def side_by_side(figures: Mapping[str, Figures], images: int) -> str:
+def side_by_side(figures: Mapping[str, Figures]) -> str:
     """Return the table of networks side by side; rows that none of them has are left out.
 
     Examples
     --------
-    >>> print(side_by_side({"ANN": {"accuracy": 0.5, "macs": 56.0}, "SNN": {"accuracy": 0.5, "synops": 40.0}}, 100))
+    >>> print(side_by_side({"ANN": {"images": 100.0, "macs": 56.0}, "SNN": {"accuracy": 0.5, "synops": 40.0}}))
     100 test images, mean of each           ANN      SNN
     --------------------------------------  -------  -------
-    accuracy                                50.00 %  50.00 %
+    accuracy                                -        50.00 %
     synaptic operations: spikes x synapses  56 MACs  40.0
     """
     rows = [[label, *(cell(of) for of in figures.values())] for label, cell in ROWS]
     rows = [row for row in rows if any(cell is not None for cell in row[1:])]
-    return format_table([f"{images:,} test images, mean of each", *figures], rows)
+    images = max(of.get("images", 0.0) for of in figures.values())
+    return format_table([f"{images:,.0f} test images, mean of each", *figures], rows)
 
 
 def ann_columns(ann: Figures) -> dict[str, Figures]:

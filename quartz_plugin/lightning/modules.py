@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchmetrics import MeanMetric, Metric, MetricCollection
+from torchmetrics import MeanMetric, Metric, MetricCollection, SumMetric
 from torchmetrics.classification import MulticlassAccuracy
 
 from quartz_plugin.engines import SimulationResult
@@ -33,6 +33,7 @@ from quartz_plugin.metrics import (
     SynapticOperations,
 )
 from quartz_plugin.network import SpikingNetwork
+from quartz_plugin.rate import RATE_COUNTS, RateCodedNetwork
 
 FITTED_ON = "fitted_on"
 UNKNOWN_DATA = "unknown data"
@@ -138,7 +139,8 @@ class Classifier(lightning.LightningModule):
             energies = {f"energy_{p.name}": p.energy(totals, "ann") for p in profiles(2) if p.ann}
             self.figures |= {**totals, **energies, "images": float(self.costs.images)}
             self.costs = None
-        self.log_dict(self.figures)
+        # Summed over all processes already.
+        self.log_dict(self.figures, rank_zero_only=True)
         self.test_accuracy.reset()
 
     def configure_optimizers(self) -> Any:
@@ -222,10 +224,66 @@ class SpikingClassifier(lightning.LightningModule):
     def on_test_epoch_end(self) -> None:
         """Log the figures of all images; `figures` keeps them in full precision."""
         figures = {name: float(value) for name, value in self.metrics.compute().items()}
+        figures["images"] = float(self.metrics["spikes"].images)
         self.figures = {**figures, "ties": float(self.ties.compute()), "steps": float(self.snn.n_steps)}
-        self.log_dict(self.figures)
+        # Summed over all processes already.
+        self.log_dict(self.figures, rank_zero_only=True)
         self.metrics.reset()
         self.ties.reset()
+
+
+class RateClassifier(lightning.LightningModule):
+    """A rate-coded network under test: accuracy, agreement with the ANN, and costs under the same counts.
+
+    Parameters
+    ----------
+    rate : RateCodedNetwork
+        The network.
+    steps : int
+        Steps of an inference.
+    classes : int
+        Number of classes.
+    ann : nn.Module
+        The network it came from.
+    """
+
+    def __init__(self, rate: RateCodedNetwork, steps: int, classes: int, ann: nn.Module) -> None:
+        super().__init__()
+        self.rate, self.steps, self.ann = rate, steps, ann
+        self.accuracy = MulticlassAccuracy(classes, average="micro")
+        self.agreement = Agreement()
+        self.counts = MetricCollection(
+            {name: SumMetric().set_dtype(torch.float64) for name in RATE_COUNTS}, compute_groups=False
+        )
+        self.images = SumMetric().set_dtype(torch.float64)
+        self.figures: dict[str, float] = {}
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        """Simulate one batch and count."""
+        images, labels = batch
+        result = self.rate.run(images, self.steps)
+        self.accuracy.update(result.logits, labels)
+        self.agreement.update(result.logits, self.ann(images))
+        for name, metric in self.counts.items():
+            metric.update(sum(count.double().sum() for count in result.counts[name].values()))
+        self.images.update(len(images))
+
+    def on_test_epoch_end(self) -> None:
+        """Put the figures of all images together."""
+        images = float(self.images.compute())
+        means = {name: float(total) / images for name, total in self.counts.compute().items()}
+        # What this code has not: every neuron is active, and none is read out, rectified or held.
+        counts = {**dict.fromkeys(LOIHI.spiking, 0.0), **means}
+        energies = {f"energy_{p.name}": p.energy(counts) for p in profiles(2) if p.unit == "J"}
+        spikes_per_neuron = means["spikes"] / (means["neuron_updates"] / self.steps)
+        self.figures = {
+            "accuracy": float(self.accuracy.compute()),
+            "agreement": float(self.agreement.compute()),
+            "steps": float(self.steps),
+            "spikes_per_neuron": spikes_per_neuron,
+            **means,
+            **energies,
+        }
 
 
 def load_weights(network: nn.Module, path: str) -> None:

@@ -70,3 +70,7 @@ class Agreement(Metric):
     def compute(self) -> Tensor:
         """Share in [0, 1]."""
         return self.agreeing / self.total
+
+    def plot(self, val: Any = None, ax: Any = None) -> Any:
+        """Draw the value, or several from ``forward``, as torchmetrics does; returns figure and axes."""
+        return self._plot(val, ax)

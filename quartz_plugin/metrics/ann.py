@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from quartz_plugin.hardware.ann import count_ann
-from quartz_plugin.metrics.per_layer import PerLayerMetric
+from quartz_plugin.metrics.per_layer import PerLayerMetric, Shared
 
 
 class ANNOperations(PerLayerMetric):
@@ -22,7 +22,7 @@ class ANNOperations(PerLayerMetric):
     ann : nn.Module
         The network.
     images : Tensor
-        ``[B, ...]``, one or more: the first is run to learn which modules have weights.
+        ``[B, ...]``, one or more, which are run to learn which modules have weights.
 
     Raises
     ------
@@ -34,21 +34,22 @@ class ANNOperations(PerLayerMetric):
     >>> ann = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
     >>> metric = ANNOperations(ann, torch.rand(1, 4))
     >>> metric.update(torch.tensor([[0.5, 0.0, 0.0, 1.0]]))
-    >>> int(metric.compute()["macs"]), int(metric.compute()["nonzero_macs_0"])
+    >>> int(metric.compute()["macs"]), int(metric.compute()["nonzero_macs/0"])
     (56, 16)
     """
 
     higher_is_better = False
 
     def __init__(self, ann: nn.Module, images: Tensor, **kwargs: Any) -> None:
-        modules = count_ann(ann, images[:1]).macs
+        modules = count_ann(ann, images).macs
         super().__init__(modules, ("macs", "nonzero_macs", "memory_reads", "memory_writes"), **kwargs)
-        # In a tuple, so that the ANN is no part of the metric.
-        self._ann = (ann,)
+        self.ann = Shared(ann)
 
     def update(self, images: Tensor) -> None:
-        """Run the ANN on images ``[B, ...]`` and count."""
-        counts = count_ann(self._ann[0], images)
+        """Run the ANN on images ``[B, ...]`` and count; ValueError if modules run that did not at first."""
+        if len(images) == 0:
+            return
+        counts = count_ann(self.ann.held, images)
         found = {"macs": counts.macs, "nonzero_macs": counts.synops, "memory_writes": counts.outputs}
         found["memory_reads"] = {module: 2 * macs for module, macs in counts.macs.items()}
         for quantity, by_module in found.items():

@@ -15,7 +15,7 @@ class EnergyEstimate(CountMetric):
     """Energy of an inference, mean over images: counts times what a profile says each costs.
 
     ``compute`` gives a dict: ``energy_PROFILE`` in the profile's unit (J, or relative), and each layer's share under
-    ``energy_PROFILE_LAYER``; "input" pays for its spikes.
+    ``energy_PROFILE/LAYER``; "input" pays for its spikes.
 
     Parameters
     ----------
@@ -38,7 +38,7 @@ class EnergyEstimate(CountMetric):
     >>> metric = EnergyEstimate(snn, HOROWITZ_FLOAT32)
     >>> metric.update(snn.run(torch.rand(5, 4)))
     >>> list(metric.compute())
-    ['energy_45nm_float32', 'energy_45nm_float32_input', 'energy_45nm_float32_1', 'energy_45nm_float32_output']
+    ['energy_45nm_float32', 'energy_45nm_float32/input', 'energy_45nm_float32/1', 'energy_45nm_float32/output']
     """
 
     def __init__(self, network: SpikingNetwork, profile: EnergyProfile, **kwargs: Any) -> None:

@@ -50,3 +50,7 @@ class DecisionLatency(Metric):
     def compute(self) -> Tensor:
         """Mean over images, float64."""
         return self.steps.double() / self.total
+
+    def plot(self, val: Any = None, ax: Any = None) -> Any:
+        """Draw the value, or several from ``forward``, as torchmetrics does; returns figure and axes."""
+        return self._plot(val, ax)

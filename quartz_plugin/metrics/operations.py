@@ -39,7 +39,7 @@ class SynapticOperations(CountMetric):
     >>> metric = SynapticOperations(snn)
     >>> metric.update(snn.run(torch.rand(5, 4)))
     >>> {name: int(count) for name, count in metric.compute().items()}
-    {'synops': 56, 'synops_1': 32, 'synops_output': 24}
+    {'synops': 56, 'synops/1': 32, 'synops/output': 24}
     """
 
     def __init__(
@@ -110,7 +110,8 @@ class NeuronEvents(CountMetric):
 class MemoryAccesses(CountMetric):
     """Memory accesses as the paper counts them: reads ``synops_merged + 4 N T``, writes ``synops_merged + N T``.
 
-    ``compute`` gives a dict: ``memory_reads`` and ``memory_writes``, in total and by layer (arXiv:2309.16795).
+    ``compute`` gives a dict: ``memory_reads`` and ``memory_writes`` (arXiv:2309.16795), ``memory_reads_strict`` and
+    ``memory_writes_strict`` with spikes times synapses in the place of the merged count; in total and by layer.
 
     Parameters
     ----------
@@ -130,4 +131,6 @@ class MemoryAccesses(CountMetric):
     """
 
     def __init__(self, network: SpikingNetwork, **kwargs: Any) -> None:
-        super().__init__(network, ["memory_reads", "memory_writes"], **kwargs)
+        super().__init__(
+            network, ["memory_reads", "memory_writes", "memory_reads_strict", "memory_writes_strict"], **kwargs
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -13,6 +14,18 @@ from quartz_plugin.engines.result import SimulationResult
 from quartz_plugin.graph import INPUT
 from quartz_plugin.hardware.operations import COUNTS, InferenceCounts
 from quartz_plugin.network import SpikingNetwork
+
+_INSTANCES = itertools.count()
+
+
+class Shared:
+    """Holds what copies of a metric hold in common: a network is not copied with it."""
+
+    def __init__(self, held: Any) -> None:
+        self.held = held
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Shared:
+        return self
 
 
 class PerLayerMetric(Metric):
@@ -30,6 +43,8 @@ class PerLayerMetric(Metric):
         for quantity in self.quantities:
             self.add_state(quantity, torch.zeros(len(self.layers), dtype=torch.int64), dist_reduce_fx="sum")
         self.add_state("images", torch.tensor(0), dist_reduce_fx="sum")
+        # Metrics that count alike on their first batch would share their state from then on in a MetricCollection.
+        self.add_state("instance", torch.tensor(next(_INSTANCES)), dist_reduce_fx="max")
 
     def add(self, quantity: str, counts: Mapping[str, Tensor]) -> None:
         """Add the counts ``[B]`` of each layer; the input, where it is not there, has none.
@@ -37,22 +52,23 @@ class PerLayerMetric(Metric):
         Raises
         ------
         ValueError
-            If another layer is missing: the result is of another network.
+            If another layer is missing, or there is one too many: the result is of another network.
         """
-        if missing := [layer for layer in self.layers if layer not in counts and layer != INPUT]:
-            raise ValueError(f"the result is of another network: it has no layers {missing}, but {list(counts)}")
+        strange = {INPUT, *self.layers}.symmetric_difference({INPUT, *counts})
+        if strange:
+            raise ValueError(f"what is counted is of another network: layers {self.layers}, counted {list(counts)}")
         none = torch.zeros((), dtype=torch.int64, device=self.device)
         sums = torch.stack([counts[layer].sum().to(self.device) if layer in counts else none for layer in self.layers])
         setattr(self, quantity, getattr(self, quantity) + sums)
 
     def per_image(self, quantity: str) -> dict[str, Tensor]:
-        """Mean over images: the total under `quantity`, each layer under ``quantity_layer``."""
+        """Mean over images: the total under `quantity`, each layer under ``quantity/layer``."""
         means = getattr(self, quantity).double() / self.images
         return {quantity: means.sum(), **self.by_layer(quantity, means)}
 
     def by_layer(self, quantity: str, values: Tensor) -> dict[str, Tensor]:
         """Name a value for each layer."""
-        return {f"{quantity}_{layer}": value for layer, value in zip(self.layers, values, strict=True)}
+        return {f"{quantity}/{layer}": value for layer, value in zip(self.layers, values, strict=True)}
 
     def compute(self) -> dict[str, Tensor]:
         """Means over images, float64; see the class."""
@@ -77,7 +93,7 @@ class PerLayerMetric(Metric):
 
         values = self.compute() if val is None else val
         quantity = next(iter(values))
-        bars = {layer: float(values[f"{quantity}_{layer}"]) for layer in self.layers if f"{quantity}_{layer}" in values}
+        bars = {layer: float(values[f"{quantity}/{layer}"]) for layer in self.layers if f"{quantity}/{layer}" in values}
         axes = counts_per_layer(bars, ax, quantity=quantity)
         return axes.get_figure(), axes
 
@@ -100,13 +116,15 @@ class CountMetric(PerLayerMetric):
     def __init__(self, network: SpikingNetwork, counts: Sequence[str], with_input: bool = False, **kwargs: Any) -> None:
         if unknown := [count for count in counts if count not in COUNTS]:
             raise ValueError(f"no counts are called {unknown}; there are {', '.join(COUNTS)}")
+        if not isinstance(network, SpikingNetwork):
+            raise TypeError(f"network must be a SpikingNetwork, as convert makes it, got {type(network).__name__}")
         layers = (name for name in network.windows if with_input or name != INPUT)
         super().__init__(layers, counts, **kwargs)
-        self.graph = network.graph
+        self.network = Shared(network.graph)
 
     def update(self, result: SimulationResult) -> None:
         """Add a simulation with ``record=True``."""
-        counts = InferenceCounts(self.graph, result)
+        counts = InferenceCounts(self.network.held, result)
         for quantity in self.quantities:
             self.add(quantity, counts[quantity])
         self.images += len(result.logits)

@@ -42,7 +42,7 @@ def _counts(result: SimulationResult | SpikeTrains, layers: list[str]) -> dict[s
 class SpikeCount(PerLayerMetric):
     """Spikes of an inference: in total ("input" included), by layer, and those that only say zero.
 
-    ``compute`` gives a dict: ``spikes``, ``zero_spikes``, and ``spikes_LAYER``, ``zero_spikes_LAYER``, each the
+    ``compute`` gives a dict: ``spikes``, ``zero_spikes``, and ``spikes/LAYER``, ``zero_spikes/LAYER``, each the
     mean over images (float64). Of a network that is not a converted one, spikes alone.
 
     Parameters
@@ -63,7 +63,7 @@ class SpikeCount(PerLayerMetric):
     >>> snn = quartz_plugin.convert(ann, torch.rand(32, 4))
     >>> metric = SpikeCount(snn)
     >>> metric.update(snn.run(torch.rand(5, 4)))
-    >>> int(metric.compute()["spikes_input"]), int(metric.compute()["spikes_1"])
+    >>> int(metric.compute()["spikes/input"]), int(metric.compute()["spikes/1"])
     (4, 8)
     >>> metric = SpikeCount(["lif1"])
     >>> metric.update({"lif1": torch.tensor([[[1.0, 0.0]], [[1.0, 1.0]]])})
@@ -89,7 +89,7 @@ class SpikeCount(PerLayerMetric):
 class SpikesPerNeuron(PerLayerMetric):
     """Spikes an inference, divided by neurons: of all layers without the input, and of each, the input included.
 
-    ``compute`` gives a dict: ``spikes_per_neuron`` and ``spikes_per_neuron_LAYER``, mean over images (float64).
+    ``compute`` gives a dict: ``spikes_per_neuron`` and ``spikes_per_neuron/LAYER``, mean over images (float64).
 
     Parameters
     ----------
@@ -103,7 +103,7 @@ class SpikesPerNeuron(PerLayerMetric):
     >>> snn = quartz_plugin.convert(ann, torch.rand(32, 4))
     >>> metric = SpikesPerNeuron(snn)
     >>> metric.update(snn.run(torch.rand(5, 4)))
-    >>> metric.compute()["spikes_per_neuron_1"]
+    >>> metric.compute()["spikes_per_neuron/1"]
     tensor(1., dtype=torch.float64)
     """
 
@@ -137,7 +137,7 @@ class SpikesPerNeuron(PerLayerMetric):
 class EarlySpikeRate(PerLayerMetric):
     """Share of the neurons' spikes that came before their layer's readout; 0 with ``hold=True``.
 
-    ``compute`` gives a dict: ``early_spike_rate`` and ``early_spike_rate_LAYER``.
+    ``compute`` gives a dict: ``early_spike_rate`` and ``early_spike_rate/LAYER``.
 
     Parameters
     ----------
@@ -165,7 +165,7 @@ class EarlySpikeRate(PerLayerMetric):
     def update(self, result: SimulationResult) -> None:
         """Add a simulation with ``record=True``."""
         self.add("early", early_spike_counts(result))
-        self.add("fired", spike_counts(result))
+        self.add("fired", {name: count for name, count in spike_counts(result).items() if name != INPUT})
         self.images += len(result.logits)
 
     def compute(self) -> dict[str, Tensor]:
