@@ -156,7 +156,9 @@ def test_missing_counts_are_named_with_those_that_are_there():
 @pytest.mark.parametrize("bad", [-1e-12, math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("kind", ["spiking", "ann"])
 def test_energies_that_are_none_are_refused(bad, kind):
-    with pytest.raises(ValueError, match=r"'mine': energies must be 0 or more, \['synops'\] are not"):
+    with pytest.raises(
+        ValueError, match=r"'mine': energies must be numbers of 0 or more, those of \['synops'\] are not"
+    ):
         EnergyProfile("mine", "", **{kind: {"synops": bad, "macs": 1.0, "spikes": 0.0}})
 
 
@@ -235,8 +237,8 @@ def test_multiplications_of_an_ann_are_those_of_nested_loops():
     costs = ann_costs(ann, images)
     assert once.shape[-1] == 5
     for module, (macs, nonzero) in loops.items():
-        assert costs[f"macs_{module}"] == pytest.approx(macs / 3)
-        assert costs[f"nonzero_macs_{module}"] == pytest.approx(nonzero / 3)
+        assert costs[f"macs/{module}"] == pytest.approx(macs / 3)
+        assert costs[f"nonzero_macs/{module}"] == pytest.approx(nonzero / 3)
         assert 0 < nonzero < macs
     macs = sum(each for each, _ in loops.values())
     assert costs["macs"] == pytest.approx(macs / 3)
@@ -244,7 +246,7 @@ def test_multiplications_of_an_ann_are_those_of_nested_loops():
     assert costs["memory_reads"] == pytest.approx(2 * macs / 3)
     assert costs["memory_writes"] == pytest.approx(outputs / 3)
     names = {"macs", "nonzero_macs", "memory_reads", "memory_writes"}
-    assert set(costs) == names | {f"{kind}_{module}" for kind in ("macs", "nonzero_macs") for module in loops}
+    assert set(costs) == names | {f"{kind}/{module}" for kind in ("macs", "nonzero_macs") for module in loops}
 
 
 def test_an_ann_is_as_it_was_when_its_costs_are_known():
@@ -289,7 +291,7 @@ def test_the_papers_mnist_network_multiplies_225_840_times():
     assert costs["memory_reads"] == 451_680
     # Sums that are written: 4,354 of them.
     assert costs["memory_writes"] == 24 * 24 * 6 + 8 * 8 * 12 + 120 + 10 == 4354
-    assert costs["nonzero_macs_0"] == macs["0"]
+    assert costs["nonzero_macs/0"] == macs["0"]
     assert costs["nonzero_macs"] < 225_840
 
 
@@ -301,5 +303,5 @@ def test_of_the_trained_network_most_multiplications_are_by_zero(mnist_ann, mnis
     dark = float((images == 0).double().mean())
     assert 0.7 < dark < 0.9
     # A pixel within meets 25 weights of 6 channels each, and the digits are in the middle.
-    assert costs["nonzero_macs_0"] == pytest.approx(float((images[:, :, 4:24, 4:24] != 0).sum()) / 50 * 150, rel=0.05)
+    assert costs["nonzero_macs/0"] == pytest.approx(float((images[:, :, 4:24, 4:24] != 0).sum()) / 50 * 150, rel=0.05)
     assert not mnist_ann.training

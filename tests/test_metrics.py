@@ -309,7 +309,7 @@ COUNTING = {
     "factored": (SynapticOperations, {"kind": "factored"}, ["synops_factored"]),
     "merged": (SynapticOperations, {"kind": "merged"}, ["synops_merged"]),
     "operations": (QuartzOperations, {}, ["operations", "synops_merged", "operations_strict"]),
-    "memory": (MemoryAccesses, {}, ["memory_reads", "memory_writes"]),
+    "memory": (MemoryAccesses, {}, ["memory_reads", "memory_writes", "memory_reads_strict", "memory_writes_strict"]),
     "events": (
         NeuronEvents,
         {},
@@ -496,7 +496,7 @@ def test_spikes_of_an_snntorch_loop_are_counted_from_their_trains():
     }
     assert by_hand["lif1"] > 20
     assert {name: float(value) for name, value in count.compute().items()} == pytest.approx(
-        {"spikes": sum(by_hand.values()) / 4, "spikes_lif1": by_hand["lif1"] / 4, "spikes_lif2": by_hand["lif2"] / 4}
+        {"spikes": sum(by_hand.values()) / 4, "spikes/lif1": by_hand["lif1"] / 4, "spikes/lif2": by_hand["lif2"] / 4}
     )
     assert float(each.compute()["spikes_per_neuron"]) == pytest.approx(sum(by_hand.values()) / 4 / 10)
     assert float(each.compute()["spikes_per_neuron_lif1"]) == pytest.approx(by_hand["lif1"] / 4 / 7)
@@ -562,8 +562,8 @@ def test_operations_of_the_ann_are_its_costs(small):
         metric.update(part)
     assert {name: float(value) for name, value in metric.compute().items()} == pytest.approx(
         {**ann_costs(ann, images)}
-        | {f"memory_reads_{m}": 2.0 * n for m, n in (("0", 20), ("2", 12))}
-        | {"memory_writes_0": 4.0, "memory_writes_2": 3.0}
+        | {f"memory_reads/{m}": 2.0 * n for m, n in (("0", 20), ("2", 12))}
+        | {"memory_writes/0": 4.0, "memory_writes/2": 3.0}
     )
 
 

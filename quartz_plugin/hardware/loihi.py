@@ -112,7 +112,7 @@ class Population:
     cores_by_limit : dict
         Limit -> cores that it alone would take, cut in the same order.
     in_axons, out_axons : int
-        Of the fullest core; of all cores together.
+        Of the fullest core, without those of support neurons (three, of an output two); of all cores together.
     synaptic_memory : int
         Bytes of the fullest core.
     synapses : int
@@ -290,6 +290,8 @@ class LoihiMapping:
         return "\n".join([format_table(header, rows), total, *(f"- {note}" for note in (*self.misfits, *self.notes))])
 
 
+# Axons are partly found by gradients.
+@torch.inference_mode(False)
 def map_to_loihi(snn: SpikingNetwork, shared_weights: bool = True, chip: LoihiChip = LOIHI_1) -> LoihiMapping:
     """Lay a converted network out on cores.
 
@@ -530,7 +532,6 @@ class _Reach:
         share = tiles / len(probed)
         return _Axons(fullest, {s: math.ceil(share * sum(tile[s] for tile in probed)) for s in probed[0]})
 
-    @torch.inference_mode(False)
     @torch.enable_grad()
     def _gradients(self, tile: tuple[slice, ...]) -> dict[str, int]:
         """Units that change the tile's currents, all weights 1."""
@@ -668,7 +669,7 @@ def _population(unit: _Unit, cut: _Cut, outgoing: int) -> Population:
         cores=cut.tiles,
         binding=max(cut.by_limit, key=lambda limit: cut.by_limit[limit]),
         cores_by_limit=cut.by_limit,
-        in_axons=cut.axons.fullest + unit.support_axons,
+        in_axons=cut.axons.fullest,
         out_axons=outgoing,
         synaptic_memory=math.ceil(cut.memory / 8),
         synapses=unit.weight_synapses + unit.other_synapses,

@@ -185,6 +185,9 @@ class InferenceCounts:
     def __iter__(self) -> Any:
         return iter(COUNTS)
 
+    def __len__(self) -> int:
+        return len(COUNTS)
+
     def __contains__(self, name: object) -> bool:
         return name in COUNTS
 
