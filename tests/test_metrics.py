@@ -499,7 +499,7 @@ def test_spikes_of_an_snntorch_loop_are_counted_from_their_trains():
         {"spikes": sum(by_hand.values()) / 4, "spikes/lif1": by_hand["lif1"] / 4, "spikes/lif2": by_hand["lif2"] / 4}
     )
     assert float(each.compute()["spikes_per_neuron"]) == pytest.approx(sum(by_hand.values()) / 4 / 10)
-    assert float(each.compute()["spikes_per_neuron_lif1"]) == pytest.approx(by_hand["lif1"] / 4 / 7)
+    assert float(each.compute()["spikes_per_neuron/lif1"]) == pytest.approx(by_hand["lif1"] / 4 / 7)
 
 
 def test_a_spike_is_whatever_is_not_zero_and_images_are_of_any_shape():
