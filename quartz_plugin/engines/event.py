@@ -383,7 +383,7 @@ class Plan:
     ) -> None:
         """Write the levels that the range's neurons say, given those of each of `sources`, ``[B, H, W, C]``.
 
-        `changes`, if given, is ``[B]``: see :func:`count_changes`.
+        With `changes`, ``[B]``, count there instead, as :func:`count_changes` says.
         """
         batch = len(out)
         if batch == 0:

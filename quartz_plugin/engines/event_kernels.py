@@ -460,8 +460,9 @@ def fire(
 ) -> None:
     """Let the spikes of some images arrive at all neurons of a range of channels, and say the neurons' levels.
 
-    ``out`` is ``[B, H, W, C]``. A neuron of an output that does not fire says `unsaid`. To ``changes[b]``, unless it
-    is empty, are added the neuron-steps in which a current changes by more than `least_change`, readout included.
+    ``out`` is ``[B, H, W, C]``. A neuron of an output that does not fire says `unsaid`. Unless `changes` is empty,
+    nobody says anything: to ``changes[b]`` are added the neuron-steps in which a current changes by more than
+    `least_change`, readout included.
     The tables are those of :class:`quartz_plugin.engines.event.Plan`.
     """
     height, width = out.shape[1], out.shape[2]
@@ -507,7 +508,9 @@ def fire(
                                     changes[image + b] += _changed(
                                         i, before, row * row_length, changing, row_neurons, least
                                     )
-                                if _advance(v, i, row * row_length, row_vectors, number(since[row] - level), threshold):
+                                elif _advance(
+                                    v, i, row * row_length, row_vectors, number(since[row] - level), threshold
+                                ):
                                     early = _note_early(
                                         v, i, row * row_length, row_length, since[row], level, threshold, window,
                                         fired, fired_level, early,
@@ -558,7 +561,7 @@ def fire(
                                         changes[image + b] += _changed(
                                             i, before, row * row_length, changing, row_neurons, least
                                         )
-                                    if _advance(
+                                    elif _advance(
                                         v, i, row * row_length, row_vectors, number(since[row] - level), threshold
                                     ):
                                         early = _note_early(
@@ -603,6 +606,14 @@ def fire(
                                         _at(runs, 3 * run + 2),
                                     )
                                 begin = stop
+                if counting:
+                    for row in range(rows):
+                        changes[image + b] += _changed(i, before, row * row_length, changing, row_neurons, least)
+                        place = bias_start + (first_row + row) * bias_row_length
+                        changes[image + b] += _changed_from_readout(
+                            i, row * row_length, width, block_size, channels, bias_level, place, late, last_level, least
+                        )
+                    continue
                 for row in range(rows):
                     crossed = since[row] > 0 and _advance(
                         v, i, row * row_length, row_vectors, number(since[row]), threshold
@@ -612,13 +623,6 @@ def fire(
                             v, i, row * row_length, row_length, since[row], 0, threshold, window,
                             fired, fired_level, early,
                         )  # fmt: skip
-                if counting:
-                    for row in range(rows):
-                        changes[image + b] += _changed(i, before, row * row_length, changing, row_neurons, least)
-                        place = bias_start + (first_row + row) * bias_row_length
-                        changes[image + b] += _changed_from_readout(
-                            i, row * row_length, width, block_size, channels, bias_level, place, late, last_level, least
-                        )
                 if late:
                     # A negative bias is a spike after readout, until which nothing pulls.
                     for row in range(rows):

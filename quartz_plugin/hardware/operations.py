@@ -29,7 +29,7 @@ from quartz_plugin.engines.stepped import walk_layer
 from quartz_plugin.graph import INPUT, ConvertedGraph, Layer, carry, check_modules, is_spike_source, structure_of
 from quartz_plugin.hardware.spikes import early_spike_counts, per_image, spike_counts, zero_spike_counts
 from quartz_plugin.neuron import FirstSpikeMaxPool
-from quartz_plugin.structure import AVERAGES, WEIGHTED, OneToOne
+from quartz_plugin.structure import AVERAGES, WEIGHTED, Add, OneToOne
 from quartz_plugin.synapses import Chain, FanOut, chains, fan_outs, of_ones, pool_fan_out, unit_shapes
 
 SILENT = -1
@@ -69,6 +69,29 @@ class Synapses:
     def chains(self, graph: ConvertedGraph) -> dict[str, Chain]:
         """Return :func:`quartz_plugin.synapses.chains`."""
         return self._once("chains", lambda: chains(graph))
+
+    def chained(self, graph: ConvertedGraph) -> set[str]:
+        """Layers that have other synapses in their composed maps than in the maps one after the other."""
+        return self._once("chained", lambda: self._find_chained(graph))
+
+    def _find_chained(self, graph: ConvertedGraph) -> set[str]:
+        fan_outs, chains, nodes = self.fan_outs(graph), self.chains(graph), graph.module.graph.nodes
+        routed: set[str] = set()
+        for node in nodes:
+            module = graph.module.get_submodule(str(node.target)) if node.op == "call_module" else None
+            weighs = isinstance(module, (*WEIGHTED, *AVERAGES, OneToOne, Add))
+            moves = not weighs and all(before.name in routed for before in node.all_input_nodes)
+            if is_spike_source(graph.module, node) or moves:
+                routed.add(node.name)
+        # Of maps that hear spikes alone, no unit has fewer synapses than in what they compose to.
+        plain = {
+            layer
+            for layer, chain in chains.items()
+            if all(before in routed for before, _ in chain)
+            and sum(int(count.sum()) for _, count in chain)
+            == sum(int(count.sum()) for count in fan_outs[layer].values())
+        }
+        return set(chains) - plain
 
     def shapes(self, graph: ConvertedGraph) -> dict[str, torch.Size]:
         """Name of a node -> shape of its value, without the batch."""
@@ -298,8 +321,8 @@ def _synops(counts: InferenceCounts) -> LayerCounts:
 
 def _synops_factored(counts: InferenceCounts) -> LayerCounts:
     module, chains_of = counts.graph.module, counts.synapses.chains(counts.graph)
-    fan_outs_of = counts.synapses.fan_outs(counts.graph)
-    if all(_is_fan_out(chain, fan_outs_of[layer]) for layer, chain in chains_of.items()):
+    chained = counts.synapses.chained(counts.graph)
+    if not chained:
         return counts["synops"]
     reached = {node: (value != SILENT).to(counts.graph.dtype) for node, value in counts.levels.items()}
     nodes = {node.name: node for node in module.graph.nodes}
@@ -316,13 +339,10 @@ def _synops_factored(counts: InferenceCounts) -> LayerCounts:
 
     return {
         layer: _sum([delivered(reach(nodes[before]) > 0, count) for before, count in chain], counts)
+        if layer in chained
+        else counts["synops"][layer]
         for layer, chain in chains_of.items()
     }
-
-
-def _is_fan_out(chain: Chain, by_source: Mapping[str, Tensor]) -> bool:
-    """Whether the maps to a layer come from spikes alone, so that nothing is composed."""
-    return len(chain) == len(by_source) and all(before in by_source for before, _ in chain)
 
 
 def _synops_merged(counts: InferenceCounts) -> LayerCounts:
@@ -391,7 +411,9 @@ def _active_updates(counts: InferenceCounts) -> LayerCounts:
     def active(layer: Layer) -> Tensor:
         steps, clock, p = counts.result.spike_steps[layer.name], layer.neuron.clock, layer.neuron.p
         last = clock.rectify if p.rectifier == "silent" else p.last_step
-        ends = per_image(torch.where(steps == NO_SPIKE, last, steps))
+        silent = counts.neurons(layer) - counts["spikes"][layer.name]
+        # The step of a silent neuron is NO_SPIKE.
+        ends = per_image(steps) + silent * (last - NO_SPIKE)
         active_from: Tensor | int = _first_arrival(counts, layer)
         updates: Tensor = ends + counts.neurons(layer) * (1 - active_from)
         return updates

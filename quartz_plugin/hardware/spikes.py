@@ -9,6 +9,7 @@ from torch import Tensor
 
 from quartz_plugin.coding import NO_SPIKE
 from quartz_plugin.engines.result import SimulationResult
+from quartz_plugin.graph import INPUT
 
 SpikeTrains = Mapping[str, Tensor]
 """Layer -> its spikes at every step, ``[steps, B, ...]``, nonzero for a spike."""
@@ -45,7 +46,13 @@ def zero_spike_counts(result: SimulationResult) -> dict[str, Tensor]:
 @_once
 def early_spike_counts(result: SimulationResult) -> dict[str, Tensor]:
     """Spikes before their layer's readout: layer -> int64 ``[B]``; the input's are never early."""
-    return {name: per_image(early) for name, early in result.early.items()}
+    fired, windows = spike_counts(result), result.windows
+    # Before the readout is whoever comes before and is not silent, which is -1.
+    return {
+        name: per_image(steps < windows[name].start) - (steps[0].numel() if len(steps) else 0) + fired[name]
+        for name, steps in result.spike_steps.items()
+        if name != INPUT
+    }
 
 
 def train_counts(trains: SpikeTrains) -> dict[str, Tensor]:

@@ -224,7 +224,7 @@ class SpikingClassifier(lightning.LightningModule):
     def on_test_epoch_end(self) -> None:
         """Log the figures of all images; `figures` keeps them in full precision."""
         figures = {name: float(value) for name, value in self.metrics.compute().items()}
-        figures["images"] = float(self.metrics["spikes"].images)
+        figures["images"] = float(self.ties.weight)
         self.figures = {**figures, "ties": float(self.ties.compute()), "steps": float(self.snn.n_steps)}
         # Summed over all processes already.
         self.log_dict(self.figures, rank_zero_only=True)
