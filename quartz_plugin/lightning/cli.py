@@ -237,7 +237,7 @@ class QuartzTrainer(lightning.Trainer):
         output_percentile: float = 99.0,
         granularity: Literal["layer", "channel"] = "channel",
     ) -> None:
-        """Fit, convert, test, and end with one table and two pictures.
+        """Fit, convert, test, and end with one table and four pictures.
 
         Args:
             model: The classifier.
