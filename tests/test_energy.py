@@ -156,9 +156,7 @@ def test_missing_counts_are_named_with_those_that_are_there():
 @pytest.mark.parametrize("bad", [-1e-12, math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("kind", ["spiking", "ann"])
 def test_energies_that_are_none_are_refused(bad, kind):
-    with pytest.raises(
-        ValueError, match=r"energies must be numbers of 0 or more, those of \['synops'\] are not"
-    ):
+    with pytest.raises(ValueError, match=r"energies must be numbers of 0 or more, those of \['synops'\] are not"):
         EnergyProfile("mine", "", **{kind: {"synops": bad, "macs": 1.0, "spikes": 0.0}})
 
 
