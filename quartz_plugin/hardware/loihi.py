@@ -112,7 +112,8 @@ class Population:
     cores_by_limit : dict
         Limit -> cores that it alone would take, cut in the same order.
     in_axons, out_axons : int
-        Of the fullest core, without those of support neurons (three, of an output two); of all cores together.
+        Of the fullest core, without those of support neurons (three, of an output two); of all cores together. Where
+        several paths lead from one unit to a layer of more than 64 tiles, they are found at 27 of them.
     synaptic_memory : int
         Bytes of the fullest core.
     synapses : int

@@ -220,7 +220,7 @@ class InferenceCounts:
         if name not in self._found:
             with torch.no_grad():
                 self._found[name] = COUNTS[name](self)
-        return dict(self._found[name])
+        return {layer: count.clone() for layer, count in self._found[name].items()}
 
     def mean(self, *names: str) -> dict[str, float]:
         """Means over images, in total and by layer (``synops``, ``synops/LAYER``); of all counts by default."""
