@@ -201,7 +201,7 @@ class InferenceCounts:
         if windows != self.result.windows or names != found:
             raise ValueError(
                 "the result is of another network: its layers, shapes or windows are not this network's; "
-                f"given are {found}, expected {names}"
+                f"given are {found} with windows {self.result.windows}, expected {names} with {windows}"
             )
         self._found["checked"] = True
 

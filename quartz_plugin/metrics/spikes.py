@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from quartz_plugin.engines.result import SimulationResult
 from quartz_plugin.graph import INPUT
@@ -22,8 +22,10 @@ from quartz_plugin.network import SpikingNetwork
 
 
 def _layers(network: SpikingNetwork | Iterable[str]) -> list[str]:
-    if isinstance(network, str):
-        raise TypeError(f"network must be a SpikingNetwork or several names of layers, got {network!r}")
+    if isinstance(network, (str, nn.Module)) and not isinstance(network, SpikingNetwork):
+        raise TypeError(
+            f"network must be a SpikingNetwork or several names of layers, got {type(network).__name__} {network!r:.60}"
+        )
     return list(network.windows) if isinstance(network, SpikingNetwork) else list(network)
 
 
@@ -34,6 +36,10 @@ def _images(result: SimulationResult | SpikeTrains) -> int:
 def _counts(result: SimulationResult | SpikeTrains, layers: list[str]) -> dict[str, Tensor]:
     if isinstance(result, SimulationResult):
         return spike_counts(result)
+    if not isinstance(result, Mapping):
+        raise TypeError(
+            f"spikes are those of a SimulationResult (snn.run(images)) or a dict of trains, got {type(result).__name__}"
+        )
     if missing := [layer for layer in layers if layer not in result]:
         raise ValueError(f"no spikes of {missing}: give a train for each of {layers}")
     return train_counts(result)
