@@ -23,9 +23,8 @@ from quartz_plugin.network import SpikingNetwork
 
 def _layers(network: SpikingNetwork | Iterable[str]) -> list[str]:
     if isinstance(network, (str, nn.Module)) and not isinstance(network, SpikingNetwork):
-        raise TypeError(
-            f"network must be a SpikingNetwork or several names of layers, got {type(network).__name__} {network!r:.60}"
-        )
+        given = repr(network) if isinstance(network, str) else type(network).__name__
+        raise TypeError(f"network must be a SpikingNetwork or several names of layers, got {given}")
     return list(network.windows) if isinstance(network, SpikingNetwork) else list(network)
 
 
