@@ -16,15 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from quartz_plugin.coding import NO_SPIKE, Window
-from quartz_plugin.convert.calibrate import chunk_size
-from quartz_plugin.convert.fold import fold
-from quartz_plugin.convert.trace import trace
 from quartz_plugin.engines.result import SimulationResult
 from quartz_plugin.engines.stepped import walk_layer
 from quartz_plugin.graph import INPUT
 from quartz_plugin.hardware.operations import source_levels
 from quartz_plugin.network import SpikingNetwork
-from quartz_plugin.verification import verify
+from quartz_plugin.verification import values_side_by_side
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -305,10 +302,10 @@ def activations(
     """
     if panels < 2:
         raise ValueError(f"panels must be at least 2, the first layer and the output, got {panels}")
-    verify(ann, snn, images[:1])  # It says what is wrong with another network's images or layers.
     layers = [layer.name for layer in snn.graph.layers]
     picked = torch.linspace(0, len(layers) - 1, min(panels, len(layers))).round().long()
     names = [layers[index] for index in picked]
+    values = _paired_values(ann, snn, images, names)
     own = axes is None
     if axes is None:
         columns = min(4, len(names))
@@ -322,7 +319,7 @@ def activations(
     from matplotlib.colors import LogNorm
 
     norm = LogNorm(1.0, 10.0)
-    for ax, (name, (exact, spiking)) in zip(axes, _paired_values(ann, snn, images, names).items(), strict=True):
+    for ax, (name, (exact, spiking)) in zip(axes, values.items(), strict=True):
         scale = snn.graph.scales[name]
         lowest, highest = float(scale.min()), float(scale.max())
         unit = lowest / snn.windows[name].length if lowest == highest else None
@@ -613,31 +610,20 @@ def _paired_values(
     ann: nn.Module, snn: SpikingNetwork, images: Tensor, names: Collection[str]
 ) -> dict[str, tuple[Values, Values]]:
     """Layer -> values of its units in the ANN and in the spiking network, at most `POINTS`, evenly picked."""
-    graph = snn.graph
-    draft = fold(
-        trace(ann, images[:1].to(device=graph.device, dtype=graph.dtype)),
-        graph.settings["preprocessing"],
-        graph.settings["linear"],
-    )
-    layer_of = dict(zip(draft.layers(), (layer.name for layer in graph.layers), strict=True))
     found: dict[str, list[Tensor]] = {name: [] for name in names}
-    seen = 0
-    for chunk in images.split(chunk_size(images)):
-        chunk = chunk.to(device=graph.device, dtype=graph.dtype)
-        result = snn.run(chunk)
-        for node, value in draft.run(chunk):
-            name = layer_of.get(node)
-            if name not in found:
-                continue
-            spiking = result.levels(name) * (graph.scales[name].to(value) / result.windows[name].length)
-            units = value[0].numel()
-            stride = math.ceil(len(images) * units / POINTS)
-            # A stride that shares a factor with the layer's shape would meet the same columns or channels for ever.
-            while math.gcd(stride, units) > 1:
-                stride += 1
-            pairs = torch.stack([value.double(), spiking.double()]).flatten(1)
-            found[name].append(pairs[:, -seen * units % stride :: stride].cpu())
-        seen += len(chunk)
+    seen = dict.fromkeys(names, 0)
+    for name, value, result in values_side_by_side(ann, snn, images):
+        if name is None or name not in found:
+            continue
+        spiking = result.levels(name) * (snn.graph.scales[name].to(value) / result.windows[name].length)
+        units = value[0].numel()
+        stride = math.ceil(len(images) * units / POINTS)
+        # A stride that shares a factor with the layer's shape would meet the same columns or channels for ever.
+        while math.gcd(stride, units) > 1:
+            stride += 1
+        pairs = torch.stack([value.double(), spiking.double()]).flatten(1)
+        found[name].append(pairs[:, -seen[name] * units % stride :: stride].cpu())
+        seen[name] += len(value)
     return {name: tuple(torch.cat(pairs, 1).numpy()) for name, pairs in found.items()}
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 
 import torch
@@ -132,6 +132,26 @@ def verify(ann: nn.Module, snn: SpikingNetwork, images: Tensor, *, engine: str =
     >>> check.layers[0].layer, check.layers[0].worst < 3
     ('1', True)
     """
+    sums = {layer.name: _Sums() for layer in snn.graph.layers}
+    agreeing = ties = 0
+    for name, value, result in values_side_by_side(ann, snn, images, engine):
+        if name is None:
+            agreeing += int((value.flatten(1).argmax(1) == result.logits.flatten(1).argmax(1)).sum())
+            ties += int(result.ties.sum())
+        else:
+            sums[name].add(name, value, result, snn.graph.scales[name])
+    count = len(images)
+    return Verification([each.deviation(name) for name, each in sums.items()], agreeing / count, ties / count, count)
+
+
+def values_side_by_side(
+    ann: nn.Module, snn: SpikingNetwork, images: Tensor, engine: str = "auto"
+) -> Iterator[tuple[str | None, Tensor, SimulationResult]]:
+    """Yield each layer's name, the ANN's values there and the simulation of the same images, some images at a time.
+
+    After the last of its layers the logits of the ANN come, under the name None. The parameters, and what is raised,
+    are those of :func:`verify`.
+    """
     graph = snn.graph
     graph.check_images(images)
     if len(images) == 0:
@@ -145,20 +165,20 @@ def verify(ann: nn.Module, snn: SpikingNetwork, images: Tensor, *, engine: str =
             f"ann has {len(ends)} layers of neurons and the spiking network {len(names)}: not the same network"
         )
     layer_of = dict(zip(ends, names, strict=True))
-
-    sums = {name: _Sums() for name in names}
-    agreeing = ties = 0
     for chunk in images.split(chunk_size(images)):
         chunk = chunk.to(device=graph.device, dtype=graph.dtype)
         result = snn.run(chunk, engine=engine)
         for node, value in draft.run(chunk):
-            if node in layer_of:
-                sums[layer_of[node]].add(layer_of[node], value, result, graph.scales[layer_of[node]])
+            if (name := layer_of.get(node)) is not None:
+                spiking = result.spike_steps[name]
+                if value.shape != spiking.shape:
+                    raise ValueError(
+                        f"layer {name!r} has the shape {list(value.shape[1:])} in ann and {list(spiking.shape[1:])} "
+                        "in the spiking network: not the same network"
+                    )
+                yield name, value, result
             if node is last:
-                agreeing += int((value.flatten(1).argmax(1) == result.logits.flatten(1).argmax(1)).sum())
-        ties += int(result.ties.sum())
-    count = len(images)
-    return Verification([sums[name].deviation(name) for name in names], agreeing / count, ties / count, count)
+                yield None, value, result
 
 
 @dataclass
@@ -175,11 +195,6 @@ class _Sums:
 
     def add(self, name: str, value: Tensor, result: SimulationResult, scale: Tensor) -> None:
         window, spike_steps = result.windows[name], result.spike_steps[name]
-        if value.shape != spike_steps.shape:
-            raise ValueError(
-                f"layer {name!r} has the shape {list(value.shape[1:])} in ann and {list(spike_steps.shape[1:])} "
-                "in the spiking network: not the same network"
-            )
         exact = value * (window.length / scale.to(value))
         distance = (exact - result.levels(name)).abs()
         self.values += value.numel()
@@ -203,4 +218,4 @@ class _Sums:
         )
 
 
-__all__ = ["LayerDeviation", "Verification", "verify"]
+__all__ = ["LayerDeviation", "Verification", "values_side_by_side", "verify"]
