@@ -152,7 +152,7 @@ class ConvertedGraph:
             if node.op == "placeholder":
                 ends[node] = self.input_window.end
                 continue
-            module = self.module.get_submodule(str(node.target)) if node.op == "call_module" else None
+            module = called_by(self.module, node)
             sources = {ends[source] for source in node.all_input_nodes}
             expected = {module.clock.readout} if isinstance(module, TTFSNeuron) else sources
             if len(sources) != 1 or sources != expected:
@@ -245,12 +245,16 @@ def module_nodes(module: fx.GraphModule) -> Iterator[tuple[fx.Node, nn.Module]]:
             yield node, module.get_submodule(str(node.target))
 
 
+def called_by(module: fx.GraphModule, node: fx.Node) -> nn.Module | None:
+    """Module that this node calls; None where it calls none, as input and output."""
+    return module.get_submodule(str(node.target)) if node.op == "call_module" else None
+
+
 def is_spike_source(module: fx.GraphModule, node: fx.Node) -> bool:
     """Whether this node emits spikes: the input, neurons, or first-spike pools."""
     if node.op == "placeholder":
         return True
-    emits = (TTFSNeuron, FirstSpikeMaxPool)
-    return node.op == "call_module" and isinstance(module.get_submodule(str(node.target)), emits)
+    return isinstance(called_by(module, node), TTFSNeuron | FirstSpikeMaxPool)
 
 
 def projection_to(module: fx.GraphModule, neurons: fx.Node) -> Projection:
@@ -292,7 +296,7 @@ def unique_path(wanted: str, taken: Container[str]) -> str:
 
 def carry(module: fx.GraphModule, node: fx.Node, values: Mapping[fx.Node, Any]) -> Any:
     """Evaluate one node between two layers, where levels count back from the readout and a delay changes nothing."""
-    if node.op == "call_module" and isinstance(module.get_submodule(str(node.target)), AxonalDelay):
+    if isinstance(called_by(module, node), AxonalDelay):
         return values[node.all_input_nodes[0]]
     return call_node(module, node, values)
 

@@ -14,7 +14,7 @@ from snntorch import Leaky
 from torch import Tensor, fx, nn
 
 from quartz_plugin.engines.event import LEAST_CHANGE
-from quartz_plugin.graph import call_node
+from quartz_plugin.graph import call_node, called_by
 from quartz_plugin.hardware.operations import LayerCounts, Synapses, biased_neurons, delivered, spike_sources
 from quartz_plugin.hardware.spikes import per_image
 from quartz_plugin.network import SpikingNetwork
@@ -164,8 +164,8 @@ class RateCodedNetwork(nn.Module):
         # What a pooling over the image hands on are numbers, too.
         graded: set[fx.Node] = set()
         for node in graph.module.graph.nodes:
-            target = graph.module.get_submodule(str(node.target)) if node.op == "call_module" else None
-            pooled = spike_sources(graph.module, node.args[0]) if isinstance(target, FirstSpikeMaxPool) else []
+            pools = isinstance(called_by(graph.module, node), FirstSpikeMaxPool)
+            pooled = spike_sources(graph.module, node.args[0]) if pools else []
             if node.op == "placeholder" or not graded.isdisjoint(pooled):
                 graded.add(node)
         numbers = {node.name for node in graded}

@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from quartz_plugin.functional import closed_form, says_in_time, spike_steps_of
-from quartz_plugin.graph import ConvertedGraph, carry, expiring_after
+from quartz_plugin.graph import ConvertedGraph, called_by, carry, expiring_after
 from quartz_plugin.neuron import FirstSpikeMaxPool, TTFSNeuron
 
 
@@ -33,7 +33,7 @@ def run_analytic(graph: ConvertedGraph, input_levels: Tensor, record: bool = Tru
         elif node.op == "output":
             break
         else:
-            target = module.get_submodule(str(node.target)) if node.op == "call_module" else None
+            target = called_by(module, node)
             if isinstance(target, TTFSNeuron):
                 levels, fired = _fire(target, values[source := node.all_input_nodes[0]], source in biased)
                 if record or node is output:

@@ -14,7 +14,7 @@ from torch import Tensor, fx
 
 from quartz_plugin.coding import NO_SPIKE
 from quartz_plugin.functional import TTFSState, initial_state, ttfs_step
-from quartz_plugin.graph import ConvertedGraph, Layer, call_node, carry, is_spike_source
+from quartz_plugin.graph import ConvertedGraph, Layer, call_node, called_by, carry, is_spike_source
 from quartz_plugin.neuron import FirstSpikeMaxPool, StatefulModule
 
 
@@ -79,7 +79,7 @@ def _run_with_gradients(graph: ConvertedGraph, input_levels: Tensor, record: boo
     for step in range(graph.n_steps):
         values: dict[fx.Node, Any] = {}
         for node in module.graph.nodes:
-            target = module.get_submodule(str(node.target)) if node.op == "call_module" else None
+            target = called_by(module, node)
             if node.op == "placeholder":
                 arriving = input_levels == graph.input_window.level_at(step)
                 values[node] = arriving.to(input_levels.dtype)

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from quartz_plugin.engines.convolutions import as_image
-from quartz_plugin.graph import INPUT, ConvertedGraph, Layer, Projection, is_spike_source
+from quartz_plugin.graph import INPUT, ConvertedGraph, Layer, Projection, called_by, is_spike_source
 from quartz_plugin.hardware.energy import LOIHI, EnergyProfile
 from quartz_plugin.hardware.operations import Synapses, biased_neurons, spike_sources
 from quartz_plugin.network import SpikingNetwork
@@ -396,7 +396,8 @@ def _parts(shape: Size, size: Size) -> Parts:
 
 
 def _units(graph: ConvertedGraph, shared: bool, chip: LoihiChip) -> Iterator[_Unit]:
-    shapes = Synapses.of(graph).shapes(graph)
+    synapses = Synapses.of(graph)
+    shapes, fan_outs = synapses.shapes(graph), synapses.fan_outs(graph)
     layers = {layer.node: layer for layer in graph.layers}
     delays = _longest_delays(graph)
     ones = of_ones(graph.module)
@@ -407,7 +408,9 @@ def _units(graph: ConvertedGraph, shared: bool, chip: LoihiChip) -> Iterator[_Un
         if node.op == "placeholder":
             yield _Unit(INPUT, as_image(shapes[node.name]), relays, 0, 0, lambda size: _Axons(0, {}), lambda size: 0.0)
         elif node in layers:
-            yield _of_layer(graph, layers[node], ones, shapes, relays, shared, chip)
+            layer = layers[node]
+            synapses_into = int(sum(float(count.sum()) for count in fan_outs[layer.name].values()))
+            yield _of_layer(graph, layer, ones, shapes, synapses_into, relays, shared, chip)
         else:
             yield _of_pool(graph, node, shapes, relays, chip)
 
@@ -422,7 +425,7 @@ def _longest_delays(graph: ConvertedGraph) -> dict[fx.Node, int]:
     longest: dict[fx.Node, int] = {}
     behind: dict[fx.Node, dict[fx.Node, int]] = {}
     for node in graph.module.graph.nodes:
-        module = graph.module.get_submodule(str(node.target)) if node.op == "call_module" else None
+        module = called_by(graph.module, node)
         arriving: dict[fx.Node, int] = {}
         for before in node.all_input_nodes:
             for source, delay in behind[before].items():
@@ -447,13 +450,12 @@ def _of_layer(
     layer: Layer,
     ones: fx.GraphModule,
     shapes: dict[str, torch.Size],
+    synapses: int,
     relays: int,
     shared: bool,
     chip: LoihiChip,
 ) -> _Unit:
     neurons = shapes[layer.node.name].numel()
-    fan_out = Synapses.of(graph).fan_outs(graph)[layer.name]
-    synapses = int(sum(float(count.sum()) for count in fan_out.values()))
     p = layer.neuron.p
     extra = 2 + (p.rectifier is not None) + 2 * p.hold
     others = extra * neurons + biased_neurons(layer, shapes[layer.node.name])
@@ -469,8 +471,8 @@ def _of_layer(
         return synapses / neurons * math.prod(size) * each + own
 
     return _Unit(
-        layer.name, image, relays, synapses, others, _Reach(graph, layer, ones), weight_memory,
-        _largest_readout_weight(graph, layer), 2 + (p.rectifier is not None),
+        layer.name, image, relays, synapses, others, _Reach(graph, layer, ones, shapes), weight_memory,
+        _largest_readout_weight(graph, layer, shapes), 2 + (p.rectifier is not None),
     )  # fmt: skip
 
 
@@ -500,9 +502,10 @@ def _kernels(projection: Projection) -> tuple[int, int] | None:
 class _Reach:
     """How many units of its sources reach each tile of a layer, each unit once."""
 
-    def __init__(self, graph: ConvertedGraph, layer: Layer, ones: fx.GraphModule) -> None:
+    def __init__(
+        self, graph: ConvertedGraph, layer: Layer, ones: fx.GraphModule, shapes: dict[str, torch.Size]
+    ) -> None:
         self.graph, self.layer, self.ones = graph, layer, ones
-        shapes = Synapses.of(graph).shapes(graph)
         self.neurons = shapes[layer.node.name]
         self.shape = as_image(self.neurons)
         by_node = {node: shapes[node.name] for node in graph.module.graph.nodes if node.name in shapes}
@@ -585,9 +588,8 @@ def _of_pool(
     )  # fmt: skip
 
 
-def _largest_readout_weight(graph: ConvertedGraph, layer: Layer) -> float:
+def _largest_readout_weight(graph: ConvertedGraph, layer: Layer, shapes: dict[str, torch.Size]) -> float:
     """Largest ``|1 - A(1)|``, A with its bias."""
-    shapes = Synapses.of(graph).shapes(graph)
     ones = {
         source: torch.ones(1, *shapes[source.name], dtype=graph.dtype, device=graph.device)
         for source in layer.projection.sources

@@ -26,7 +26,16 @@ from quartz_plugin.coding import NO_SPIKE
 from quartz_plugin.engines.event import LEAST_CHANGE, count_changes
 from quartz_plugin.engines.result import SimulationResult
 from quartz_plugin.engines.stepped import walk_layer
-from quartz_plugin.graph import INPUT, ConvertedGraph, Layer, carry, check_modules, is_spike_source, structure_of
+from quartz_plugin.graph import (
+    INPUT,
+    ConvertedGraph,
+    Layer,
+    called_by,
+    carry,
+    check_modules,
+    is_spike_source,
+    structure_of,
+)
 from quartz_plugin.hardware.spikes import early_spike_counts, per_image, spike_counts, zero_spike_counts
 from quartz_plugin.neuron import FirstSpikeMaxPool
 from quartz_plugin.structure import AVERAGES, WEIGHTED, Add, OneToOne
@@ -78,7 +87,7 @@ class Synapses:
         fan_outs, chains, nodes = self.fan_outs(graph), self.chains(graph), graph.module.graph.nodes
         routed: set[str] = set()
         for node in nodes:
-            module = graph.module.get_submodule(str(node.target)) if node.op == "call_module" else None
+            module = called_by(graph.module, node)
             weighs = isinstance(module, (*WEIGHTED, *AVERAGES, OneToOne, Add))
             moves = not weighs and all(before.name in routed for before in node.all_input_nodes)
             if is_spike_source(graph.module, node) or moves:
@@ -111,7 +120,7 @@ class Synapses:
             pending = list(layer.projection.sources)
             while pending:
                 node = pending.pop()
-                pool = graph.module.get_submodule(str(node.target)) if node.op == "call_module" else None
+                pool = called_by(graph.module, node)
                 if not isinstance(pool, FirstSpikeMaxPool) or node in seen:
                     continue
                 seen.add(node)
