@@ -31,9 +31,16 @@ def pytest_collection_modifyitems(items):
             item.add_marker(skip)
 
 
-@pytest.fixture(autouse=True)
-def _seed():
-    torch.manual_seed(0)
+class Seeds:
+    """Seeds each test before its fixtures, examples in docstrings too (a conftest's own hooks see its folder only)."""
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_setup(self):
+        torch.manual_seed(0)
+
+
+def pytest_configure(config):
+    config.pluginmanager.register(Seeds())
 
 
 @pytest.fixture(scope="session")
