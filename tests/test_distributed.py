@@ -125,6 +125,7 @@ def fail_in_one(rank, folder):
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_an_error_in_one_process_is_one_in_all():
     with tempfile.TemporaryDirectory() as folder:
         torch.multiprocessing.spawn(fail_in_one, args=(folder,), nprocs=2)

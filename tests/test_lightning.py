@@ -103,6 +103,7 @@ def test_a_checkpoint_is_converted_and_tested_beside_the_ann(after_run):
     assert "agreement with the ANN" in output
 
 
+@pytest.mark.slow
 def test_sweep_writes_one_row_for_each_t_max_and_neuron(after_run):
     folder = after_run[0]
     checkpoint = folder / "runs" / "mnist" / "last.ckpt"
@@ -172,6 +173,7 @@ def test_a_sweep_goes_on_where_it_stopped_and_trusts_no_row_of_another_network(t
         assert path.read_bytes() == other_file
 
 
+@pytest.mark.slow
 def test_costs_sets_ann_rate_code_quartz_and_loihi_side_by_side(after_run):
     folder = after_run[0]
     checkpoint = folder / "runs" / "mnist" / "last.ckpt"

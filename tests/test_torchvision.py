@@ -56,7 +56,8 @@ REFUSED = {
 LARGE = {
     *[name for name in CONVERTED if name.startswith("vgg")],
     *["resnet101", "resnet152", "resnext101_32x8d", "resnext101_64x4d", "wide_resnet50_2", "wide_resnet101_2"],
-    *["densenet161", "densenet169", "densenet201"],
+    *["densenet121", "densenet161", "densenet169", "densenet201"],
+    *["alexnet", "inception_v3", "resnext50_32x4d"],
     *["regnet_x_3_2gf", "regnet_x_8gf", "regnet_x_16gf", "regnet_x_32gf"],
 }
 
@@ -231,31 +232,28 @@ def test_a_converted_model_rounds_and_clips_what_the_model_computes(name, option
 
 
 @pytest.mark.parametrize(
-    "name",
+    ("name", "options"),
     [
-        "alexnet",
-        "resnet18",
-        "squeezenet1_1",
-        "densenet121",
-        "googlenet",
-        "inception_v3",
-        "mobilenet_v2",
-        "mnasnet0_5",
-        "shufflenet_v2_x0_5",
-        "regnet_x_400mf",
-        pytest.param("vgg11_bn", marks=pytest.mark.slow),
+        marked(name)
+        for name in (
+            "alexnet", "resnet18", "squeezenet1_1", "densenet121", "googlenet", "inception_v3", "mobilenet_v2",
+            "mnasnet0_5", "shufflenet_v2_x0_5", "regnet_x_400mf", "vgg11_bn",
+        )
     ],
-)
-def test_stepped_through_time_a_model_spikes_as_by_the_closed_form(name):
+)  # fmt: skip
+def test_stepped_through_time_a_model_spikes_as_by_the_closed_form(name, options):
     images = images_for(name, 8)
-    snn = quartz_plugin.convert(randomised_model(name, images), images, t_max=6)
+    snn = quartz_plugin.convert(randomised_model(name, images, **options), images, t_max=6)
     assert_stepped_equals_analytic(snn, images[:1])
 
 
-@pytest.mark.parametrize("name", ["mobilenet_v2", "mnasnet0_5", "shufflenet_v2_x0_5", "densenet121"])
-def test_with_pairs_of_neurons_a_model_computes_what_it_did(name):
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [marked(name) for name in ("mobilenet_v2", "mnasnet0_5", "shufflenet_v2_x0_5", "densenet121")],
+)
+def test_with_pairs_of_neurons_a_model_computes_what_it_did(name, options):
     images = images_for(name, 8)
-    ann = randomised_model(name, images)
+    ann = randomised_model(name, images, **options)
     # As many steps as it takes for rounding to vanish: what is left would be a mistake.
     snn = quartz_plugin.convert(ann, images, t_max=1 << 16, percentile=100, linear="pair")
     halves = [row for row in snn.report if row["operation"].startswith(("positive half", "negative half"))]
@@ -274,10 +272,12 @@ def test_the_first_module_in_the_way_is_named(name):
     assert str(error.value).startswith(f"cannot convert {path!r} ({operation}): it ")
 
 
-@pytest.mark.parametrize("name", ["densenet121", "googlenet", "shufflenet_v2_x0_5"])
-def test_a_saved_and_a_copied_model_say_the_same(name, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "options"), [marked(name) for name in ("densenet121", "googlenet", "shufflenet_v2_x0_5")]
+)
+def test_a_saved_and_a_copied_model_say_the_same(name, options, tmp_path):
     images = images_for(name, 4)
-    snn = quartz_plugin.convert(randomised_model(name, images), images)
+    snn = quartz_plugin.convert(randomised_model(name, images, **options), images)
     expected = snn.run(images)
     snn.save(tmp_path / "network.safetensors")
     for other in (quartz_plugin.load(tmp_path / "network.safetensors"), copy.deepcopy(snn)):
