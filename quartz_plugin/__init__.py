@@ -1,7 +1,7 @@
 """Quartz for snnTorch and Norse: trained ReLU networks as spiking networks whose neurons fire at most once."""
 
 from quartz_plugin.coding import decode, encode
-from quartz_plugin.convert import PAPER, ConversionError, Override, convert, register_rule
+from quartz_plugin.convert import PAPER, ConversionError, Override, check_convertible, convert, register_rule
 from quartz_plugin.engines import SimulationResult
 from quartz_plugin.network import SpikingNetwork, load
 from quartz_plugin.neuron import AxonalDelay, FirstSpikeMaxPool, TTFSNeuron, reset
@@ -17,6 +17,7 @@ __all__ = [
     "SpikingNetwork",
     "TTFSNeuron",
     "Verification",
+    "check_convertible",
     "convert",
     "decode",
     "encode",

@@ -33,6 +33,8 @@ EXCITING, INHIBITING, NEUTRAL, MARK = "#0072b2", "#d55e00", "#555555", "#009e73"
 ZERO, EARLY = "#bbbbbb", INHIBITING
 PALETTE = (EXCITING, INHIBITING, MARK, "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 """Okabe and Ito's colours, for what has no colour of its own."""
+PUBLISHED = ("#222222", "#8a7460", "#5f7a94")
+"""Dark and nearly grey: what others published, beside our own colours."""
 
 POINTS = 200_000
 """At most so many units are counted in one panel of :func:`activations`."""
@@ -349,7 +351,12 @@ def activations(
 
 
 def error_curves(
-    rows: Sequence[Mapping[str, Any]], x: str = "t_max", ax: Axes | None = None, *, ann_accuracy: float | None = None
+    rows: Sequence[Mapping[str, Any]],
+    x: str = "t_max",
+    ax: Axes | None = None,
+    *,
+    ann_accuracy: float | None = None,
+    published: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
 ) -> Axes:
     """Error against what it costs: a line for each combination of the options that vary, a point a row.
 
@@ -367,6 +374,12 @@ def error_curves(
         Where to draw.
     ann_accuracy : float, optional
         Accuracy of the ANN, a share; its error becomes a dashed line.
+    published : dict, optional
+        Name of a publication -> its rows, of the same columns in the same units: ``t_max`` in steps, ``accuracy`` as
+        a share, and whatever else it tells, such as ``operations`` an inference or ``energy_loihi`` in joules. Each
+        becomes one dotted line with stars, its options unread. A row without ``t_max`` is the publication's own ANN:
+        a thin dotted line across. Rows without a value in `x` are left out, and so is a publication, its ANN
+        included, of which no point remains.
 
     Returns
     -------
@@ -399,33 +412,41 @@ def error_curves(
         line = lines.setdefault(tuple(_text(row, option) for option in varying), [])
         line.append((t_max, value * factor, _error(accuracy)))
 
+    theirs: dict[str, list[tuple[float, float, float]]] = {}
+    their_anns: dict[str, list[float]] = {}
+    for publication, its_rows in (published or {}).items():
+        points, anns = _published_points(its_rows, x, factor)
+        if points:
+            theirs[publication], their_anns[publication] = points, anns
+
     place: dict[str, Any] = {} if ax is not None else {"loc": "lower left", "bbox_to_anchor": (0, 1), "ncols": 2}
     ax = _own(ax, 6.5, 4.6)
-    from matplotlib.patheffects import withStroke
-
     # Lines may lie on each other: dashes and open markers let the lower one show, corners keep its numbers apart.
     corners = cycle((("left", "bottom"), ("right", "top"), ("left", "top"), ("right", "bottom")))
-    styles = zip(cycle(PALETTE), cycle("os^Dv"), cycle(("-", "--", "-.")), corners, strict=False)
-    for (values, points), (color, marker, dashes, (side, edge)) in zip(lines.items(), styles, strict=False):
-        points.sort()
+    styles = zip(cycle(PALETTE), cycle("os^Dv"), cycle(("-", "--", "-.")), strict=False)
+    for (values, points), (color, marker, dashes) in zip(lines.items(), styles, strict=False):
         label = ", ".join(filter(None, map(_said, varying, values))) or "spiking network"
-        ax.plot(
-            [value for _, value, _ in points], [error for *_, error in points], label=label, color=color,
-            marker=marker, linestyle=dashes, markersize=5, markerfacecolor="none", linewidth=1.3,
+        _error_curve(
+            ax, points, next(corners), label=label, color=color,
+            marker=marker, linestyle=dashes, markersize=5, markerfacecolor="none",
         )  # fmt: skip
-        for t_max, value, error in points:
-            if t_max:
-                away = 4 if side == "left" else -4, 3 if edge == "bottom" else -3
-                ax.annotate(
-                    f"{t_max:g}", (value, error), xytext=away, textcoords="offset points", ha=side, va=edge,
-                    color=color, fontsize=7, path_effects=[withStroke(linewidth=2, foreground="white")],
-                )  # fmt: skip
-    errors = [error for points in lines.values() for *_, error in points]
+    drawn = [point for points in (*lines.values(), *theirs.values()) for point in points]
+    errors = [error for *_, error in drawn]
     if ann_accuracy is not None:
         errors.append(_error(ann_accuracy))
         ax.axhline(errors[-1], color=NEUTRAL, linestyle="--", linewidth=1, label=f"ANN, {errors[-1]:.3g} %")
+    for (publication, points), color in zip(theirs.items(), cycle(PUBLISHED), strict=False):
+        # Filled stars lie below our open markers, which they would hide.
+        _error_curve(
+            ax, points, next(corners), label=publication, color=color,
+            marker="*", linestyle=":", markersize=8, zorder=1.9,
+        )  # fmt: skip
+        for error in their_anns[publication]:
+            errors.append(error)
+            label = f"{publication}, ANN, {error:.3g} %"
+            ax.axhline(error, color=color, linestyle=":", linewidth=0.8, zorder=1.9, label=label)
     _log_scale(ax.set_yscale, ax.yaxis, errors)
-    places = sorted({value for points in lines.values() for _, value, _ in points})
+    places = sorted({value for _, value, _ in drawn})
     if x == "t_max":
         ax.set_xscale("log", base=2)
         ax.set_xticks(places, labels=[_short(t_max) for t_max in places])
@@ -435,7 +456,7 @@ def error_curves(
     ax.set_xlabel(name, fontsize=9)
     ax.set_ylabel("error (%)", fontsize=9)
     ax.tick_params(which="both", labelsize=8)
-    numbered = any(t_max for points in lines.values() for t_max, *_ in points)
+    numbered = any(t_max for t_max, *_ in drawn)
     ax.legend(
         fontsize=8, title_fontsize=8, frameon=False, title="numbers at the points: T_max" if numbered else None,
         alignment="left", **place,
@@ -555,6 +576,40 @@ def _bars(values: Mapping[str, float], ax: Axes | None, label: str, colors: Sequ
     ax.set_xlim(left=0)
     ax.spines[["top", "right"]].set_visible(False)
     return ax
+
+
+def _published_points(
+    rows: Sequence[Mapping[str, Any]], x: str, factor: float
+) -> tuple[list[tuple[float, float, float]], list[float]]:
+    """A publication's points as (T to write, x, error in %), and the errors of its own ANNs: the rows without T."""
+    points, anns = [], []
+    for row in rows:
+        t_max, value, accuracy = _number(row, "t_max"), _number(row, x), _number(row, "accuracy")
+        if accuracy is None:
+            continue
+        if t_max is None:
+            anns.append(_error(accuracy))
+        elif value is not None:
+            points.append((0.0 if x == "t_max" else t_max, value * factor, _error(accuracy)))
+    return points, anns
+
+
+def _error_curve(
+    ax: Axes, points: Sequence[tuple[float, float, float]], corner: tuple[str, str], *, color: str, **look: Any
+) -> None:
+    """One line through points (T, x, error), by rising T, and the T, where there is one, at this corner of each."""
+    from matplotlib.patheffects import withStroke
+
+    points = sorted(points)
+    ax.plot([value for _, value, _ in points], [error for *_, error in points], color=color, linewidth=1.3, **look)
+    side, edge = corner
+    away = 4 if side == "left" else -4, 3 if edge == "bottom" else -3
+    for t_max, value, error in points:
+        if t_max:
+            ax.annotate(
+                f"{t_max:g}", (value, error), xytext=away, textcoords="offset points", ha=side, va=edge,
+                color=color, fontsize=7, path_effects=[withStroke(linewidth=2, foreground="white")],
+            )  # fmt: skip
 
 
 def _own(ax: Axes | None, width: float, height: float) -> Axes:

@@ -42,7 +42,7 @@ from torchvision.transforms import v2
 
 import quartz_plugin
 from quartz_plugin.lightning import ResNet20, quartz_mnist, vgg11_bn_cifar10
-from quartz_plugin.lightning.modules import load_weights
+from quartz_plugin.lightning.networks import load_weights
 from quartz_plugin.network import SpikingNetwork
 from quartz_plugin.tables import format_table
 

@@ -285,6 +285,14 @@ MEMORY = [
 ]
 
 
+PUBLISHED = [
+    {"t_max": None, "accuracy": 0.993, "operations": None},
+    {"t_max": 32, "accuracy": 0.985, "operations": 3e5},
+    {"t_max": 8, "accuracy": 0.92, "operations": 1e5},
+    {"t_max": 64, "accuracy": None, "operations": 6e5},
+]
+
+
 def as_csv(rows):
     """Rows as csv.DictReader gives them back."""
     text = io.StringIO()
@@ -292,6 +300,15 @@ def as_csv(rows):
     writer.writeheader()
     writer.writerows(rows)
     return list(csv.DictReader(io.StringIO(text.getvalue())))
+
+
+def horizontals(ax):
+    """Label -> (height, line style) of every line across."""
+    return {
+        line.get_label(): (round(line.get_ydata()[0], 6), line.get_linestyle())
+        for line in ax.lines
+        if line.get_marker() in ("None", None)
+    }
 
 
 def curves(ax):
@@ -372,6 +389,64 @@ class TestErrorCurves:
         assert 0 <= heights.min() <= heights.max() <= 1
         assert len(set(heights.round(6))) == len(set(accuracies))
         assert "0" in [label.get_text() for label in ax.get_yticklabels()]
+
+    @pytest.mark.parametrize("rows", [PUBLISHED, as_csv(PUBLISHED)], ids=["memory", "csv"])
+    def test_draws_what_was_published_beside_ours(self, rows):
+        ours = curves(error_curves(MEMORY))
+        ax = error_curves(MEMORY, ann_accuracy=0.992, published={"theirs": rows})
+        assert curves(ax) == ours | {"theirs": [(8, 8), (32, 1.5)]}
+        assert horizontals(ax) == {"ANN, 0.8 %": (0.8, "--"), "theirs, ANN, 0.7 %": (0.7, ":")}
+        legend = [text.get_text() for text in ax.get_legend().get_texts()]
+        assert legend == [*ours, "ANN, 0.8 %", "theirs", "theirs, ANN, 0.7 %"]
+        assert [label.get_text() for label in ax.get_xticklabels()] == ["4", "8", "16", "32"]
+        assert not list(ax.texts)
+
+    def test_what_was_published_looks_unlike_ours(self):
+        publications = {name: [{"t_max": 8, "accuracy": 0.9}, {"accuracy": 0.95}] for name in ("one", "two")}
+        ax = error_curves(MEMORY, published=publications)
+        looks = {line.get_label(): (line.get_linestyle(), line.get_marker(), line.get_color()) for line in ax.lines}
+        colors = [looks[name][2] for name in ("one", "two")]
+        assert [looks[name] for name in ("one", "two")] == [(":", "*", color) for color in colors]
+        assert [looks[f"{name}, ANN, 5 %"][2] for name in ("one", "two")] == colors
+        assert len({*colors, *plot.PALETTE}) == 2 + len(plot.PALETTE)
+        filled = {line.get_label(): line.get_markerfacecolor() for line in ax.lines}
+        assert [filled[name] for name in ("one", "two")] == colors
+        assert {filled[name] for name in curves(ax) if name not in publications} == {"none"}
+
+    def test_writes_t_at_published_points_of_a_cost_and_scales_them(self):
+        ours = [{"t_max": 8, "accuracy": 0.9, "energy_loihi": 2e-6}]
+        theirs = [
+            {"t_max": 32, "accuracy": 0.97, "energy_loihi": 5e-6},
+            {"t_max": 16, "accuracy": 0.95, "energy_loihi": 7e-6},
+            {"t_max": 64, "accuracy": 0.98},
+        ]
+        ax = error_curves(ours, "energy_loihi", published={"theirs": theirs})
+        assert curves(ax) == {"spiking network": [(2, 10)], "theirs": [(7, 5), (5, 3)]}
+        written = {tuple(np.round(note.xy, 6).tolist()): note.get_text() for note in ax.texts}
+        assert written == {(2, 10): "8", (7, 5): "16", (5, 3): "32"}
+        assert ax.get_legend().get_title().get_text() == "numbers at the points: T_max"
+
+    def test_leaves_out_a_publication_without_values(self):
+        ours = curves(error_curves(MEMORY, "synops"))
+        for rows in (PUBLISHED, PUBLISHED[:1], []):
+            ax = error_curves(MEMORY, "synops", published={"theirs": rows})
+            assert (curves(ax), horizontals(ax)) == (ours, {})
+            assert [text.get_text() for text in ax.get_legend().get_texts()] == list(ours)
+
+    @pytest.mark.parametrize(
+        "theirs", [[{"t_max": 8, "accuracy": 1.0}], [{"t_max": 8, "accuracy": 0.9}, {"t_max": "", "accuracy": 1.0}]]
+    )
+    def test_published_errors_set_the_scale(self, theirs):
+        ours = [{"t_max": 8, "accuracy": 0.9}]
+        assert error_curves(ours).get_yscale() == "log"
+        ax = error_curves(ours, published={"theirs": theirs})
+        assert ax.get_yscale() == "symlog"
+        assert "0" in [label.get_text() for label in ax.get_yticklabels()]
+
+    def test_published_accuracies_are_shares(self):
+        for t_max in (8, None):
+            with pytest.raises(ValueError, match=r"a share in \[0, 1\], got 92.4"):
+                error_curves(MEMORY, published={"theirs": [{"t_max": t_max, "accuracy": 92.4}]})
 
     def test_draws_on_given_axes(self):
         ax = pyplot.subplots()[1]

