@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import csv
 import hashlib
 import itertools
@@ -40,6 +41,7 @@ from quartz_plugin.lightning.comparison import (
     side_by_side,
     write_csv,
 )
+from quartz_plugin.lightning.data import ClassificationData
 from quartz_plugin.lightning.modules import FITTED_ON, Classifier, ImageClassifier, RateClassifier, SpikingClassifier
 from quartz_plugin.network import SpikingNetwork, load
 from quartz_plugin.rate import RateCodedNetwork
@@ -288,7 +290,7 @@ class QuartzTrainer(lightning.Trainer):
         if model.fitted_on is not None:
             figures |= ann_columns(self._test_ann(model, datamodule))
         if network is not None:
-            figures[f"SNN, T = {network.t_max}"] = self._test_spiking(model, network, datamodule, engine)
+            figures[_named(network)] = self._test_spiking(model, network, datamodule, engine)
         if verbose:
             _say(side_by_side(figures))
         root = Path(self.default_root_dir)
@@ -313,8 +315,17 @@ class QuartzTrainer(lightning.Trainer):
         self, model: Classifier, network: SpikingNetwork, datamodule: Any, engine: str = "auto"
     ) -> dict[str, float]:
         """All figures of a spiking network, on the test images."""
+        if isinstance(datamodule, ClassificationData):
+            datamodule.prepare_data()
+            datamodule.setup("test")
+            given, wanted = list(datamodule.test_dataloader().dataset[0][0].shape), list(network.graph.input_shape)
+            if given != wanted:
+                raise ValueError(
+                    f"the spiking network takes images of {wanted}, the data gives {given}: give the --data options "
+                    f"that it was converted with (--data.size {wanted[-1]})"
+                )
         ann = None if model.fitted_on is None else model.ann
-        spiking = SpikingClassifier(network, model.classes, ann, engine)
+        spiking = SpikingClassifier(network, model.classes, ann, engine, model.cost_images)
         super().test(spiking, datamodule=datamodule, verbose=False)
         return spiking.figures
 
@@ -347,7 +358,7 @@ class QuartzTrainer(lightning.Trainer):
         answers: dict[str, torch.Tensor] = {}
         result = None if network is None else network.run(batch)
         if network is not None and result is not None:
-            answers[f"SNN, T = {network.t_max}"] = result.logits
+            answers[_named(network)] = result.logits
         if model.fitted_on is not None:
             answers["ANN"] = model.eval()(batch)
         from quartz_plugin import plot
@@ -375,11 +386,12 @@ class QuartzTrainer(lightning.Trainer):
                 print(f"wrote {drawn[picture.name]}\n")
         return found
 
-    def figures(self, model: Classifier, sweep: str | None = None, output: str | None = None) -> None:
+    def figures(self, model: Classifier, datamodule: Any, sweep: str | None = None, output: str | None = None) -> None:
         """Draw the paper's figures from a sweep's file: error against T_max, operations and energy, ours beside theirs.
 
         Args:
             model: The classifier, which knows the published figures.
+            datamodule: Not used.
             sweep: CSV file that sweep wrote; default sweep.csv in the trainer's folder.
             output: Folder for the pictures; default the file's.
         """
@@ -526,6 +538,7 @@ class QuartzTrainer(lightning.Trainer):
         bias: list[BiasCode] = ["spike", "synapse"],  # noqa: B006
         output_percentile: float = 99.0,
         granularity: Literal["layer", "channel"] = "layer",
+        layers: dict[str, dict[str, Any]] | None = None,
         output: str | None = None,
         resume: bool = True,
     ) -> None:
@@ -542,6 +555,7 @@ class QuartzTrainer(lightning.Trainer):
             bias: How biases arrive; "spike" goes with hold false and rectifier spike, and is left out elsewhere.
             output_percentile: The percentile for the output, of the size of the logits.
             granularity: One scale for each layer, or for each channel.
+            layers: Options of single layers or blocks, of the input and the output, as of convert.
             output: File to write; default sweep.csv in the trainer's folder, pictures beside it.
             resume: Take the rows of that file that are of this network, these images and these options, and leave the
                 others in it; without it the file is written anew.
@@ -565,7 +579,9 @@ class QuartzTrainer(lightning.Trainer):
         ann = self._test_ann(model, datamodule)
         fixed = {
             "network": _digest(model.network),
+            "layers": json.dumps(layers, sort_keys=True) if layers else "",
             "images": ann["images"],
+            "cost_images": ann["cost_images"],
             "calibration_images": len(datamodule.calibration_dataloader().dataset),
             "ann_accuracy": ann["accuracy"],
             "ann_macs": ann["macs"],
@@ -576,7 +592,7 @@ class QuartzTrainer(lightning.Trainer):
             asked = {**options, **fixed}
             row = next((old for old in done if _same(old, asked)), None)
             if row is None:
-                snn = self._converted(model, datamodule, options)
+                snn = self._converted(model, datamodule, {**options, "layers": layers})
                 figures = self._test_spiking(model, snn, datamodule)
                 row = {**asked, **{column: figures[column] for column in SWEPT}}
                 took = f"{time.perf_counter() - started:.0f} s"
@@ -630,14 +646,18 @@ class QuartzCLI(LightningCLI):
             "run": {"model", "datamodule"},
             "predict": {"model", "datamodule"},
             "sweep": {"model", "datamodule"},
-            "figures": {"model"},
+            "figures": {"model", "datamodule"},
             "costs": {"model", "datamodule"},
         }
 
     def add_arguments_to_parser(self, parser: Any) -> None:
         """A model that is told its number of classes hears it from the data."""
         if isinstance(self._model_class, type) and issubclass(self._model_class, ImageClassifier):
-            parser.link_arguments("data", "model.classes", lambda data: data.classes, apply_on="instantiate")
+            parser.link_arguments("data", "model.classes", _classes_of, apply_on="instantiate")
+
+    def init_parser(self, **kwargs: Any) -> Any:
+        """A parser that raises what is wrong, for one line, in place of printing all options."""
+        return super().init_parser(**{**kwargs, "exit_on_error": False})
 
     def _parse_ckpt_path(self) -> None:
         # Lightning would read the file here, for hyperparameters that we do not store.
@@ -650,8 +670,21 @@ class QuartzCLI(LightningCLI):
         warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
         try:
             cls(model_class, datamodule_class, **options)
+        except argparse.ArgumentError as error:
+            recipe, *rest = sys.argv
+            command = next((word for word in rest if word in cls.subcommands()), "")
+            what = " ".join(str(error).split())
+            sys.exit(f"error: {what} (python {recipe} {command} --help lists the options)".replace("  ", " "))
         except (OSError, ValueError, ImportError, MisconfigurationException) as error:
             sys.exit(f"error: {error}")
+
+
+def _classes_of(data: ClassificationData) -> int:
+    """Number of classes, 0 where the images are not there: what uses them says so."""
+    try:
+        return data.classes
+    except (OSError, ValueError):
+        return 0
 
 
 def _load_trained(model: Classifier, ckpt_path: str | None) -> None:
@@ -730,6 +763,11 @@ def load_checkpoint(model: Classifier, path: str) -> None:
     except RuntimeError as error:
         raise ValueError(f"{path} is a checkpoint of another network: {' '.join(str(error).split())[:300]}") from error
     model.on_load_checkpoint(checkpoint)
+
+
+def _named(network: SpikingNetwork) -> str:
+    """Its T: the one it was converted with, whatever the windows of single layers."""
+    return f"SNN, T = {network.graph.settings['t_max']}"
 
 
 def top_classes(logits: torch.Tensor, count: int, names: Sequence[str]) -> list[tuple[str, float]]:

@@ -97,8 +97,9 @@ def side_by_side(figures: Mapping[str, Figures]) -> str:
     """
     rows = [[label, *(cell(of) for of in figures.values())] for label, cell in ROWS]
     rows = [row for row in rows if any(cell is not None for cell in row[1:])]
-    images = max(of.get("images", 0.0) for of in figures.values())
-    return format_table([f"{images:,.0f} test images, mean of each", *figures], rows)
+    images, counted = (max(of.get(name, 0.0) for of in figures.values()) for name in ("images", "cost_images"))
+    what = "mean of each" if counted in (0.0, images) else f"mean; costs: of {counted:,.0f} of them"
+    return format_table([f"{images:,.0f} test images, {what}", *figures], rows)
 
 
 def ann_columns(ann: Figures) -> dict[str, Figures]:

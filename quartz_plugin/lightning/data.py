@@ -93,7 +93,7 @@ class ClassificationData(lightning.LightningDataModule):
     def training_images(self, count: int) -> Tensor:
         """`count` of the images that calibrate, at most: float ``[N, C, H, W]`` in [0, 1]."""
         images = self._calibration()
-        chosen = _evenly(len(images), count)
+        chosen = evenly(len(images), count)
         return torch.stack([images[index][0] for index in chosen])
 
     def read(self, path: str) -> Tensor:
@@ -344,7 +344,7 @@ class FolderData(ClassificationData):
 
     def _calibration(self) -> Any:
         self.setup()
-        chosen = _evenly(len(self._training), self.calibration_images)
+        chosen = evenly(len(self._training), self.calibration_images)
         return Images([self._training[index] for index in chosen], self._plain())
 
     def _plain(self) -> Callable[[Tensor], Tensor]:
@@ -575,17 +575,17 @@ def _samples(folder: Path, names: Sequence[str]) -> list[Sample]:
 
 def _split(samples: Sequence[Sample], share: float) -> tuple[list[Sample], list[Sample]]:
     """Split samples, sorted by class, into (rest, `share`): spread evenly over them, so each class alike."""
-    chosen = set(_evenly(len(samples), max(1, round(share * len(samples)))) if samples else ())
+    chosen = set(evenly(len(samples), max(1, round(share * len(samples)))) if samples else ())
     rest = [sample for index, sample in enumerate(samples) if index not in chosen]
     return rest, [samples[index] for index in sorted(chosen)]
 
 
-def _evenly(count: int, wanted: int) -> list[int]:
+def evenly(count: int, wanted: int) -> list[int]:
     """At most `wanted` indices below `count`, evenly spread.
 
     Examples
     --------
-    >>> _evenly(10, 4), _evenly(2, 4)
+    >>> evenly(10, 4), evenly(2, 4)
     ([1, 3, 6, 8], [0, 1])
     """
     wanted = min(count, wanted)

@@ -19,7 +19,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from quartz_plugin.engines import SimulationResult
 from quartz_plugin.hardware import HOROWITZ_FLOAT32, HOROWITZ_INT8, LOIHI, EnergyProfile, paper_profile
 from quartz_plugin.lightning.comparison import Measured
-from quartz_plugin.lightning.data import DIGITS, FULL_MNIST, seed_of
+from quartz_plugin.lightning.data import DIGITS, FULL_MNIST, evenly, seed_of
 from quartz_plugin.lightning.networks import build, load_weights
 from quartz_plugin.metrics import (
     Agreement,
@@ -71,6 +71,8 @@ class Classifier(lightning.LightningModule):
 
     Attributes
     ----------
+    cost_images : int or None
+        Costs are counted on so many of the test images, evenly spread; None counts on all.
     fitted_on : str or None
         Names the data that the network is fitted on; None where it is untrained.
     published : mapping
@@ -108,6 +110,8 @@ class Classifier(lightning.LightningModule):
             raise ValueError(f"{weights} holds the weights of another number of classes ({', '.join(fresh)})")
         self.val_accuracy = MulticlassAccuracy(classes, average="micro")
         self.test_accuracy = MulticlassAccuracy(classes, average="micro")
+        self.images = SumMetric()
+        self.cost_images: int | None = None
         self.with_costs = False
         self.costs: ANNOperations | None = None
         self.figures: dict[str, float] = {}
@@ -156,22 +160,24 @@ class Classifier(lightning.LightningModule):
         """Accuracy of one batch, and the costs where they are wanted (``with_costs``)."""
         images, labels = batch
         self.test_accuracy.update(self(images), labels)
-        if self.with_costs:
+        self.images.update(len(images))
+        if self.with_costs and len(images := images[counted(self.trainer, batch_idx, len(images), self.cost_images)]):
             if self.costs is None:
                 self.costs = ANNOperations(self.ann, images).to(images.device)
             self.costs.update(images)
 
     def on_test_epoch_end(self) -> None:
         """Log the figures of all images; `figures` keeps them in full precision."""
-        self.figures = {"accuracy": float(self.test_accuracy.compute())}
+        self.figures = {"accuracy": float(self.test_accuracy.compute()), "images": float(self.images.compute())}
         if self.costs is not None:
             totals = {name: float(self.costs.compute()[name]) for name in self.costs.quantities}
             energies = {f"energy_{p.name}": p.energy(totals, "ann") for p in profiles(2) if p.ann}
-            self.figures |= {**totals, **energies, "images": float(self.costs.images)}
+            self.figures |= {**totals, **energies, "cost_images": float(self.costs.images)}
             self.costs = None
         # Summed over all processes already.
         self.log_dict(self.figures, rank_zero_only=True)
         self.test_accuracy.reset()
+        self.images.reset()
 
     def configure_optimizers(self) -> Any:
         """AdamW, one cycle over all steps."""
@@ -225,6 +231,7 @@ class ImageClassifier(Classifier):
         weight_decay: SGD's; not for biases and batch norms.
         warmup_epochs: Epochs in which the learning rate rises to lr; then it falls to 0 along a cosine.
         label_smoothing: Share of the target spread over all classes.
+        cost_images: Costs are counted on so many of the test images, evenly spread; by default on all.
     """
 
     def __init__(
@@ -240,7 +247,10 @@ class ImageClassifier(Classifier):
         weight_decay: float = 1e-4,
         warmup_epochs: float = 1.0,
         label_smoothing: float = 0.1,
+        cost_images: int | None = None,
     ) -> None:
+        if cost_images is not None and cost_images < 1:
+            raise ValueError(f"cost_images must be at least 1, got {cost_images}")
         if len(mean) != len(std):
             raise ValueError(f"mean and std must have a number for each channel, got {mean} and {std}")
         network, fresh = build(arch, classes or None, weights, arch_arguments)
@@ -253,6 +263,7 @@ class ImageClassifier(Classifier):
             preprocessing=(mean, std) if mean else None,
         )
         self.arch, self.momentum, self.warmup_epochs = arch, momentum, warmup_epochs
+        self.cost_images = cost_images
         if weights is not None and not fresh:
             self.fitted_on = UNKNOWN_DATA
         elif fresh:
@@ -294,15 +305,31 @@ class SpikingClassifier(lightning.LightningModule):
         The network it came from; without it there is no agreement.
     engine : str
         As in :meth:`SpikingNetwork.run`.
+    cost_images : int, optional
+        Costs are counted on so many of the test images, evenly spread; by default on all.
     """
 
-    def __init__(self, snn: SpikingNetwork, classes: int, ann: nn.Module | None = None, engine: str = "auto") -> None:
+    def __init__(
+        self,
+        snn: SpikingNetwork,
+        classes: int,
+        ann: nn.Module | None = None,
+        engine: str = "auto",
+        cost_images: int | None = None,
+    ) -> None:
         super().__init__()
         self.snn = snn
+        self.classes = classes
         self.engine = engine
+        self.cost_images = cost_images
         self.ann = None if ann is None else ann.eval()
-        metrics: dict[str, Metric] = {
+        answers: dict[str, Metric] = {
             "accuracy": MulticlassAccuracy(classes, average="micro"),
+            "decision_steps": DecisionLatency(),
+        }
+        if ann is not None:
+            answers["agreement"] = Agreement()
+        costs: dict[str, Metric] = {
             "spikes": SpikeCount(snn),
             "spikes_per_neuron": SpikesPerNeuron(snn),
             "early": EarlySpikeRate(snn),
@@ -311,13 +338,11 @@ class SpikingClassifier(lightning.LightningModule):
             "operations": QuartzOperations(snn),
             "events": NeuronEvents(snn),
             "memory": MemoryAccesses(snn),
-            "decision_steps": DecisionLatency(),
             **{f"energy_{profile.name}": EnergyEstimate(snn, profile) for profile in profiles(snn.t_max)},
         }
-        if ann is not None:
-            metrics["agreement"] = Agreement()
-        self.metrics = MetricCollection(metrics, compute_groups=False)
-        self.ties, self.images = MeanMetric(), SumMetric()
+        self.answers = MetricCollection(answers, compute_groups=False)
+        self.costs = MetricCollection(costs, compute_groups=False)
+        self.ties, self.images, self.counted = MeanMetric(), SumMetric(), SumMetric()
         # Images that the spiking network alone gets right, and wrong.
         self.gained, self.lost = SumMetric(), SumMetric()
         self.figures: dict[str, float] = {}
@@ -334,27 +359,39 @@ class SpikingClassifier(lightning.LightningModule):
     def test_step(self, batch: Any, batch_idx: int) -> None:
         """Simulate one batch and count."""
         images, labels = batch
-        result: SimulationResult = self.snn.run(images, engine=self.engine)
+        chosen = counted(self.trainer, batch_idx, len(images), self.cost_images)
+        every = len(chosen) == len(images)
+        result: SimulationResult = self.snn.run(images, engine=self.engine, record=every)
+        if result.logits.shape[1:] != (self.classes,):
+            raise ValueError(
+                f"the spiking network has {result.logits[0].numel()} outputs, the data {self.classes} classes: "
+                "give the --data.root that it was converted for"
+            )
         seen = {"result": result, "preds": result.logits, "target": labels}
         if self.ann is not None:
             seen["reference"] = self.ann(images)
             right, ann_right = (logits.argmax(1) == labels for logits in (result.logits, seen["reference"]))
             self.gained.update((right & ~ann_right).sum())
             self.lost.update((ann_right & ~right).sum())
-        self.metrics.update(**seen)
+        self.answers.update(**seen)
+        if chosen:
+            self.costs.update(result=result if every else self.snn.run(images[chosen], engine=self.engine))
+        self.counted.update(len(chosen))
         self.ties.update(result.ties.float())
         self.images.update(len(images))
 
     def on_test_epoch_end(self) -> None:
         """Log the figures of all images; `figures` keeps them in full precision."""
-        figures = {name: float(value) for name, value in self.metrics.compute().items()}
+        figures = {name: float(value) for name, value in self.answers.compute().items()}
+        figures |= {name: float(value) for name, value in self.costs.compute().items()}
+        figures["cost_images"] = float(self.counted.compute())
         if self.ann is not None:
             figures |= {"gained": float(self.gained.compute()), "lost": float(self.lost.compute())}
         self.figures = {**figures, "ties": float(self.ties.compute()), "steps": float(self.snn.n_steps)}
         self.figures["images"] = float(self.images.compute())
         # Summed over all processes already.
         self.log_dict(self.figures, rank_zero_only=True)
-        for metric in (self.metrics, self.ties, self.images, self.gained, self.lost):
+        for metric in (self.answers, self.costs, self.ties, self.images, self.counted, self.gained, self.lost):
             metric.reset()
 
 
@@ -410,6 +447,20 @@ class RateClassifier(lightning.LightningModule):
             **means,
             **energies,
         }
+
+
+def counted(trainer: Any, batch_idx: int, size: int, cost_images: int | None) -> list[int]:
+    """Indices in a test batch of the images on which costs are counted: evenly spread over all, whoever tests them.
+
+    Batches are those of :class:`~quartz_plugin.lightning.data.ShareSampler`.
+    """
+    if cost_images is None:
+        return list(range(size))
+    loader = trainer.test_dataloaders
+    tested = trainer.num_test_batches[0] * loader.batch_size * trainer.world_size
+    chosen = set(evenly(min(len(loader.dataset), tested), cost_images))
+    first = batch_idx * loader.batch_size
+    return [place for place in range(size) if trainer.global_rank + trainer.world_size * (first + place) in chosen]
 
 
 def warn_if_seen(fitted_on: str | None, trainer: Any) -> None:
