@@ -25,7 +25,7 @@ class MNISTClassifier(Classifier):
     Args:
         weights: State dict to start from (.safetensors or .pt).
         lr: Highest learning rate of the cycle.
-        weight_decay: AdamW's.
+        weight_decay: AdamW's weight decay.
     """
 
     # What the paper's authors found with this network (arXiv:2309.16795): percentile 99 for accuracy and operations.

@@ -43,6 +43,7 @@ from quartz_plugin.lightning.comparison import (
 )
 from quartz_plugin.lightning.data import ClassificationData
 from quartz_plugin.lightning.modules import FITTED_ON, Classifier, ImageClassifier, RateClassifier, SpikingClassifier
+from quartz_plugin.metrics import ANNOperations
 from quartz_plugin.network import SpikingNetwork, load
 from quartz_plugin.rate import RateCodedNetwork
 from quartz_plugin.tables import format_table
@@ -112,15 +113,11 @@ class QuartzTrainer(lightning.Trainer):
         if kwargs.get("enable_checkpointing") is not False and not any(
             isinstance(callback, ModelCheckpoint) for callback in callbacks
         ):
-            callbacks.append(
-                ModelCheckpoint(
-                    default_root_dir,
-                    filename="best",
-                    monitor="val_loss",
-                    save_last=True,
-                    enable_version_counter=False,
-                )
-            )
+            # Lightning's save_last writes only when there is a new best.
+            callbacks += [
+                ModelCheckpoint(default_root_dir, "best", monitor="val_loss", enable_version_counter=False),
+                ModelCheckpoint(default_root_dir, "last", enable_version_counter=False, save_on_train_epoch_end=True),
+            ]
         if kwargs.get("enable_progress_bar") is not False and sys.stdout.isatty():
             callbacks.append(RichProgressBar())
         super().__init__(*args, default_root_dir=default_root_dir, logger=logger, callbacks=callbacks, **kwargs)
@@ -300,14 +297,20 @@ class QuartzTrainer(lightning.Trainer):
                 _say(f"wrote {path}")
         return list(figures.values())
 
+    @staticmethod
+    def _prepare_test(datamodule: Any) -> None:
+        datamodule.prepare_data()
+        datamodule.setup("test")
+
     def _test_ann(self, model: Classifier, datamodule: Any) -> dict[str, float]:
         """Accuracy and costs of the ANN, on the test images."""
-        model.with_costs = True
+        self._prepare_test(datamodule)
+        model.costs = ANNOperations(model.ann, datamodule.test_dataloader().dataset[0][0].unsqueeze(0))
         try:
             super().test(model, datamodule=datamodule, verbose=False)
         finally:
-            model.with_costs, model.costs = False, None
-        if "images" not in model.figures:
+            model.costs = None
+        if not model.figures.get("images"):
             raise ValueError("no image was tested: is --trainer.limit_test_batches 0, or the test set empty?")
         return model.figures
 
@@ -315,15 +318,13 @@ class QuartzTrainer(lightning.Trainer):
         self, model: Classifier, network: SpikingNetwork, datamodule: Any, engine: str = "auto"
     ) -> dict[str, float]:
         """All figures of a spiking network, on the test images."""
-        if isinstance(datamodule, ClassificationData):
-            datamodule.prepare_data()
-            datamodule.setup("test")
-            given, wanted = list(datamodule.test_dataloader().dataset[0][0].shape), list(network.graph.input_shape)
-            if given != wanted:
-                raise ValueError(
-                    f"the spiking network takes images of {wanted}, the data gives {given}: give the --data options "
-                    f"that it was converted with (--data.size {wanted[-1]})"
-                )
+        self._prepare_test(datamodule)
+        given, wanted = list(datamodule.test_dataloader().dataset[0][0].shape), list(network.graph.input_shape)
+        if given != wanted:
+            raise ValueError(
+                f"the spiking network takes images of {wanted}, the data gives {given}: give the --data options "
+                f"that it was converted with (--data.size {wanted[-1]})"
+            )
         ann = None if model.fitted_on is None else model.ann
         spiking = SpikingClassifier(network, model.classes, ann, engine, model.cost_images)
         super().test(spiking, datamodule=datamodule, verbose=False)

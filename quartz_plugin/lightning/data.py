@@ -256,7 +256,11 @@ class MNISTData(ClassificationData):
         """Augment training batches."""
         if self.trainer is not None and self.trainer.training and self.augment:
             images, labels = batch
-            return random_affine(images), labels
+            seed = os.environ.get("PL_GLOBAL_SEED")
+            if seed is None:
+                return random_affine(images), labels
+            drawn = seed_of(int(seed), self.trainer.fit_loop.total_batch_idx, self.trainer.global_rank)
+            return random_affine(images, generator=torch.Generator().manual_seed(drawn)), labels
         return batch
 
 
@@ -638,12 +642,18 @@ def stratified_split(labels: Tensor, share: float, seed: int) -> tuple[Tensor, T
     return shuffled[torch.randperm(len(shuffled), generator=generator)], torch.cat(part)
 
 
-def random_affine(images: Tensor, degrees: float = 10.0, shift: float = 0.07, scale: float = 0.1) -> Tensor:
+def random_affine(
+    images: Tensor,
+    degrees: float = 10.0,
+    shift: float = 0.07,
+    scale: float = 0.1,
+    generator: torch.Generator | None = None,
+) -> Tensor:
     """Turn, shift and scale every image ``[B, C, H, W]`` a little, each differently."""
     count, device = len(images), images.device
 
     def uniform(bound: float) -> Tensor:
-        return (torch.rand(count, device=device) * 2 - 1) * bound
+        return ((torch.rand(count, generator=generator) * 2 - 1) * bound).to(device)
 
     angle, factor = uniform(math.radians(degrees)), 1 + uniform(scale)
     cosine, sine = angle.cos() * factor, angle.sin() * factor

@@ -110,9 +110,9 @@ class Classifier(lightning.LightningModule):
             raise ValueError(f"{weights} holds the weights of another number of classes ({', '.join(fresh)})")
         self.val_accuracy = MulticlassAccuracy(classes, average="micro")
         self.test_accuracy = MulticlassAccuracy(classes, average="micro")
-        self.images = SumMetric()
+        self.images, self.counted = SumMetric(), SumMetric()
         self.cost_images: int | None = None
-        self.with_costs = False
+        # Counted while testing, where there is one.
         self.costs: ANNOperations | None = None
         self.figures: dict[str, float] = {}
 
@@ -127,10 +127,10 @@ class Classifier(lightning.LightningModule):
         """Logits ``[B, classes]`` of raw images; in training also those of auxiliary heads, where there are any."""
         return self.ann(images)
 
-    def on_train_epoch_start(self) -> None:
-        """Seed what is random in the network by seed and epoch, so that a resumed run is the unbroken one."""
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Seed what is random in the network by seed, epoch and batch, so that a resumed run is the unbroken one."""
         if (seed := os.environ.get("PL_GLOBAL_SEED")) is not None:
-            torch.manual_seed(seed_of(int(seed), self.current_epoch, self.global_rank))
+            torch.manual_seed(seed_of(int(seed), self.current_epoch, batch_idx, self.global_rank))
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Cross-entropy of one batch; auxiliary heads, as GoogLeNet's, weigh 0.3."""
@@ -157,14 +157,15 @@ class Classifier(lightning.LightningModule):
         warn_if_seen(self.fitted_on, self.trainer)
 
     def test_step(self, batch: Any, batch_idx: int) -> None:
-        """Accuracy of one batch, and the costs where they are wanted (``with_costs``)."""
+        """Accuracy of one batch, and its costs where they are wanted (``costs``)."""
         images, labels = batch
         self.test_accuracy.update(self(images), labels)
         self.images.update(len(images))
-        if self.with_costs and len(images := images[counted(self.trainer, batch_idx, len(images), self.cost_images)]):
-            if self.costs is None:
-                self.costs = ANNOperations(self.ann, images).to(images.device)
-            self.costs.update(images)
+        if self.costs is not None:
+            chosen = counted(self.trainer, batch_idx, len(images), self.cost_images)
+            self.counted.update(len(chosen))
+            if chosen:
+                self.costs.update(images[chosen])
 
     def on_test_epoch_end(self) -> None:
         """Log the figures of all images; `figures` keeps them in full precision."""
@@ -172,8 +173,9 @@ class Classifier(lightning.LightningModule):
         if self.costs is not None:
             totals = {name: float(self.costs.compute()[name]) for name in self.costs.quantities}
             energies = {f"energy_{p.name}": p.energy(totals, "ann") for p in profiles(2) if p.ann}
-            self.figures |= {**totals, **energies, "cost_images": float(self.costs.images)}
-            self.costs = None
+            self.figures |= {**totals, **energies, "cost_images": float(self.counted.compute())}
+            self.costs.reset()
+            self.counted.reset()
         # Summed over all processes already.
         self.log_dict(self.figures, rank_zero_only=True)
         self.test_accuracy.reset()

@@ -1,0 +1,403 @@
+"""The image recipes, from fit to a picture, on small images of their own; what goes wrong, and what is cut off."""
+
+import csv
+import json
+import os
+import re
+import runpy
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+pytest.importorskip("lightning", reason="needs the extra recipes")
+
+from conftest import SHARED
+
+import quartz_plugin
+from quartz_plugin.lightning import FolderData, ImageClassifier
+from quartz_plugin.lightning.networks import build
+
+ROOT = Path(__file__).parents[1]
+CONFIGS = ROOT / "recipes" / "configs"
+
+# Dropout, batch norm, and slow enough to be killed in time.
+NETWORK = """
+import time
+from torch import nn
+
+class Small(nn.Sequential):
+    def __init__(self, classes, pause=0.0):
+        super().__init__(
+            nn.Conv2d(3, 8, 3, 2), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(0.2), nn.AdaptiveAvgPool2d(4),
+            nn.Flatten(), nn.Linear(128, classes),
+        )
+        self.pause = pause
+
+    def forward(self, x):
+        if self.training:
+            time.sleep(self.pause)
+        return super().forward(x)
+"""
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """A folder of 3 classes x 25 images of 20 x 20, which differ in their colour."""
+    folder = tmp_path_factory.mktemp("images") / "photos"
+    draw = np.random.default_rng(0)
+    for number, name in enumerate(("ant", "bee", "cow")):
+        (folder / name).mkdir(parents=True)
+        for index in range(25):
+            pixels = draw.integers(0, 120, (20, 20, 3))
+            pixels[..., number] += 100
+            Image.fromarray(pixels.astype(np.uint8)).save(folder / name / f"{index:02}.png")
+    return folder
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """A working directory with a network of the user's own in it."""
+    (tmp_path / "mine.py").write_text(NETWORK)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    sys.modules.pop("mine", None)
+    return tmp_path
+
+
+def small(images):
+    return (
+        f"--data.root={images}", "--data.size=16", "--data.resize=20", "--data.batch_size=8", "--model.arch=mine.Small",
+        "--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false", "--trainer.logger=false",
+        "--trainer.accelerator=cpu",
+    )  # fmt: skip
+
+
+def recipe(name, *arguments):
+    """Run a recipe in this process; what it prints goes to capsys."""
+    before = sys.argv
+    sys.argv = [f"{name}.py", *map(str, arguments)]
+    try:
+        runpy.run_path(str(ROOT / "recipes" / f"{name}.py"), run_name="__main__")
+    finally:
+        sys.argv = before
+        os.environ.pop("PL_GLOBAL_SEED", None)
+
+
+def rows_of(path):
+    return list(csv.DictReader(Path(path).read_text().splitlines()))
+
+
+def test_from_fit_to_a_picture(images, here, capsys):
+    common = small(images)
+    recipe("imagenet", "fit", "--trainer.max_epochs=4", "--model.lr=0.1", *common)
+    trained = torch.load("runs/imagenet/best.ckpt", weights_only=True)
+    assert trained["fitted_on"] == "the images of photos"
+    checkpoint = "--ckpt_path=runs/imagenet/best.ckpt"
+
+    capsys.readouterr()
+    recipe("imagenet", "convert", checkpoint, "--t_max=32", '--layers={"input": {"t_max": 64}}', *common)
+    said = capsys.readouterr().out
+    assert "top-1 agreement with the ANN" in said
+    assert "wrote runs/imagenet/snn.safetensors" in said
+    snn = quartz_plugin.load("runs/imagenet/snn.safetensors")
+    assert snn.graph.settings["class_names"] == ["ant", "bee", "cow"]
+    assert snn.windows["input"].length == 63
+    assert snn.graph.settings["preprocessing"][1] == pytest.approx([0.229, 0.224, 0.225])
+
+    recipe("imagenet", "test", checkpoint, "--snn=runs/imagenet/snn.safetensors", "--model.cost_images=7", *common)
+    said = capsys.readouterr().out
+    assert "15 test images, mean; costs: of 7 of them" in said
+    ann, _, spiking = json.loads(Path("runs/imagenet/test.json").read_text())
+    assert [ann["network"], spiking["network"]] == ["ANN", "SNN, T = 32"]
+    assert (ann["images"], ann["cost_images"], spiking["images"], spiking["cost_images"]) == (15, 7, 15, 7)
+    assert ann["accuracy"] > 0.6
+    assert spiking["agreement"] > 0.6
+    gained = round(15 * (spiking["accuracy"] - ann["accuracy"]))
+    assert spiking["gained"] - spiking["lost"] == gained
+    rows = rows_of("runs/imagenet/test.csv")
+    assert [float(row["accuracy"]) for row in rows] == [ann["accuracy"], ann["accuracy"], spiking["accuracy"]]
+
+    # What the file says of the test images is what calling the network says.
+    data = FolderData(str(images), size=16, resize=20)
+    data.setup()
+    batch = torch.stack([image for image, _ in data._parts["test"]])
+    labels = torch.tensor([label for _, label in data._parts["test"]])
+    assert spiking["accuracy"] == pytest.approx(float((snn(batch).argmax(1) == labels).float().mean()))
+    network, _ = build("mine.Small", 3)
+    network.load_state_dict(
+        {name.removeprefix("network."): v for name, v in trained["state_dict"].items() if name.startswith("network.")}
+    )
+    mean, std = (torch.tensor(v).view(-1, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    assert ann["accuracy"] == pytest.approx(
+        float((network.eval()((batch - mean) / std).argmax(1) == labels).float().mean())
+    )
+
+    # Neither the data nor the network is needed to classify a file.
+    file = images / "bee" / "03.png"
+    recipe("imagenet", "predict", "--snn=runs/imagenet/snn.safetensors", f"--images=[{file}]", "--data.size=16",
+           "--data.resize=20")  # fmt: skip
+    said = capsys.readouterr().out
+    result = snn.run(data.read(str(file)).unsqueeze(0))
+    assert f"decided at step {int(result.decision_steps)} of {snn.n_steps}" in said
+    assert ("ant", "bee", "cow")[int(result.logits.argmax())] in said.splitlines()[3]
+    assert Path("runs/imagenet/03_raster.png").read_bytes().startswith(b"\x89PNG")
+
+    recipe("imagenet", "sweep", checkpoint, "--t_max=[2,8]", "--hold=[true]", "--rectifier=[spike]", *common)
+    small_t, large_t = rows_of("runs/imagenet/sweep.csv")
+    assert float(large_t["agreement"]) >= float(small_t["agreement"])
+    for picture in Path("runs/imagenet").glob("error_*.png"):
+        picture.unlink()
+    recipe("imagenet", "figures")
+    assert len(list(Path("runs/imagenet").glob("error_*.png"))) == 5
+    assert "ANN" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("imagenet", "fit"), "--data.root demo"),
+        (("imagenet", "fit", "--data.root=nowhere"), "no folder nowhere: give --data.root a folder with train/CLASS"),
+        (("cifar10", "convert", "--data.root=IMAGES", "--t_maxx=3"), "unrecognized arguments: --t_maxx=3"),
+        (("cifar10", "convrt"), "invalid choice: 'convrt'"),
+        (("imagenet", "fit", "--data.batch_size=few"), "Expected a <class 'int'>. Got value: few"),
+        (("imagenet", "fit", "--data.root=IMAGES", "--model.arch=vit_b_16", "--data.size=224"), "(LayerNorm)"),
+        (("imagenet", "fit", "--data.root=IMAGES", "--model.arch=resnet19"), "did you mean resnet18"),
+        (("imagenet", "convert", "--data.root=IMAGES"), "the network is untrained"),
+        (("imagenet", "convert", "--data.root=IMAGES", "--model.arch=mine.Small", "--model.weights=of_5.safetensors"),
+         "another number of classes than the data (3), so 6.bias, 6.weight are untrained: fit first"),
+        (("imagenet", "test", "--data.root=IMAGES", "--model.arch=mine.Small", "--snn=of_5_snn.safetensors",
+          "--data.size=16", "--data.resize=20"), "the spiking network has 5 outputs, the data 3 classes"),
+        (("imagenet", "test", "--data.root=IMAGES", "--snn=of_5_snn.safetensors", "--data.size=20"), "--data.size 16"),
+        (("imagenet", "test", "--data.root=IMAGES", "--ckpt_path=none.ckpt"), "no checkpoint none.ckpt"),
+        (("imagenet", "fit", "--data.root=IMAGES", "--ckpt_path=none.ckpt"), "no checkpoint none.ckpt"),
+        (("imagenet", "test", "--data.root=IMAGES", "--output=a.txt"), "must end in .json or .csv"),
+        (("imagenet", "predict", "--snn=of_5_snn.safetensors", "--images=[none.png]"), "no image none.png"),
+        (("imagenet", "predict", "--snn=of_5_snn.safetensors", "--images=[mine.py]"), "cannot read the image mine.py"),
+        (("imagenet", "figures"), "no sweep"),
+        (("imagenet", "fit", "--trainer.strategy=ddq"), "invalid strategy name"),
+    ],
+)  # fmt: skip
+def test_what_a_user_can_mend_ends_in_one_line(images, here, arguments, says):
+    network, _ = build("mine.Small", 5)
+    save_file(network.state_dict(), "of_5.safetensors")
+    torch.manual_seed(0)
+    quartz_plugin.convert(network, torch.rand(8, 3, 16, 16)).save("of_5_snn.safetensors")
+    with pytest.raises(SystemExit) as stopped:
+        recipe(*(str(argument).replace("IMAGES", str(images)) for argument in arguments))
+    (line,) = str(stopped.value).splitlines()
+    assert line.startswith("error: ")
+    assert says in line
+    assert not list(here.glob("runs/**/*.ckpt"))
+    assert not list(here.glob("runs/**/*.safetensors"))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_unreadable_image_ends_in_one_line_and_leaves_the_old_file(images, here, workers):
+    import shutil
+
+    shutil.copytree(images, "spoilt")
+    recipe("imagenet", "fit", "--trainer.max_epochs=1", *small("spoilt"))
+    checkpoint = "--ckpt_path=runs/imagenet/last.ckpt"
+    recipe("imagenet", "convert", checkpoint, "--verify_images=0", *small("spoilt"))
+    before = Path("runs/imagenet/snn.safetensors").read_bytes()
+    data = FolderData("spoilt", size=16, resize=20)
+    data.setup()
+    broken = Path(data._calibration().samples[5][0])
+    broken.write_bytes(broken.read_bytes()[:60])
+    with pytest.raises(SystemExit) as stopped:
+        recipe("imagenet", "convert", checkpoint, "--t_max=8", f"--data.num_workers={workers}", *small("spoilt"))
+    (line,) = str(stopped.value).splitlines()
+    assert str(broken) in line
+    assert "remove it or replace it" in line
+    assert Path("runs/imagenet/snn.safetensors").read_bytes() == before
+
+
+def test_a_failed_write_leaves_the_old_file_and_one_line(images, here, monkeypatch):
+    recipe("imagenet", "fit", "--trainer.max_epochs=1", *small(images))
+    convert = ("imagenet", "convert", "--ckpt_path=runs/imagenet/last.ckpt", "--verify_images=0", *small(images))
+    recipe(*convert)
+    before = Path("runs/imagenet/snn.safetensors").read_bytes()
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", full)
+        with pytest.raises(SystemExit) as stopped:
+            recipe(*convert, "--t_max=4")
+    assert len(str(stopped.value).splitlines()) == 1
+    assert "No space left" in str(stopped.value)
+    assert Path("runs/imagenet/snn.safetensors").read_bytes() == before
+    assert [path.name for path in Path("runs/imagenet").glob("*snn*")] == ["snn.safetensors"]
+
+
+def test_weights_of_other_classes_serve_to_fit_from(images, here):
+    network, _ = build("mine.Small", 5)
+    save_file(network.state_dict(), "of_5.safetensors")
+    model = ImageClassifier("mine.Small", "of_5.safetensors", classes=3)
+    assert model.fitted_on is None
+    assert torch.equal(model.network[0].weight, network[0].weight)
+    recipe("imagenet", "fit", "--trainer.max_epochs=1", "--model.weights=of_5.safetensors", *small(images))
+    recipe("imagenet", "convert", "--ckpt_path=runs/imagenet/last.ckpt", "--verify_images=0", *small(images))
+    assert quartz_plugin.load("runs/imagenet/snn.safetensors").graph.settings["fitted_on"] == "the images of photos"
+
+
+def command(name, *arguments):
+    return [sys.executable, str(ROOT / "recipes" / f"{name}.py"), *map(str, arguments)]
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_to_the_weights_of_the_unbroken_one(images, here):
+    epochs = 6
+    fit = ("fit", f"--trainer.max_epochs={epochs}", "--model.arch_arguments={'pause': 0.1}", *small(images))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+
+    def run(folder, *more, wait=True):
+        arguments = command("imagenet", *fit, f"--trainer.default_root_dir={folder}", *more)
+        process = subprocess.Popen(arguments, cwd=here, env=environment, stderr=subprocess.PIPE, text=True)
+        if wait:
+            _, said = process.communicate(timeout=200)
+            assert process.returncode == 0, said
+            assert "quartz_plugin" not in said  # No warning of ours.
+        return process
+
+    run("whole")
+    killed = run("cut", wait=False)
+    last = here / "cut" / "last.ckpt"
+    deadline = time.monotonic() + 200
+    while not last.exists():
+        assert killed.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    time.sleep(0.3)  # Into the next epoch.
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    reached = torch.load(last, weights_only=True)["epoch"] + 1
+    assert reached < epochs, "it was not killed in time"
+    run("cut", f"--ckpt_path={last}")
+    whole, resumed = (torch.load(here / name / "last.ckpt", weights_only=True) for name in ("whole", "cut"))
+    assert whole["epoch"] == resumed["epoch"] == epochs - 1
+    for name, value in whole["state_dict"].items():
+        torch.testing.assert_close(resumed["state_dict"][name], value, rtol=0, atol=1e-6, msg=name)
+
+
+@pytest.mark.slow
+def test_two_processes_convert_test_and_sweep_as_one(images, here):
+    network, _ = build("mine.Small", 3)
+    save_file(network.state_dict(), "w.safetensors")
+    common = [*small(images), "--model.weights=w.safetensors", "--model.cost_images=7", "--data.batch_size=4"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    for folder, processes in (("one", 1), ("two", 2)):
+        distributed = [f"--trainer.devices={processes}", *["--trainer.strategy=ddp"] * (processes > 1)]
+        for name, *options in (
+            ("convert", "--t_max=8", "--granularity=channel", "--percentile=97"),
+            ("test", f"--snn={folder}/snn.safetensors"),
+            ("sweep", "--t_max=[4]", "--hold=[false]", "--rectifier=[silent]"),
+        ):
+            arguments = command(
+                "imagenet", name, *common, *options, *distributed, f"--trainer.default_root_dir={folder}"
+            )
+            done = subprocess.run(arguments, cwd=here, env=environment, capture_output=True, text=True, timeout=250)
+            assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-2000:]
+            if name == "convert":
+                assert done.stdout.count("wrote ") == 1
+    one, two = (load_file(f"{folder}/snn.safetensors") for folder in ("one", "two"))
+    assert one.keys() == two.keys()
+    for key, value in one.items():
+        assert torch.equal(two[key], value), key
+    one, two = (json.loads(Path(folder, "test.json").read_text()) for folder in ("one", "two"))
+    assert one[0]["images"] == 15  # Which two processes cannot halve.
+    assert two == one
+    one, two = (Path(folder, "sweep.csv").read_text() for folder in ("one", "two"))
+    assert two == one
+
+
+def keys_of(text):
+    """Keys of a YAML file, dotted, each with the line before it."""
+    found, path, before = {}, [], ""
+    for line in text.splitlines():
+        stripped = line.strip()
+        if stripped and not stripped.startswith("#"):
+            depth = (len(line) - len(line.lstrip())) // 2
+            path[depth:] = [stripped.partition(":")[0]]
+            found[".".join(path)] = before.strip()
+        before = line
+    return found
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_configs_have_every_key_of_model_and_data_each_with_a_comment(path, capsys, monkeypatch, here):
+    text = path.read_text()
+    for key, before in keys_of(text).items():
+        assert before.startswith("#") or key in ("trainer", "model", "data", "layers"), key
+    if path.stem == "convert":
+        with pytest.raises(SystemExit):
+            recipe("imagenet", "convert", f"--config={path}", "--print_config")
+        assert yaml.safe_load(capsys.readouterr().out)["layers"] == {"input": {"t_max": 256}, "output": {"t_max": 256}}
+        return
+    name = path.stem.partition("_")[0]
+    with pytest.raises(SystemExit) as stopped:
+        recipe(name, "fit", f"--config={path}", "--print_config")
+    assert not stopped.value.code
+    known = yaml.safe_load(capsys.readouterr().out)
+    given = yaml.safe_load(text)
+    linked = {"classes"} if name != "mnist" else set()
+    for part in ("model", "data"):
+        assert set(given[part]) == set(known[part]) - linked, part
+        assert {key: known[part][key] for key in given[part]} == given[part]
+
+
+@pytest.mark.parametrize("name", ["mnist", "cifar10", "imagenet"])
+def test_the_recipe_without_a_file_is_its_config(name, capsys, here):
+    with pytest.raises(SystemExit):
+        recipe(name, "fit", "--print_config")
+    known, given = yaml.safe_load(capsys.readouterr().out), yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
+    for part in ("model", "data", "trainer"):
+        for key, value in given[part].items():
+            assert known[part][key] == value or value == "auto" or (key, known[part][key]) in (
+                ("precision", None), ("num_nodes", 1),
+            ), (part, key)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["mnist", "cifar10", "imagenet"])
+@pytest.mark.parametrize(
+    "subcommand", ["fit", "validate", "convert", "test", "predict", "run", "sweep", "figures", "costs"]
+)
+def test_help_tells_every_option(name, subcommand, capsys, here):
+    with pytest.raises(SystemExit) as stopped:
+        recipe(name, subcommand, "--help")
+    assert not stopped.value.code
+    said = capsys.readouterr().out
+    assert "Not used" not in said[said.index("--data.num_workers") :]
+    blocks = re.findall(r"^  (--\S+)(.*?)(?=^  --|^\S|^$)", said, re.MULTILINE | re.DOTALL)
+    ours = {name: " ".join(text.split()) for name, text in blocks if not name.startswith("--trainer")}
+    assert len(ours) > 8
+    for name, text in ours.items():
+        told, _, _ = text.partition("(type:")
+        # The first word is what the option takes.
+        assert len(told.split()) > 2, (name, text)
+
+
+@pytest.mark.shared
+def test_trained_resnet20_loses_little_on_cifar10(here, capsys):
+    weights = SHARED / "data" / "weights" / "cifar10_resnet20.safetensors"
+    common = (
+        f"--config={CONFIGS / 'cifar10_resnet20.yaml'}", f"--data.root={SHARED / 'data' / 'cifar10'}",
+        f"--model.weights={weights}", "--trainer.logger=false", "--trainer.enable_progress_bar=false",
+        "--model.cost_images=4", "--data.batch_size=100",
+    )  # fmt: skip
+    recipe("cifar10", "convert", "--t_max=32", "--verify_images=0", *common)
+    recipe("cifar10", "test", "--snn=runs/cifar10_resnet20/snn.safetensors", "--trainer.limit_test_batches=5", *common)
+    ann, _, spiking = json.loads(Path("runs/cifar10_resnet20/test.json").read_text())
+    assert ann["images"] == 500
+    assert ann["accuracy"] > 0.87
+    assert spiking["accuracy"] > ann["accuracy"] - 0.04
