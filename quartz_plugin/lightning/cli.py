@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import csv
 import hashlib
+import io
 import itertools
 import json
 import os
@@ -23,6 +24,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightning.pytorch.plugins import TorchCheckpointIO
 from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 from lightning.pytorch.utilities import rank_zero_only
 from rich.progress import Progress
@@ -42,7 +44,14 @@ from quartz_plugin.lightning.comparison import (
     write_csv,
 )
 from quartz_plugin.lightning.data import ClassificationData
-from quartz_plugin.lightning.modules import FITTED_ON, Classifier, ImageClassifier, RateClassifier, SpikingClassifier
+from quartz_plugin.lightning.modules import (
+    FITTED_ON,
+    Classifier,
+    ImageClassifier,
+    RateClassifier,
+    SpikingClassifier,
+    check_outputs,
+)
 from quartz_plugin.metrics import ANNOperations
 from quartz_plugin.network import SpikingNetwork, load
 from quartz_plugin.rate import RateCodedNetwork
@@ -90,6 +99,17 @@ PICTURED = 200
 _say, _write_csv, _save_pictures = rank_zero_only(print), rank_zero_only(write_csv), rank_zero_only(save_pictures)
 
 
+class AtomicCheckpoints(TorchCheckpointIO):
+    """Checkpoints that are there whole or not at all, wherever the run is killed."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Write beside the file, then put in its place."""
+        data = io.BytesIO()
+        torch.save(checkpoint, data)
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, data.getvalue())
+
+
 class QuartzTrainer(lightning.Trainer):
     """Lightning's Trainer, which also converts.
 
@@ -120,6 +140,8 @@ class QuartzTrainer(lightning.Trainer):
             ]
         if kwargs.get("enable_progress_bar") is not False and sys.stdout.isatty():
             callbacks.append(RichProgressBar())
+        if not kwargs.get("plugins"):
+            kwargs["plugins"] = [AtomicCheckpoints()]
         super().__init__(*args, default_root_dir=default_root_dir, logger=logger, callbacks=callbacks, **kwargs)
 
     def fit(  # type: ignore[override]
@@ -141,8 +163,14 @@ class QuartzTrainer(lightning.Trainer):
         """
         if ckpt_path is not None and not Path(ckpt_path).is_file():
             raise FileNotFoundError(f"no checkpoint {ckpt_path}: fit writes best.ckpt and last.ckpt")
-        if isinstance(model, Classifier) and hasattr(datamodule, "training_images"):
-            quartz_plugin.check_convertible(model.network, datamodule.training_images(1), model.preprocessing)
+        if isinstance(model, Classifier) and isinstance(datamodule, ClassificationData):
+            image = datamodule.training_images(1)
+            quartz_plugin.check_convertible(model.network, image, model.preprocessing)
+            with torch.no_grad():
+                check_outputs(model.eval()(image), model.classes)
+            model.train()
+            if ckpt_path is not None:
+                load_checkpoint(model, ckpt_path)
         super().fit(model, train_dataloaders, val_dataloaders, datamodule, ckpt_path, weights_only=True)
 
     def validate(  # type: ignore[override]
@@ -163,7 +191,7 @@ class QuartzTrainer(lightning.Trainer):
             datamodule: Its data.
         """
         if isinstance(model, Classifier):
-            _load_trained(model, ckpt_path)
+            _load_trained(model, ckpt_path, datamodule)
             ckpt_path = None
         return super().validate(model, dataloaders, ckpt_path, verbose, datamodule)
 
@@ -200,7 +228,7 @@ class QuartzTrainer(lightning.Trainer):
             layers: Options of single layers or blocks, of the input and the output: '{"input": {"t_max": 256}}'.
             verify_images: Training images on which the spiking network is compared with the ANN; 0 for none.
         """
-        _load_trained(model, ckpt_path)
+        _load_trained(model, ckpt_path, datamodule)
         path = Path(output) if output is not None else Path(self.default_root_dir) / "snn.safetensors"
         options = {
             "t_max": t_max,
@@ -240,7 +268,7 @@ class QuartzTrainer(lightning.Trainer):
                 network, calibration, progress=show, distributed=several, preprocessing=model.preprocessing, **options
             )
         snn.graph.settings[FITTED_ON] = model.fitted_on
-        snn.graph.settings["class_names"] = list(datamodule.class_names)
+        snn.graph.settings["class_names"] = list(getattr(datamodule, "class_names", ()))
         model.cpu()
         return snn.cpu()
 
@@ -282,7 +310,7 @@ class QuartzTrainer(lightning.Trainer):
             raise ValueError(f"--output must end in .json or .csv, got {output}")
         network = None if snn is None else load(snn)
         if network is None or ckpt_path is not None:
-            _load_trained(model, ckpt_path)
+            _load_trained(model, ckpt_path, datamodule)
         figures: dict[str, Figures] = {}
         if model.fitted_on is not None:
             figures |= ann_columns(self._test_ann(model, datamodule))
@@ -319,12 +347,8 @@ class QuartzTrainer(lightning.Trainer):
     ) -> dict[str, float]:
         """All figures of a spiking network, on the test images."""
         self._prepare_test(datamodule)
-        given, wanted = list(datamodule.test_dataloader().dataset[0][0].shape), list(network.graph.input_shape)
-        if given != wanted:
-            raise ValueError(
-                f"the spiking network takes images of {wanted}, the data gives {given}: give the --data options "
-                f"that it was converted with (--data.size {wanted[-1]})"
-            )
+        _check_size(network, datamodule.test_dataloader().dataset[0][0])
+        _check_names(network.graph.settings.get("class_names"), datamodule)
         ann = None if model.fitted_on is None else model.ann
         spiking = SpikingClassifier(network, model.classes, ann, engine, model.cost_images)
         super().test(spiking, datamodule=datamodule, verbose=False)
@@ -352,10 +376,12 @@ class QuartzTrainer(lightning.Trainer):
         """
         network = None if snn is None else load(snn)
         if network is None or ckpt_path is not None:
-            _load_trained(model, ckpt_path)
+            _load_trained(model, ckpt_path, datamodule)
         if not images:
             raise ValueError("no images: give --images a list of files, as --images '[a.jpg, b.jpg]'")
         batch = torch.stack([datamodule.read(path) for path in images])
+        if network is not None:
+            _check_size(network, batch[0])
         answers: dict[str, torch.Tensor] = {}
         result = None if network is None else network.run(batch)
         if network is not None and result is not None:
@@ -364,7 +390,8 @@ class QuartzTrainer(lightning.Trainer):
             answers["ANN"] = model.eval()(batch)
         from quartz_plugin import plot
 
-        names = list(datamodule.class_names) or (network.graph.settings.get("class_names") if network else []) or []
+        names = (network.graph.settings.get("class_names") if network else None) or list(datamodule.class_names)
+        alike = len({Path(path).stem for path in images}) < len(images)
         found = []
         for number, path in enumerate(images):
             decided = None if result is None else int(result.decision_steps[number])
@@ -382,7 +409,8 @@ class QuartzTrainer(lightning.Trainer):
             )
             found.append({"image": path, "decision_step": decided, **tops})
             if result is not None:
-                picture = Path(self.default_root_dir) / f"{Path(path).stem}_raster"
+                stem = f"{number + 1}_{Path(path).stem}" if alike else Path(path).stem
+                picture = Path(self.default_root_dir) / f"{stem}_raster"
                 drawn = save_pictures(picture.parent, {picture.name: partial(plot.raster, result, number)})
                 print(f"wrote {drawn[picture.name]}\n")
         return found
@@ -402,6 +430,12 @@ class QuartzTrainer(lightning.Trainer):
         rows = _rows_of(path)
         if not rows:
             raise ValueError(f"{path} has no whole row")
+        # The latest sweep stands first; others are of another network, other images or options.
+        same = ("network", "layers", "images", "calibration_images")
+        drawn = [row for row in rows if all(row.get(name) == rows[0].get(name) for name in same)]
+        if len(drawn) < len(rows):
+            _say(f"{len(rows) - len(drawn)} rows of other networks, images or layers are left out")
+        rows = drawn
         self._draw_sweep(model, rows, Path(output) if output is not None else path.parent)
 
     def _draw_sweep(self, model: Classifier, rows: list[dict[str, Any]], folder: Path) -> None:
@@ -484,7 +518,7 @@ class QuartzTrainer(lightning.Trainer):
         """
         from quartz_plugin import plot
 
-        _load_trained(model, ckpt_path)
+        _load_trained(model, ckpt_path, datamodule)
         path = Path(output) if output is not None else Path(self.default_root_dir) / "costs.csv"
         path.parent.mkdir(parents=True, exist_ok=True)
         scales: dict[str, Any] = {
@@ -561,7 +595,7 @@ class QuartzTrainer(lightning.Trainer):
             resume: Take the rows of that file that are of this network, these images and these options, and leave the
                 others in it; without it the file is written anew.
         """
-        _load_trained(model, ckpt_path)
+        _load_trained(model, ckpt_path, datamodule)
         path = Path(output) if output is not None else Path(self.default_root_dir) / "sweep.csv"
         path.parent.mkdir(parents=True, exist_ok=True)
         points = [
@@ -618,7 +652,7 @@ class QuartzCLI(LightningCLI):
     model_class : type
         A :class:`~quartz_plugin.lightning.Classifier`.
     datamodule_class : type
-        A data module with ``calibration_dataloader()``.
+        A :class:`~quartz_plugin.lightning.ClassificationData`.
     **options
         Those of :class:`lightning.pytorch.cli.LightningCLI`; ``trainer_defaults`` above all.
     """
@@ -688,12 +722,33 @@ def _classes_of(data: ClassificationData) -> int:
         return 0
 
 
-def _load_trained(model: Classifier, ckpt_path: str | None) -> None:
-    """Load a checkpoint if there is one; refuse a network that nobody has trained."""
+def _load_trained(model: Classifier, ckpt_path: str | None, datamodule: Any) -> None:
+    """Load a checkpoint if there is one; refuse a network that nobody has trained, or of other classes."""
     if ckpt_path is not None:
         load_checkpoint(model, ckpt_path)
+    _check_names(model.class_names, datamodule)
     if model.fitted_on is None:
         raise ValueError(model.untrained)
+
+
+def _check_size(network: SpikingNetwork, image: torch.Tensor) -> None:
+    given, wanted = list(image.shape), list(network.graph.input_shape)
+    if given != wanted:
+        raise ValueError(
+            f"the spiking network takes images of {wanted}, the data gives {given}: give the --data options that "
+            f"it was converted with (--data.size {wanted[-1]})"
+        )
+
+
+def _check_names(known: Sequence[str] | None, datamodule: Any) -> None:
+    """Raise ValueError where a network was made for other classes than the data has."""
+    given = list(getattr(datamodule, "class_names", ()))
+    if known and given and list(known) != given:
+        other = next(((a, b) for a, b in zip(known, given, strict=False) if a != b), (len(known), len(given)))
+        raise ValueError(
+            f"the network was made for other classes than the data has (first difference: {other[0]}, {other[1]}): "
+            "give the --data.root that it was made for"
+        )
 
 
 def _digest(network: torch.nn.Module) -> str:
@@ -720,7 +775,7 @@ def _rows_of(path: Path) -> list[dict[str, Any]]:
         rows = list(csv.DictReader(text.splitlines()))
     except (UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"{path} is no file of a sweep; give another --output") from error
-    if not {"t_max", "network", *SWEPT} <= set(rows[0] if rows else text.split(",")):
+    if not {"t_max", "network", "ann_accuracy", *SWEPT} <= set(rows[0] if rows else text.split(",")):
         raise ValueError(f"{path} is no file of a sweep (its columns are missing); give another --output")
     # A line without its end was cut off while it was written.
     whole = rows if text.endswith("\n") else rows[:-1]
@@ -764,6 +819,7 @@ def load_checkpoint(model: Classifier, path: str) -> None:
     except RuntimeError as error:
         raise ValueError(f"{path} is a checkpoint of another network: {' '.join(str(error).split())[:300]}") from error
     model.on_load_checkpoint(checkpoint)
+    model.class_names = checkpoint.get("class_names") or []
 
 
 def _named(network: SpikingNetwork) -> str:

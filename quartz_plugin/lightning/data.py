@@ -112,6 +112,11 @@ class ClassificationData(lightning.LightningDataModule):
 
     def _loader(self, dataset: Any, shuffle: bool = False) -> DataLoader[Any]:
         rank, processes = (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
+        if len(dataset) < processes:
+            raise ValueError(
+                f"{processes} processes cannot share out {len(dataset)} images: use fewer --trainer.devices, or a "
+                "larger --data.validation_share"
+            )
         sampler = ShareSampler(dataset, rank, processes, shuffle)
         return DataLoader(
             Seeded(dataset) if shuffle else dataset,
@@ -217,7 +222,7 @@ class MNISTData(ClassificationData):
     def prepare_data(self) -> None:
         """Download MNIST where a root is given and it is not there."""
         if self.root is not None:
-            _torchvision_mnist(self.root, train=True, download=True)
+            _torchvision_mnist(self.root, train=True, download=_alone())
 
     def setup(self, stage: str | None = None) -> None:
         """Load the images and split them, once."""
@@ -259,7 +264,7 @@ class MNISTData(ClassificationData):
             seed = os.environ.get("PL_GLOBAL_SEED")
             if seed is None:
                 return random_affine(images), labels
-            drawn = seed_of(int(seed), self.trainer.fit_loop.total_batch_idx, self.trainer.global_rank)
+            drawn = seed_of(int(seed), self.trainer.fit_loop.total_batch_idx + 1, self.trainer.global_rank)
             return random_affine(images, generator=torch.Generator().manual_seed(drawn)), labels
         return batch
 
@@ -302,6 +307,8 @@ class FolderData(ClassificationData):
         super().__init__(batch_size, calibration_images, num_workers)
         if not 0.0 < validation_share < 1.0:
             raise ValueError(f"validation_share must lie between 0 and 1, got {validation_share}")
+        if augment not in ("crop", "shift", "none"):
+            raise ValueError(f'augment must be "crop", "shift" or "none", got {augment!r}')
         if not 0.0 < crop_share <= 1.0:
             raise ValueError(f"crop_share must lie between 0 and 1, got {crop_share}")
         self.root = root
@@ -334,6 +341,10 @@ class FolderData(ClassificationData):
             if not samples:
                 raise ValueError(f"{self.root} has no image for {name}")
         augmented, plain = self._augmentation(), self._plain()
+        # A part of them, as --trainer.limit_test_batches takes, is then of all classes.
+        for name, seed in (("validation", 0), ("test", 1)):
+            order = np.random.default_rng(seed).permutation(len(parts[name]))
+            parts[name] = [parts[name][index] for index in order]
         self._parts = {
             "train": Images(parts["train"], augmented, self.cache),
             "validation": Images(parts["validation"], plain, self.cache),
@@ -385,9 +396,14 @@ class FolderData(ClassificationData):
 
     def _find_class_names(self) -> list[str]:
         folder = self._folder()
-        names = _subfolders(folder / "train" if (folder / "train").is_dir() else folder)
+        parent = folder / "train" if (folder / "train").is_dir() else folder
+        names = _subfolders(parent)
         if not names:
-            raise ValueError(f"{self.root} has no folder of a class in it: {_LAYOUT}")
+            raise ValueError(f"{parent} has no folder of a class in it: {_LAYOUT}")
+        if parent is folder:
+            for name in names:
+                if _subfolders(folder / name) and not _samples(folder, names, only=name):
+                    raise ValueError(f"{folder / name} holds folders, not images of a class: {_LAYOUT}")
         try:
             meaning = dict(json.loads((folder / "classes.json").read_text()))
         except FileNotFoundError:
@@ -397,7 +413,7 @@ class FolderData(ClassificationData):
         return [str(meaning.get(name, name)) for name in names]
 
     def _find_parts(self) -> dict[str, list[Sample]]:
-        folder = self._folder()
+        folder, _ = self._folder(), self.class_names
         if not (folder / "train").is_dir():
             samples = _samples(folder, _subfolders(folder))
             rest, test = _split(samples, TEST_SHARE)
@@ -405,7 +421,8 @@ class FolderData(ClassificationData):
             return {"train": train, "validation": validation, "test": test}
         names = _subfolders(folder / "train")
         samples = _samples(folder / "train", names)
-        has = {name: (folder / name).is_dir() for name in ("val", "test")}
+        # ImageNet's own test folder holds images without labels.
+        has = {name: (folder / name).is_dir() and bool(_subfolders(folder / name)) for name in ("val", "test")}
         if has["val"] and has["test"]:
             parts = {"train": samples, "validation": _samples(folder / "val", names)}
         else:
@@ -465,13 +482,16 @@ class CIFAR10Data(FolderData):
     def prepare_data(self) -> None:
         """Download CIFAR-10 where it is not there."""
         if self._stored():
-            _torchvision_cifar10(str(self.root), train=True, download=True)
+            _torchvision_cifar10(str(self.root), train=True, download=_alone())
 
     def _stored(self) -> bool:
         """Whether it is, or is to become, torchvision's files, not folders of images."""
         if self.root is None or self.root == "demo":
             return False
-        return not Path(self.root).is_dir() or not set(_subfolders(Path(self.root))) - {"cifar-10-batches-py"}
+        if not Path(self.root).is_dir():
+            return True
+        folders = set(_subfolders(Path(self.root)))
+        return _CIFAR10_FOLDER in folders or folders <= {"MNIST"}
 
     def _find_class_names(self) -> list[str]:
         return list(CIFAR10_CLASSES) if self._stored() else super()._find_class_names()
@@ -487,6 +507,7 @@ class CIFAR10Data(FolderData):
 Sample = tuple[str | Tensor, int]
 """Path of an image file, or its pixels, uint8 ``[3, H, W]``; and its class."""
 
+_CIFAR10_FOLDER = "cifar-10-batches-py"
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 _LAYOUT = (
@@ -533,7 +554,7 @@ class Images(Dataset[Any]):
 
 
 def open_image(path: str) -> Any:
-    """Open and decode an image file with Pillow.
+    """Open and decode an image file with Pillow, RGB or grey, 8 bits.
 
     Raises
     ------
@@ -548,8 +569,9 @@ def open_image(path: str) -> Any:
         with warnings.catch_warnings(), Image.open(path) as image:
             # Pillow's remarks about metadata and palettes of single files.
             warnings.simplefilter("ignore")
-            image.load()
-            return image.copy()
+            if image.mode.startswith("I"):  # 16 bits, which Pillow would clip at 255.
+                return Image.fromarray((np.asarray(image, np.float64) / 257).round().clip(0, 255).astype(np.uint8))
+            return image.convert("RGB")
     except Exception as error:
         reason = " ".join(str(error).split())
         raise UnreadableImageError(f"cannot read the image {path} ({reason}): remove it or replace it") from error
@@ -563,10 +585,15 @@ def _subfolders(folder: Path) -> list[str]:
     return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
 
 
-def _samples(folder: Path, names: Sequence[str]) -> list[Sample]:
-    """Image files of the folders of these classes, sorted by class; a folder may be empty or missing."""
+def _samples(folder: Path, names: Sequence[str], only: str | None = None) -> list[Sample]:
+    """Image files of the folders of these classes, sorted by class; a folder may be empty or missing.
+
+    With `only`, those that lie in the folder of that class itself, not deeper.
+    """
     from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
 
+    if only is not None:
+        return [(str(file), 0) for file in (folder / only).iterdir() if file.suffix.lower() in IMG_EXTENSIONS]
     if unknown := set(_subfolders(folder)) - set(names):
         raise ValueError(
             f"{folder} has folders of classes that the training images have not: {', '.join(sorted(unknown)[:5])}"
@@ -668,6 +695,11 @@ def random_affine(
     return F.grid_sample(images, grid, align_corners=False)
 
 
+def _alone() -> bool:
+    """Whether this is the only process: several must not download into one folder."""
+    return int(os.environ.get("WORLD_SIZE", 1)) == 1
+
+
 def _torchvision_mnist(root: str, train: bool, download: bool = False) -> tuple[Tensor, Tensor]:
     from torchvision.datasets import MNIST
 
@@ -688,7 +720,7 @@ def _torchvision_cifar10(root: str, train: bool, download: bool = False) -> list
         dataset = CIFAR10(root, train=train, download=download)
     except (RuntimeError, OSError) as error:
         raise FileNotFoundError(
-            f"no CIFAR-10 under {Path(root) / 'cifar-10-batches-py'}, and it could not be downloaded; put it there, "
+            f"no CIFAR-10 under {Path(root) / _CIFAR10_FOLDER}, and it could not be downloaded; put it there, "
             "or give --data.root a folder with train/CLASS/*.png, val and test, or --data.root demo"
         ) from error
     pixels = torch.from_numpy(dataset.data).permute(0, 3, 1, 2)

@@ -103,8 +103,9 @@ class Classifier(lightning.LightningModule):
         self.classes = classes
         self.preprocessing = preprocessing
         self.lr, self.weight_decay, self.label_smoothing = lr, weight_decay, label_smoothing
-        # None until it is fitted or given weights: an untrained network is not worth converting.
         self.untrained = "the network is untrained: give --ckpt_path (fit writes best.ckpt) or --model.weights"
+        # None until it is fitted or given weights: an untrained network is not worth converting.
+        self.class_names: list[str] = []
         self.fitted_on: str | None = None if weights is None else UNKNOWN_DATA
         if weights is not None and (fresh := load_weights(network, weights)):
             raise ValueError(f"{weights} holds the weights of another number of classes ({', '.join(fresh)})")
@@ -159,7 +160,9 @@ class Classifier(lightning.LightningModule):
     def test_step(self, batch: Any, batch_idx: int) -> None:
         """Accuracy of one batch, and its costs where they are wanted (``costs``)."""
         images, labels = batch
-        self.test_accuracy.update(self(images), labels)
+        logits = self(images)
+        check_outputs(logits, self.classes)
+        self.test_accuracy.update(logits, labels)
         self.images.update(len(images))
         if self.costs is not None:
             chosen = counted(self.trainer, batch_idx, len(images), self.cost_images)
@@ -197,6 +200,7 @@ class Classifier(lightning.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the note with the weights."""
         checkpoint[FITTED_ON] = self.fitted_on
+        checkpoint["class_names"] = list(getattr(self.trainer.datamodule, "class_names", ()))  # type: ignore[attr-defined]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Read the note."""
@@ -283,7 +287,8 @@ class ImageClassifier(Classifier):
         ]
         optimizer = torch.optim.SGD(groups, self.lr, self.momentum, nesterov=self.momentum > 0)
         total = max(1, int(self.trainer.estimated_stepping_batches))
-        warmup = self.warmup_epochs * total / max(1, self.trainer.max_epochs or 1)
+        batches: float = self.trainer.num_training_batches / self.trainer.accumulate_grad_batches
+        warmup = min(self.warmup_epochs * batches, 0.3 * total)
 
         def share(step: int) -> float:
             if step < warmup:
@@ -364,11 +369,7 @@ class SpikingClassifier(lightning.LightningModule):
         chosen = counted(self.trainer, batch_idx, len(images), self.cost_images)
         every = len(chosen) == len(images)
         result: SimulationResult = self.snn.run(images, engine=self.engine, record=every)
-        if result.logits.shape[1:] != (self.classes,):
-            raise ValueError(
-                f"the spiking network has {result.logits[0].numel()} outputs, the data {self.classes} classes: "
-                "give the --data.root that it was converted for"
-            )
+        check_outputs(result.logits, self.classes)
         seen = {"result": result, "preds": result.logits, "target": labels}
         if self.ann is not None:
             seen["reference"] = self.ann(images)
@@ -449,6 +450,15 @@ class RateClassifier(lightning.LightningModule):
             **means,
             **energies,
         }
+
+
+def check_outputs(logits: Tensor, classes: int) -> None:
+    """Raise ValueError where a network has not an output for each class."""
+    if logits.shape[1:] != (classes,):
+        raise ValueError(
+            f"the network has {logits[0].numel()} outputs, the data {classes} classes: "
+            "give the --data.root that the network is made for"
+        )
 
 
 def counted(trainer: Any, batch_idx: int, size: int, cost_images: int | None) -> list[int]:
