@@ -179,7 +179,8 @@ def raster(result: SimulationResult, image: int = 0, ax: Axes | None = None, *, 
     -------
     Axes
     """
-    ax = _own(ax, 8, 5.5)
+    many = len(result.spike_steps) > 10
+    ax = _own(ax, 8, 0.4 * len(result.spike_steps) if many else 5.5)
     base, ticks, labels = 0.0, [], []
     gap = neurons * 0.15
     for name, all_steps in result.spike_steps.items():
@@ -199,13 +200,13 @@ def raster(result: SimulationResult, image: int = 0, ax: Axes | None = None, *, 
             ax.scatter(steps[picked][chosen], position[chosen], s=size, marker="|", color=color, linewidths=1.0)
         ticks.append(base + height / 2)
         spikes, units = int((steps != NO_SPIKE).sum()), len(steps)
-        labels.append(f"{_title(result, name)}\n{spikes:,} of {units:,}")
+        labels.append(f"{_title(result, name)}{',  ' if many else chr(10)}{spikes:,} of {units:,}")
         base += height + gap
     ax.set(
         yticks=ticks, xlabel="step", ylim=(-gap / 2, base - gap / 2), xlim=(-1, result.n_steps),
         title="a tick is a spike: blue a value, grey a zero, orange an early one",
     )  # fmt: skip
-    ax.set_yticklabels(labels, fontsize=8)
+    ax.set_yticklabels(labels, fontsize=7 if many else 8)
     ax.title.set_fontsize(10)
     ax.spines[["top", "right"]].set_visible(False)
     return ax

@@ -39,6 +39,7 @@ class ImageNetClassifier(ImageClassifier):
     """
 
     # VGG11, percentile 99, on the full validation set (arXiv:2309.16795).
+    published_classes = 1000
     published = MappingProxyType(
         {
             "the paper's VGG11": (

@@ -171,7 +171,10 @@ class QuartzTrainer(lightning.Trainer):
             model.train()
             if ckpt_path is not None:
                 load_checkpoint(model, ckpt_path)
+            _say(datamodule.told())
         super().fit(model, train_dataloaders, val_dataloaders, datamodule, ckpt_path, weights_only=True)
+        if best := getattr(self.checkpoint_callback, "best_model_path", ""):
+            _say(f"wrote {os.path.relpath(best)}")
 
     def validate(  # type: ignore[override]
         self,
@@ -359,7 +362,7 @@ class QuartzTrainer(lightning.Trainer):
         self,
         model: Classifier,
         datamodule: Any,
-        images: list[str],
+        images: str | list[str],
         snn: str | None = None,
         ckpt_path: str | None = None,
         top: int = 5,
@@ -369,7 +372,7 @@ class QuartzTrainer(lightning.Trainer):
         Args:
             model: The classifier.
             datamodule: Its data, which says how images are read.
-            images: Image files.
+            images: An image file, or several: '[a.jpg, b.jpg]'.
             snn: File that convert wrote; without it the ANN answers (--ckpt_path or --model.weights).
             ckpt_path: Checkpoint of the ANN that fit wrote.
             top: How many classes to show.
@@ -377,6 +380,7 @@ class QuartzTrainer(lightning.Trainer):
         network = None if snn is None else load(snn)
         if network is None or ckpt_path is not None:
             _load_trained(model, ckpt_path, datamodule)
+        images = [images] if isinstance(images, str) else images
         if not images:
             raise ValueError("no images: give --images a list of files, as --images '[a.jpg, b.jpg]'")
         batch = torch.stack([datamodule.read(path) for path in images])
@@ -439,7 +443,9 @@ class QuartzTrainer(lightning.Trainer):
         self._draw_sweep(model, rows, Path(output) if output is not None else path.parent)
 
     def _draw_sweep(self, model: Classifier, rows: list[dict[str, Any]], folder: Path) -> None:
-        pictures = pictures_of_sweep(rows, rows[0]["ann_accuracy"], model.published)
+        # What was published of other images has no place beside these.
+        alike = rows[0].get("classes", model.published_classes) == model.published_classes
+        pictures = pictures_of_sweep(rows, rows[0]["ann_accuracy"], model.published if alike else None)
         for picture in (_save_pictures(folder, pictures) or {}).values():
             _say(f"wrote {picture}")
 
@@ -614,6 +620,7 @@ class QuartzTrainer(lightning.Trainer):
         ann = self._test_ann(model, datamodule)
         fixed = {
             "network": _digest(model.network),
+            "classes": model.classes,
             "layers": json.dumps(layers, sort_keys=True) if layers else "",
             "images": ann["images"],
             "cost_images": ann["cost_images"],
@@ -817,7 +824,11 @@ def load_checkpoint(model: Classifier, path: str) -> None:
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
-        raise ValueError(f"{path} is a checkpoint of another network: {' '.join(str(error).split())[:300]}") from error
+        arch = f" than --model.arch {model.arch}" if isinstance(model, ImageClassifier) else ""
+        raise ValueError(
+            f"{path} is a checkpoint of another network{arch}, or of other classes than the data's {model.classes}: "
+            f"give the --model and --data options it was fitted with ({' '.join(str(error).split())[:200]} ...)"
+        ) from error
     model.on_load_checkpoint(checkpoint)
     model.class_names = checkpoint.get("class_names") or []
 

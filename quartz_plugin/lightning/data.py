@@ -96,6 +96,13 @@ class ClassificationData(lightning.LightningDataModule):
         chosen = evenly(len(images), count)
         return torch.stack([images[index][0] for index in chosen])
 
+    def told(self) -> str:
+        """How many images there are of each part, in one line."""
+        train, validation, test = (len(self._parts[name]) for name in ("train", "validation", "test"))
+        return (
+            f"{self.classes} classes: {train:,} images to train on, {validation:,} for validation, {test:,} for testing"
+        )
+
     def read(self, path: str) -> Tensor:
         """Read an image file as the network takes it: float ``[C, H, W]`` in [0, 1].
 

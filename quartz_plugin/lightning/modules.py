@@ -78,6 +78,8 @@ class Classifier(lightning.LightningModule):
     published : mapping
         Name of a publication -> its figures, rows as a sweep's (``t_max``, ``accuracy``, ``operations``; without
         ``t_max``: its ANN), to stand beside ours in pictures.
+    published_classes : int
+        The number of classes those figures are of.
     measured_on_loihi : mapping
         T -> what somebody measured, to stand beside the estimates.
     measured_products : mapping
@@ -85,6 +87,7 @@ class Classifier(lightning.LightningModule):
     """
 
     published: Mapping[str, Sequence[Mapping[str, float]]] = MappingProxyType({})
+    published_classes: int = 10
     measured_on_loihi: Mapping[int, Measured] = MappingProxyType({})
     measured_products: Mapping[str, float] = MappingProxyType({})
 
