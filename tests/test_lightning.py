@@ -87,6 +87,7 @@ def test_run_logs_to_csv_and_tensorboard_and_keeps_best_and_last(after_run):
     assert quartz_plugin.load(folder / "snn.safetensors").t_max == 8
 
 
+@pytest.mark.slow
 def test_a_checkpoint_is_converted_and_tested_beside_the_ann(after_run):
     folder = after_run[0]
     checkpoint = folder / "runs" / "mnist" / "best.ckpt"
@@ -125,6 +126,7 @@ def test_sweep_writes_one_row_for_each_t_max_and_neuron(after_run):
     assert float(by_kind["silent"]["synops"]) < 225_840
 
 
+@pytest.mark.slow
 def test_a_sweep_goes_on_where_it_stopped_and_trusts_no_row_of_another_network(tmp_path, capsys):
     path = tmp_path / "resumed.csv"
 
