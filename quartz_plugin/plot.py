@@ -180,6 +180,7 @@ def raster(result: SimulationResult, image: int = 0, ax: Axes | None = None, *, 
     Axes
     """
     many = len(result.spike_steps) > 10
+    between = ",  " if many else "\n"
     ax = _own(ax, 8, 0.4 * len(result.spike_steps) if many else 5.5)
     base, ticks, labels = 0.0, [], []
     gap = neurons * 0.15
@@ -200,7 +201,7 @@ def raster(result: SimulationResult, image: int = 0, ax: Axes | None = None, *, 
             ax.scatter(steps[picked][chosen], position[chosen], s=size, marker="|", color=color, linewidths=1.0)
         ticks.append(base + height / 2)
         spikes, units = int((steps != NO_SPIKE).sum()), len(steps)
-        labels.append(f"{_title(result, name)}{',  ' if many else chr(10)}{spikes:,} of {units:,}")
+        labels.append(f"{_title(result, name)}{between}{spikes:,} of {units:,}")
         base += height + gap
     ax.set(
         yticks=ticks, xlabel="step", ylim=(-gap / 2, base - gap / 2), xlim=(-1, result.n_steps),

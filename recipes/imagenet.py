@@ -1,9 +1,10 @@
 r"""ImageNet, or any images in folders: fit, convert, test, predict, sweep, with any ReLU network of torchvision.
 
-    python recipes/imagenet.py fit --data.root demo               # 1,000 images drawn on the spot: the whole way
-    python recipes/imagenet.py convert --data.root demo --ckpt_path runs/imagenet/best.ckpt --t_max 64
-    python recipes/imagenet.py test --data.root demo --ckpt_path runs/imagenet/best.ckpt \
-        --snn runs/imagenet/snn.safetensors
+    # 1,000 images drawn on the spot: the whole way.
+    python recipes/imagenet.py fit --config recipes/configs/demo.yaml
+    python recipes/imagenet.py convert --config recipes/configs/demo.yaml --ckpt_path runs/demo/best.ckpt --t_max 64
+    python recipes/imagenet.py test --config recipes/configs/demo.yaml --ckpt_path runs/demo/best.ckpt \
+        --snn runs/demo/snn.safetensors
 
     # Published weights, on ImageNet in its layout (imagenet/train/n01440764/*.JPEG, imagenet/val/...): no fit.
     python recipes/imagenet.py convert --data.root imagenet --model.arch resnet50 --model.weights DEFAULT --t_max 64
@@ -15,7 +16,7 @@ r"""ImageNet, or any images in folders: fit, convert, test, predict, sweep, with
     # Your own images (photos/CLASS/*.jpg), from published weights; then classify a file.
     python recipes/imagenet.py fit --data.root photos --model.arch resnet18 --model.weights DEFAULT --model.lr 0.01
     python recipes/imagenet.py convert --data.root photos --model.arch resnet18 --ckpt_path runs/imagenet/best.ckpt
-    python recipes/imagenet.py predict --model.arch resnet18 --snn runs/imagenet/snn.safetensors --images '[cat.jpg]'
+    python recipes/imagenet.py predict --snn runs/imagenet/snn.safetensors --images cat.jpg
 
 Everything is written to runs/imagenet: best.ckpt, last.ckpt, snn.safetensors, test.json, test.csv, sweep.csv, pictures,
 logs/ (CSV), tensorboard/. A run that was cut off goes on with `fit --ckpt_path runs/imagenet/last.ckpt`. On several

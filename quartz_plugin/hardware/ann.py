@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, nn
 
@@ -57,15 +60,21 @@ def count_ann(ann: nn.Module, images: Tensor) -> OperationCounts:
     """Count what :func:`ann_costs` reads, in eval mode; ValueError without images."""
     if len(images) == 0:
         raise ValueError("there are no images to run the ANN on")
-    was_training = [module for module in ann.modules() if module.training]
-    ann.eval()
-    try:
-        with count_operations(ann) as counts:
-            ann(images)
-    finally:
-        for module in was_training:
-            module.training = True
+    with in_eval_mode(ann), count_operations(ann) as counts:
+        ann(images)
     return counts
 
 
-__all__ = ["ann_costs", "count_ann"]
+@contextmanager
+def in_eval_mode(ann: nn.Module) -> Iterator[None]:
+    """Put a network into eval mode, and afterwards each of its modules back into its own."""
+    was_training = [module for module in ann.modules() if module.training]
+    ann.eval()
+    try:
+        yield
+    finally:
+        for module in was_training:
+            module.training = True
+
+
+__all__ = ["ann_costs", "count_ann", "in_eval_mode"]

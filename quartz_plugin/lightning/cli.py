@@ -32,6 +32,7 @@ from rich.progress import Progress
 import quartz_plugin
 from quartz_plugin.functional import BiasCode, Rectifier
 from quartz_plugin.hardware import map_to_loihi
+from quartz_plugin.hardware.ann import in_eval_mode
 from quartz_plugin.io import write_atomically
 from quartz_plugin.lightning.comparison import (
     Figures,
@@ -45,6 +46,7 @@ from quartz_plugin.lightning.comparison import (
 )
 from quartz_plugin.lightning.data import ClassificationData
 from quartz_plugin.lightning.modules import (
+    CLASS_NAMES,
     FITTED_ON,
     Classifier,
     ImageClassifier,
@@ -161,20 +163,26 @@ class QuartzTrainer(lightning.Trainer):
             datamodule: Its data.
             ckpt_path: Checkpoint to go on from, as after a run that was cut off: last.ckpt in the trainer's folder.
         """
-        if ckpt_path is not None and not Path(ckpt_path).is_file():
-            raise FileNotFoundError(f"no checkpoint {ckpt_path}: fit writes best.ckpt and last.ckpt")
         if isinstance(model, Classifier) and isinstance(datamodule, ClassificationData):
             image = datamodule.training_images(1)
             quartz_plugin.check_convertible(model.network, image, model.preprocessing)
-            with torch.no_grad():
-                check_outputs(model.eval()(image), model.classes)
-            model.train()
+            with torch.no_grad(), in_eval_mode(model):
+                check_outputs(model(image), model.classes)
             if ckpt_path is not None:
                 load_checkpoint(model, ckpt_path)
-            _say(datamodule.told())
+            _say(datamodule.summary())
         super().fit(model, train_dataloaders, val_dataloaders, datamodule, ckpt_path, weights_only=True)
-        if best := getattr(self.checkpoint_callback, "best_model_path", ""):
-            _say(f"wrote {os.path.relpath(best)}")
+        if self._best_checkpoint:
+            _say(f"wrote {os.path.relpath(self._best_checkpoint)}")
+
+    @property
+    def _best_checkpoint(self) -> str:
+        """Path of the best checkpoint that fit wrote; empty without one."""
+        return str(getattr(self.checkpoint_callback, "best_model_path", ""))
+
+    def _file(self, given: str | None, default: str) -> Path:
+        """A file to read or write: the one given, or that of the trainer's folder."""
+        return Path(self.default_root_dir) / default if given is None else Path(given)
 
     def validate(  # type: ignore[override]
         self,
@@ -232,7 +240,7 @@ class QuartzTrainer(lightning.Trainer):
             verify_images: Training images on which the spiking network is compared with the ANN; 0 for none.
         """
         _load_trained(model, ckpt_path, datamodule)
-        path = Path(output) if output is not None else Path(self.default_root_dir) / "snn.safetensors"
+        path = self._file(output, "snn.safetensors")
         options = {
             "t_max": t_max,
             "hold": hold,
@@ -271,7 +279,7 @@ class QuartzTrainer(lightning.Trainer):
                 network, calibration, progress=show, distributed=several, preprocessing=model.preprocessing, **options
             )
         snn.graph.settings[FITTED_ON] = model.fitted_on
-        snn.graph.settings["class_names"] = list(getattr(datamodule, "class_names", ()))
+        snn.graph.settings[CLASS_NAMES] = list(datamodule.class_names)
         model.cpu()
         return snn.cpu()
 
@@ -311,9 +319,7 @@ class QuartzTrainer(lightning.Trainer):
             return super().test(model, dataloaders, ckpt_path, verbose, datamodule)
         if output is not None and Path(output).suffix not in (".json", ".csv"):
             raise ValueError(f"--output must end in .json or .csv, got {output}")
-        network = None if snn is None else load(snn)
-        if network is None or ckpt_path is not None:
-            _load_trained(model, ckpt_path, datamodule)
+        network = _load_both(model, snn, ckpt_path, datamodule)
         figures: dict[str, Figures] = {}
         if model.fitted_on is not None:
             figures |= ann_columns(self._test_ann(model, datamodule))
@@ -328,15 +334,9 @@ class QuartzTrainer(lightning.Trainer):
                 _say(f"wrote {path}")
         return list(figures.values())
 
-    @staticmethod
-    def _prepare_test(datamodule: Any) -> None:
-        datamodule.prepare_data()
-        datamodule.setup("test")
-
     def _test_ann(self, model: Classifier, datamodule: Any) -> dict[str, float]:
         """Accuracy and costs of the ANN, on the test images."""
-        self._prepare_test(datamodule)
-        model.costs = ANNOperations(model.ann, datamodule.test_dataloader().dataset[0][0].unsqueeze(0))
+        model.costs = ANNOperations(model.ann, datamodule.test_image().unsqueeze(0))
         try:
             super().test(model, datamodule=datamodule, verbose=False)
         finally:
@@ -349,9 +349,8 @@ class QuartzTrainer(lightning.Trainer):
         self, model: Classifier, network: SpikingNetwork, datamodule: Any, engine: str = "auto"
     ) -> dict[str, float]:
         """All figures of a spiking network, on the test images."""
-        self._prepare_test(datamodule)
-        _check_size(network, datamodule.test_dataloader().dataset[0][0])
-        _check_names(network.graph.settings.get("class_names"), datamodule)
+        _check_size(network, datamodule.test_image())
+        _check_names(network.graph.settings.get(CLASS_NAMES), datamodule)
         ann = None if model.fitted_on is None else model.ann
         spiking = SpikingClassifier(network, model.classes, ann, engine, model.cost_images)
         super().test(spiking, datamodule=datamodule, verbose=False)
@@ -377,9 +376,9 @@ class QuartzTrainer(lightning.Trainer):
             ckpt_path: Checkpoint of the ANN that fit wrote.
             top: How many classes to show.
         """
-        network = None if snn is None else load(snn)
-        if network is None or ckpt_path is not None:
-            _load_trained(model, ckpt_path, datamodule)
+        from quartz_plugin import plot
+
+        network = _load_both(model, snn, ckpt_path, datamodule)
         images = [images] if isinstance(images, str) else images
         if not images:
             raise ValueError("no images: give --images a list of files, as --images '[a.jpg, b.jpg]'")
@@ -392,25 +391,16 @@ class QuartzTrainer(lightning.Trainer):
             answers[_named(network)] = result.logits
         if model.fitted_on is not None:
             answers["ANN"] = model.eval()(batch)
-        from quartz_plugin import plot
-
-        names = (network.graph.settings.get("class_names") if network else None) or list(datamodule.class_names)
+        names = (network.graph.settings.get(CLASS_NAMES) if network else None) or list(datamodule.class_names)
         alike = len({Path(path).stem for path in images}) < len(images)
         found = []
         for number, path in enumerate(images):
             decided = None if result is None else int(result.decision_steps[number])
             when = "" if decided is None else f"  decided at step {decided} of {network.n_steps}"  # type: ignore[union-attr]
             tops = {who: top_classes(logits[number], top, names) for who, logits in answers.items()}
+            ranks = zip(*tops.values(), strict=True)
             print(f"{path}{when}")
-            print(
-                format_table(
-                    [*tops],
-                    [
-                        [f"{name}  {100 * share:.1f} %" for name, share in row]
-                        for row in zip(*tops.values(), strict=True)
-                    ],
-                )
-            )
+            print(format_table([*tops], [[f"{name}  {100 * share:.1f} %" for name, share in rank] for rank in ranks]))
             found.append({"image": path, "decision_step": decided, **tops})
             if result is not None:
                 stem = f"{number + 1}_{Path(path).stem}" if alike else Path(path).stem
@@ -428,7 +418,7 @@ class QuartzTrainer(lightning.Trainer):
             sweep: CSV file that sweep wrote; default sweep.csv in the trainer's folder.
             output: Folder for the pictures; default the file's.
         """
-        path = Path(sweep) if sweep is not None else Path(self.default_root_dir) / "sweep.csv"
+        path = self._file(sweep, "sweep.csv")
         if not path.is_file():
             raise FileNotFoundError(f"no sweep {path}: sweep writes it")
         rows = _rows_of(path)
@@ -439,8 +429,7 @@ class QuartzTrainer(lightning.Trainer):
         drawn = [row for row in rows if all(row.get(name) == rows[0].get(name) for name in same)]
         if len(drawn) < len(rows):
             _say(f"{len(rows) - len(drawn)} rows of other networks, images or layers are left out")
-        rows = drawn
-        self._draw_sweep(model, rows, Path(output) if output is not None else path.parent)
+        self._draw_sweep(model, drawn, Path(output) if output is not None else path.parent)
 
     def _draw_sweep(self, model: Classifier, rows: list[dict[str, Any]], folder: Path) -> None:
         # What was published of other images has no place beside these.
@@ -472,7 +461,7 @@ class QuartzTrainer(lightning.Trainer):
         """
         root = Path(self.default_root_dir)
         self.fit(model, datamodule=datamodule)
-        best = str(getattr(self.checkpoint_callback, "best_model_path", ""))
+        best = self._best_checkpoint
         if best:
             load_checkpoint(model, best)
         options: dict[str, Any] = {
@@ -525,7 +514,7 @@ class QuartzTrainer(lightning.Trainer):
         from quartz_plugin import plot
 
         _load_trained(model, ckpt_path, datamodule)
-        path = Path(output) if output is not None else Path(self.default_root_dir) / "costs.csv"
+        path = self._file(output, "costs.csv")
         path.parent.mkdir(parents=True, exist_ok=True)
         scales: dict[str, Any] = {
             "percentile": percentile, "output_percentile": output_percentile, "granularity": granularity,
@@ -602,7 +591,7 @@ class QuartzTrainer(lightning.Trainer):
                 others in it; without it the file is written anew.
         """
         _load_trained(model, ckpt_path, datamodule)
-        path = Path(output) if output is not None else Path(self.default_root_dir) / "sweep.csv"
+        path = self._file(output, "sweep.csv")
         path.parent.mkdir(parents=True, exist_ok=True)
         points = [
             {
@@ -729,6 +718,14 @@ def _classes_of(data: ClassificationData) -> int:
         return 0
 
 
+def _load_both(model: Classifier, snn: str | None, ckpt_path: str | None, datamodule: Any) -> SpikingNetwork | None:
+    """Load the spiking network, if there is one, and the ANN, which may be missing only beside it."""
+    network = None if snn is None else load(snn)
+    if network is None or ckpt_path is not None:
+        _load_trained(model, ckpt_path, datamodule)
+    return network
+
+
 def _load_trained(model: Classifier, ckpt_path: str | None, datamodule: Any) -> None:
     """Load a checkpoint if there is one; refuse a network that nobody has trained, or of other classes."""
     if ckpt_path is not None:
@@ -830,7 +827,6 @@ def load_checkpoint(model: Classifier, path: str) -> None:
             f"give the --model and --data options it was fitted with ({' '.join(str(error).split())[:200]} ...)"
         ) from error
     model.on_load_checkpoint(checkpoint)
-    model.class_names = checkpoint.get("class_names") or []
 
 
 def _named(network: SpikingNetwork) -> str:

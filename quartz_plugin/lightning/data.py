@@ -90,14 +90,27 @@ class ClassificationData(lightning.LightningDataModule):
         """Training images as they are, `calibration_images` of them at most."""
         return self._loader(self._calibration())
 
+    def ready(self) -> None:
+        """Have the images listed or loaded, once, and downloaded where that can be done."""
+        if not self._parts:
+            self.prepare_data()
+            self.setup("test")
+
     def training_images(self, count: int) -> Tensor:
         """`count` of the images that calibrate, at most: float ``[N, C, H, W]`` in [0, 1]."""
         images = self._calibration()
         chosen = evenly(len(images), count)
         return torch.stack([images[index][0] for index in chosen])
 
-    def told(self) -> str:
+    def test_image(self) -> Tensor:
+        """The first test image: float ``[C, H, W]`` in [0, 1]."""
+        self.ready()
+        image: Tensor = self._parts["test"][0][0]
+        return image
+
+    def summary(self) -> str:
         """How many images there are of each part, in one line."""
+        self.ready()
         train, validation, test = (len(self._parts[name]) for name in ("train", "validation", "test"))
         return (
             f"{self.classes} classes: {train:,} images to train on, {validation:,} for validation, {test:,} for testing"
@@ -148,7 +161,7 @@ class ShareSampler(DistributedSampler[Any]):
     """
 
     def __init__(self, dataset: Any, rank: int = 0, processes: int = 1, shuffle: bool = False) -> None:
-        super().__init__(dataset, processes, rank, shuffle, seed=int(os.environ.get("PL_GLOBAL_SEED", 0)))
+        super().__init__(dataset, processes, rank, shuffle, seed=global_seed() or 0)
 
     def __len__(self) -> int:
         count = len(self.dataset)  # type: ignore[arg-type]
@@ -176,6 +189,12 @@ class Seeded(Dataset[Any]):
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed_of(*key))
             return self.dataset[key[-1]]
+
+
+def global_seed() -> int | None:
+    """The seed of ``seed_everything``; None where nobody called it."""
+    seed = os.environ.get("PL_GLOBAL_SEED")
+    return None if seed is None else int(seed)
 
 
 def seed_of(*numbers: int) -> int:
@@ -238,7 +257,7 @@ class MNISTData(ClassificationData):
         if self.root is None:
             images, labels = load_digits()
             # The test share is fixed, so that no choice of validation share can leak it into training.
-            train, test = stratified_split(labels, 0.2, seed=0)
+            train, test = stratified_split(labels, TEST_SHARE, seed=0)
             self._parts["test"] = TensorDataset(images[test], labels[test])
             images, labels = images[train], labels[train]
         else:
@@ -258,8 +277,7 @@ class MNISTData(ClassificationData):
         return torch.from_numpy(np.asarray(image, np.float32) / 255).unsqueeze(0)
 
     def _calibration(self) -> Any:
-        self.prepare_data()
-        self.setup()
+        self.ready()
         images, labels = self._parts["train"].tensors
         chosen = slice(0, self.calibration_images)
         return TensorDataset(images[chosen], labels[chosen])
@@ -268,11 +286,11 @@ class MNISTData(ClassificationData):
         """Augment training batches."""
         if self.trainer is not None and self.trainer.training and self.augment:
             images, labels = batch
-            seed = os.environ.get("PL_GLOBAL_SEED")
-            if seed is None:
-                return random_affine(images), labels
-            drawn = seed_of(int(seed), self.trainer.fit_loop.total_batch_idx + 1, self.trainer.global_rank)
-            return random_affine(images, generator=torch.Generator().manual_seed(drawn)), labels
+            generator = None
+            if (seed := global_seed()) is not None:
+                batches = self.trainer.fit_loop.total_batch_idx + 1
+                generator = torch.Generator().manual_seed(seed_of(seed, batches, self.trainer.global_rank))
+            return random_affine(images, generator=generator), labels
         return batch
 
 
@@ -296,8 +314,6 @@ class FolderData(ClassificationData):
         num_workers: Processes that load data.
     """
 
-    default_size = 224
-
     def __init__(
         self,
         root: str | None = None,
@@ -319,7 +335,7 @@ class FolderData(ClassificationData):
         if not 0.0 < crop_share <= 1.0:
             raise ValueError(f"crop_share must lie between 0 and 1, got {crop_share}")
         self.root = root
-        self.size = size if size is not None else 64 if root == "demo" else self.default_size
+        self.size = size if size is not None else 64 if root == "demo" else 224
         self.resize = resize if resize is not None else 64 if root == "demo" else round(self.size * 8 / 7)
         if not 0 < self.size <= self.resize:
             raise ValueError(f"size must be at least 1 and at most resize, got size {self.size}, resize {self.resize}")
@@ -329,6 +345,7 @@ class FolderData(ClassificationData):
         self.cache = cache
         self.source = "no data" if root is None else f"the images of {Path(root).name}"
         self._names: list[str] | None = None
+        self._calibrating: Images | None = None
 
     @property
     def class_names(self) -> Sequence[str]:  # type: ignore[override]
@@ -357,7 +374,8 @@ class FolderData(ClassificationData):
             "validation": Images(parts["validation"], plain, self.cache),
             "test": Images(parts["test"], plain, self.cache),
         }
-        self._training = parts["train"]
+        chosen = evenly(len(parts["train"]), self.calibration_images)
+        self._calibrating = Images([parts["train"][index] for index in chosen], plain, self.cache)
 
     def read(self, path: str) -> Tensor:
         """Read an image file as the network takes it: resized, its centre; float ``[3, size, size]`` in [0, 1]."""
@@ -365,9 +383,8 @@ class FolderData(ClassificationData):
         return image
 
     def _calibration(self) -> Any:
-        self.setup()
-        chosen = evenly(len(self._training), self.calibration_images)
-        return Images([self._training[index] for index in chosen], self._plain())
+        self.ready()
+        return self._calibrating
 
     def _plain(self) -> Callable[[Tensor], Tensor]:
         from torchvision.transforms import v2
@@ -401,33 +418,41 @@ class FolderData(ClassificationData):
             raise FileNotFoundError(f"no folder {self.root}: {_LAYOUT}")
         return Path(self.root)
 
-    def _find_class_names(self) -> list[str]:
+    def _class_folders(self) -> tuple[Path, list[str]]:
+        """Where the folders of training images lie, and their names; raises where there are none."""
+        from torchvision.datasets.folder import IMG_EXTENSIONS
+
         folder = self._folder()
         parent = folder / "train" if (folder / "train").is_dir() else folder
         names = _subfolders(parent)
         if not names:
             raise ValueError(f"{parent} has no folder of a class in it: {_LAYOUT}")
-        if parent is folder:
+        if parent == folder:
             for name in names:
-                if _subfolders(folder / name) and not _samples(folder, names, only=name):
+                files = (entry.suffix.lower() for entry in (folder / name).iterdir())
+                if _subfolders(folder / name) and not any(suffix in IMG_EXTENSIONS for suffix in files):
                     raise ValueError(f"{folder / name} holds folders, not images of a class: {_LAYOUT}")
+        return parent, names
+
+    def _find_class_names(self) -> list[str]:
+        _, names = self._class_folders()
+        described = self._folder() / "classes.json"
         try:
-            meaning = dict(json.loads((folder / "classes.json").read_text()))
+            meaning = dict(json.loads(described.read_text()))
         except FileNotFoundError:
             return names
         except (ValueError, TypeError) as error:
-            raise ValueError(f"{folder / 'classes.json'} is not a list of [folder, name]: {error}") from error
+            raise ValueError(f"{described} is not a list of [folder, name]: {error}") from error
         return [str(meaning.get(name, name)) for name in names]
 
     def _find_parts(self) -> dict[str, list[Sample]]:
-        folder, _ = self._folder(), self.class_names
-        if not (folder / "train").is_dir():
-            samples = _samples(folder, _subfolders(folder))
+        folder = self._folder()
+        parent, names = self._class_folders()
+        samples = _samples(parent, names)
+        if parent == folder:
             rest, test = _split(samples, TEST_SHARE)
             train, validation = _split(rest, self.validation_share)
             return {"train": train, "validation": validation, "test": test}
-        names = _subfolders(folder / "train")
-        samples = _samples(folder / "train", names)
         # ImageNet's own test folder holds images without labels.
         has = {name: (folder / name).is_dir() and bool(_subfolders(folder / name)) for name in ("val", "test")}
         if has["val"] and has["test"]:
@@ -450,15 +475,10 @@ class CIFAR10Data(FolderData):
         size: Height and width of what the network sees.
         resize: The shorter side before the central size x size pixels are taken.
         batch_size: Images in a batch, of each process.
-        validation_share: Share of the training images set aside for validation, where there is no folder of them.
-        calibration_images: Training images that conversion takes its percentiles from, evenly over classes, at most.
         augment: Training images: "shift" (by an eighth, mirrored), "crop" (random size and place, mirrored) or "none".
-        crop_share: Smallest share of an image that a random crop shows.
         cache: Keep decoded images in memory.
-        num_workers: Processes that load data.
+        options: Those of FolderData.
     """
-
-    default_size = 32
 
     def __init__(
         self,
@@ -466,29 +486,15 @@ class CIFAR10Data(FolderData):
         size: int = 32,
         resize: int = 32,
         batch_size: int = 128,
-        validation_share: float = 0.1,
-        calibration_images: int = 1000,
         augment: Literal["crop", "shift", "none"] = "shift",
-        crop_share: float = 0.25,
         cache: bool = True,
-        num_workers: int = 0,
+        **options: Any,
     ) -> None:
-        super().__init__(
-            root,
-            size,
-            resize,
-            batch_size,
-            validation_share,
-            calibration_images,
-            augment,
-            crop_share,
-            cache,
-            num_workers,
-        )
+        super().__init__(root, size, resize, batch_size, augment=augment, cache=cache, **options)
 
     def prepare_data(self) -> None:
         """Download CIFAR-10 where it is not there."""
-        if self._stored():
+        if self._stored() and not (Path(str(self.root)) / _CIFAR10_FOLDER).is_dir():
             _torchvision_cifar10(str(self.root), train=True, download=_alone())
 
     def _stored(self) -> bool:
@@ -506,7 +512,6 @@ class CIFAR10Data(FolderData):
     def _find_parts(self) -> dict[str, list[Sample]]:
         if not self._stored():
             return super()._find_parts()
-        self.prepare_data()
         train, validation = _split(_torchvision_cifar10(str(self.root), train=True), self.validation_share)
         return {"train": train, "validation": validation, "test": _torchvision_cifar10(str(self.root), train=False)}
 
@@ -592,15 +597,10 @@ def _subfolders(folder: Path) -> list[str]:
     return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
 
 
-def _samples(folder: Path, names: Sequence[str], only: str | None = None) -> list[Sample]:
-    """Image files of the folders of these classes, sorted by class; a folder may be empty or missing.
-
-    With `only`, those that lie in the folder of that class itself, not deeper.
-    """
+def _samples(folder: Path, names: Sequence[str]) -> list[Sample]:
+    """Image files of the folders of these classes, sorted by class; a folder may be empty or missing."""
     from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
 
-    if only is not None:
-        return [(str(file), 0) for file in (folder / only).iterdir() if file.suffix.lower() in IMG_EXTENSIONS]
     if unknown := set(_subfolders(folder)) - set(names):
         raise ValueError(
             f"{folder} has folders of classes that the training images have not: {', '.join(sorted(unknown)[:5])}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
@@ -15,11 +14,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics import MeanMetric, Metric, MetricCollection, SumMetric
 from torchmetrics.classification import MulticlassAccuracy
+from torchvision.transforms import v2
 
 from quartz_plugin.engines import SimulationResult
 from quartz_plugin.hardware import HOROWITZ_FLOAT32, HOROWITZ_INT8, LOIHI, EnergyProfile, paper_profile
 from quartz_plugin.lightning.comparison import Measured
-from quartz_plugin.lightning.data import DIGITS, FULL_MNIST, evenly, seed_of
+from quartz_plugin.lightning.data import DIGITS, FULL_MNIST, evenly, global_seed, seed_of
 from quartz_plugin.lightning.networks import build, load_weights
 from quartz_plugin.metrics import (
     Agreement,
@@ -37,7 +37,9 @@ from quartz_plugin.metrics import (
 from quartz_plugin.network import SpikingNetwork
 from quartz_plugin.rate import RATE_COUNTS, RateCodedNetwork
 
-FITTED_ON = "fitted_on"
+FITTED_ON, CLASS_NAMES = "fitted_on", "class_names"
+"""What a converted network's settings, and a checkpoint, are told of their data."""
+
 UNKNOWN_DATA = "unknown data"
 
 
@@ -105,10 +107,11 @@ class Classifier(lightning.LightningModule):
         self.network = network
         self.classes = classes
         self.preprocessing = preprocessing
+        self.normalize = nn.Identity() if preprocessing is None else v2.Normalize(*map(list, preprocessing))
         self.lr, self.weight_decay, self.label_smoothing = lr, weight_decay, label_smoothing
         self.untrained = "the network is untrained: give --ckpt_path (fit writes best.ckpt) or --model.weights"
-        # None until it is fitted or given weights: an untrained network is not worth converting.
         self.class_names: list[str] = []
+        # None until it is fitted or given weights: an untrained network is not worth converting.
         self.fitted_on: str | None = None if weights is None else UNKNOWN_DATA
         if weights is not None and (fresh := load_weights(network, weights)):
             raise ValueError(f"{weights} holds the weights of another number of classes ({', '.join(fresh)})")
@@ -123,18 +126,16 @@ class Classifier(lightning.LightningModule):
     @property
     def ann(self) -> nn.Module:
         """The network as it takes raw images: with its preprocessing in front."""
-        if self.preprocessing is None:
-            return self.network
-        return nn.Sequential(Normalize(*self.preprocessing), self.network).train(self.network.training)
+        return self.network if self.preprocessing is None else nn.Sequential(self.normalize, self.network)
 
     def forward(self, images: Tensor) -> Any:
         """Logits ``[B, classes]`` of raw images; in training also those of auxiliary heads, where there are any."""
-        return self.ann(images)
+        return self.network(self.normalize(images))
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Seed what is random in the network by seed, epoch and batch, so that a resumed run is the unbroken one."""
-        if (seed := os.environ.get("PL_GLOBAL_SEED")) is not None:
-            torch.manual_seed(seed_of(int(seed), self.current_epoch, batch_idx, self.global_rank))
+        if (seed := global_seed()) is not None:
+            torch.manual_seed(seed_of(seed, self.current_epoch, batch_idx, self.global_rank))
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Cross-entropy of one batch; auxiliary heads, as GoogLeNet's, weigh 0.3."""
@@ -203,24 +204,12 @@ class Classifier(lightning.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the note with the weights."""
         checkpoint[FITTED_ON] = self.fitted_on
-        checkpoint["class_names"] = list(getattr(self.trainer.datamodule, "class_names", ()))  # type: ignore[attr-defined]
+        checkpoint[CLASS_NAMES] = list(getattr(self.trainer.datamodule, "class_names", ()))  # type: ignore[attr-defined]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Read the note."""
         self.fitted_on = checkpoint.get(FITTED_ON, UNKNOWN_DATA)
-
-
-class Normalize(nn.Module):
-    """Subtract the mean and divide by the standard deviation of each channel of ``[B, C, H, W]``."""
-
-    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
-        super().__init__()
-        self.mean, self.std = tuple(mean), tuple(std)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Normalise."""
-        mean, std = (images.new_tensor(values).view(-1, 1, 1) for values in (self.mean, self.std))
-        return (images - mean) / std
+        self.class_names = checkpoint.get(CLASS_NAMES) or []
 
 
 class ImageClassifier(Classifier):

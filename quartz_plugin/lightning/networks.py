@@ -291,7 +291,8 @@ def build(
     options = dict(arguments or {})
     if not callable(make):
         raise ValueError(f"{arch} is a {type(make).__name__}, not a class or function that makes a torch.nn.Module")
-    if weights is not None and arch in ("googlenet", "inception_v3") and not Path(weights).suffix:
+    of_torchvision = weights is not None and arch in published and not Path(weights).suffix
+    if of_torchvision and arch in ("googlenet", "inception_v3"):
         # Their published weights want another normalisation than torchvision's other models, and bring it along.
         options.setdefault("transform_input", True)
     if classes is not None:
@@ -312,7 +313,7 @@ def build(
         raise ValueError(f"{arch} makes a {type(network).__name__}, not a torch.nn.Module")
     if weights is None:
         return network, []
-    if arch in published and not Path(weights).suffix:
+    if of_torchvision:
         return network, _fill(network, _published_state(arch, weights), f"torchvision's {weights} weights")
     return network, load_weights(network, weights)
 
