@@ -339,7 +339,7 @@ def test_fit_and_test_work_without_the_command_line(tmp_path):
     (ann_figures,) = trainer.test(model, datamodule=data, verbose=False)
     assert ann_figures["accuracy"] > 0.7
     snn = quartz_plugin.convert(ann, data.calibration_dataloader(), 64)
-    (figures,) = trainer.test(SpikingClassifier(snn, 10, ann), datamodule=data, verbose=False)
+    (figures,) = trainer.test(SpikingClassifier(snn, 10, model.decisions), datamodule=data, verbose=False)
     assert figures["agreement"] > 0.97
     assert figures["steps"] == 4 * 63 + 1
     images, labels = data._parts["test"].tensors

@@ -16,8 +16,8 @@ from quartz_plugin.convert.operators import ConversionError, Role, ceiling_of
 
 Granularity = Literal["layer", "channel"]
 Calibration = Tensor | Iterable[Any]
-CHUNK_VALUES = 1 << 21
-"""Input values that are computed with at a time: 64 images of 3 x 100 x 100, 13 of 3 x 224 x 224."""
+CHUNK_VALUES = 1 << 20
+"""Input values that are computed with at a time: 64 images of 3 x 73 x 73, 6 of 3 x 224 x 224."""
 
 
 class QuantileSketch:
@@ -52,11 +52,20 @@ class QuantileSketch:
         self.top_octave: int | None = None
 
     def update(self, values: Tensor) -> None:
-        """Count values ``[channels, n]``, all at least 0 and finite."""
+        """Count values ``[channels, n]``, all at least 0.
+
+        Raises
+        ------
+        ValueError
+            If one is NaN or infinite.
+        """
         channels = self.counts.shape[0]
         if values.numel() == 0:
             return
-        self.largest = torch.maximum(self.largest, values.amax(dim=1).double().cpu())
+        largest = values.amax(dim=1).double().cpu()
+        if not bool(torch.isfinite(largest).all()):
+            raise ValueError("values contain NaN or infinity")
+        self.largest = torch.maximum(self.largest, largest)
         self._cover(float(self.largest.max()))
         if self.top_octave is None:
             self.zeros += values.shape[1]
@@ -231,11 +240,12 @@ def _observe(
             if node in watched:
                 path = str(watched[node].target)
                 sketch = sketches[path]
-                values = value.abs()
+                values = value if watched[node] is node and node is not last else value.abs()
                 values = values.transpose(0, 1).flatten(1) if len(sketch.zeros) > 1 else values.reshape(1, -1)
-                if not bool(torch.isfinite(values).all()):
-                    raise ConversionError(f"{path!r} gives NaN or infinity on the calibration images")
-                sketch.update(values.float())
+                try:
+                    sketch.update(values.float())
+                except ValueError as error:
+                    raise ConversionError(f"{path!r} gives NaN or infinity on the calibration images") from error
         seen += len(chunk)
         if progress is not None:
             progress(seen)
@@ -311,7 +321,7 @@ def chunk_size(images: Tensor) -> int:
     Examples
     --------
     >>> chunk_size(torch.zeros(1000, 1, 28, 28)), chunk_size(torch.zeros(1000, 3, 224, 224))
-    (64, 13)
+    (64, 6)
     """
     return min(64, max(1, CHUNK_VALUES // max(1, images[:1].numel())))
 

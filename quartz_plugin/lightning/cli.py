@@ -351,8 +351,8 @@ class QuartzTrainer(lightning.Trainer):
         """All figures of a spiking network, on the test images."""
         _check_size(network, datamodule.test_image())
         _check_names(network.graph.settings.get(CLASS_NAMES), datamodule)
-        ann = None if model.fitted_on is None else model.ann
-        spiking = SpikingClassifier(network, model.classes, ann, engine, model.cost_images)
+        decisions = None if model.fitted_on is None else model.decisions
+        spiking = SpikingClassifier(network, model.classes, decisions, engine, model.cost_images)
         super().test(spiking, datamodule=datamodule, verbose=False)
         return spiking.figures
 
@@ -522,7 +522,7 @@ class QuartzTrainer(lightning.Trainer):
         figures = ann_columns(self._test_ann(model, datamodule))
         rate = RateCodedNetwork(self._converted(model, datamodule, {"t_max": min(t_max), **scales}))
         for steps in rate_steps:
-            tested = RateClassifier(rate, steps, model.classes, model.ann.eval())
+            tested = RateClassifier(rate, steps, model.classes, model.decisions)
             super().test(tested, datamodule=datamodule, verbose=False)
             figures[f"rate code, {steps} steps"] = tested.figures
         mappings, estimates = {}, {}

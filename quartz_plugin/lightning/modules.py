@@ -122,6 +122,8 @@ class Classifier(lightning.LightningModule):
         # Counted while testing, where there is one.
         self.costs: ANNOperations | None = None
         self.figures: dict[str, float] = {}
+        # What it decided for in the latest test, batch by batch.
+        self.decisions: list[Tensor] = []
 
     @property
     def ann(self) -> nn.Module:
@@ -160,12 +162,14 @@ class Classifier(lightning.LightningModule):
     def on_test_start(self) -> None:
         """Warn where test images are training images."""
         warn_if_seen(self.fitted_on, self.trainer)
+        self.decisions = []
 
     def test_step(self, batch: Any, batch_idx: int) -> None:
         """Accuracy of one batch, and its costs where they are wanted (``costs``)."""
         images, labels = batch
         logits = self(images)
         check_outputs(logits, self.classes)
+        self.decisions.append(logits.argmax(1))
         self.test_accuracy.update(logits, labels)
         self.images.update(len(images))
         if self.costs is not None:
@@ -300,8 +304,8 @@ class SpikingClassifier(lightning.LightningModule):
         The converted network.
     classes : int
         Number of classes.
-    ann : nn.Module, optional
-        The network it came from; without it there is no agreement.
+    decisions : sequence of Tensor, optional
+        What the ANN decided for on the same test images, batch by batch; without them there is no agreement.
     engine : str
         As in :meth:`SpikingNetwork.run`.
     cost_images : int, optional
@@ -312,7 +316,7 @@ class SpikingClassifier(lightning.LightningModule):
         self,
         snn: SpikingNetwork,
         classes: int,
-        ann: nn.Module | None = None,
+        decisions: Sequence[Tensor] | None = None,
         engine: str = "auto",
         cost_images: int | None = None,
     ) -> None:
@@ -321,12 +325,12 @@ class SpikingClassifier(lightning.LightningModule):
         self.classes = classes
         self.engine = engine
         self.cost_images = cost_images
-        self.ann = None if ann is None else ann.eval()
+        self.decisions = decisions
         answers: dict[str, Metric] = {
             "accuracy": MulticlassAccuracy(classes, average="micro"),
             "decision_steps": DecisionLatency(),
         }
-        if ann is not None:
+        if decisions is not None:
             answers["agreement"] = Agreement()
         costs: dict[str, Metric] = {
             "spikes": SpikeCount(snn),
@@ -363,9 +367,9 @@ class SpikingClassifier(lightning.LightningModule):
         result: SimulationResult = self.snn.run(images, engine=self.engine, record=every)
         check_outputs(result.logits, self.classes)
         seen = {"result": result, "preds": result.logits, "target": labels}
-        if self.ann is not None:
-            seen["reference"] = self.ann(images)
-            right, ann_right = (logits.argmax(1) == labels for logits in (result.logits, seen["reference"]))
+        if self.decisions is not None:
+            seen["reference"] = self.decisions[batch_idx]
+            right, ann_right = result.logits.argmax(1) == labels, seen["reference"] == labels
             self.gained.update((right & ~ann_right).sum())
             self.lost.update((ann_right & ~right).sum())
         self.answers.update(**seen)
@@ -380,7 +384,7 @@ class SpikingClassifier(lightning.LightningModule):
         figures = {name: float(value) for name, value in self.answers.compute().items()}
         figures |= {name: float(value) for name, value in self.costs.compute().items()}
         figures["cost_images"] = float(self.counted.compute())
-        if self.ann is not None:
+        if self.decisions is not None:
             figures |= {"gained": float(self.gained.compute()), "lost": float(self.lost.compute())}
         self.figures = {**figures, "ties": float(self.ties.compute()), "steps": float(self.snn.n_steps)}
         self.figures["images"] = float(self.images.compute())
@@ -401,13 +405,13 @@ class RateClassifier(lightning.LightningModule):
         Steps of an inference.
     classes : int
         Number of classes.
-    ann : nn.Module
-        The network it came from.
+    decisions : sequence of Tensor
+        What the ANN decided for on the same test images, batch by batch.
     """
 
-    def __init__(self, rate: RateCodedNetwork, steps: int, classes: int, ann: nn.Module) -> None:
+    def __init__(self, rate: RateCodedNetwork, steps: int, classes: int, decisions: Sequence[Tensor]) -> None:
         super().__init__()
-        self.rate, self.steps, self.ann = rate, steps, ann
+        self.rate, self.steps, self.decisions = rate, steps, decisions
         self.accuracy = MulticlassAccuracy(classes, average="micro")
         self.agreement = Agreement()
         self.counts = MetricCollection(
@@ -421,7 +425,7 @@ class RateClassifier(lightning.LightningModule):
         images, labels = batch
         result = self.rate.run(images, self.steps)
         self.accuracy.update(result.logits, labels)
-        self.agreement.update(result.logits, self.ann(images))
+        self.agreement.update(result.logits, self.decisions[batch_idx])
         for name, metric in self.counts.items():
             metric.update(sum(count.double().sum() for count in result.counts[name].values()))
         self.images.update(len(images))

@@ -14,8 +14,10 @@ def agreement(preds: Tensor, reference: Tensor) -> Tensor:
 
     Parameters
     ----------
-    preds, reference : Tensor
+    preds : Tensor
         Logits ``[B, classes]``; of equal logits the smallest class index counts.
+    reference : Tensor
+        Logits of the same shape, or the classes decided for, whole numbers ``[B]``.
 
     Returns
     -------
@@ -25,18 +27,20 @@ def agreement(preds: Tensor, reference: Tensor) -> Tensor:
     Raises
     ------
     ValueError
-        If the shapes differ.
+        If the shapes do not go together.
 
     Examples
     --------
     >>> agreement(torch.tensor([[1.0, 2.0], [3.0, 3.0]]), torch.tensor([[0.0, 5.0], [0.0, 1.0]]))
     tensor([ True, False])
     """
-    if preds.shape != reference.shape or preds.dim() != 2:
+    decided = not reference.is_floating_point()
+    if preds.dim() != 2 or reference.shape != (preds.shape[:1] if decided else preds.shape):
         raise ValueError(
-            f"preds and reference must both be [B, classes], got {list(preds.shape)} and {list(reference.shape)}"
+            "preds must be [B, classes] and reference the same, or classes [B] (whole numbers), "
+            f"got {list(preds.shape)} and {list(reference.shape)}"
         )
-    return preds.argmax(dim=1) == reference.argmax(dim=1)
+    return preds.argmax(dim=1) == (reference if decided else reference.argmax(dim=1))
 
 
 class Agreement(Metric):
@@ -63,7 +67,7 @@ class Agreement(Metric):
         self.add_state("total", torch.tensor(0), dist_reduce_fx="sum")
 
     def update(self, preds: Tensor, reference: Tensor) -> None:
-        """Add the logits ``[B, classes]`` of the spiking network and of the ANN."""
+        """Add the logits ``[B, classes]`` of the spiking network, and those of the ANN or the classes it decided for."""
         self.agreeing += agreement(preds, reference).sum()
         self.total += len(preds)
 
