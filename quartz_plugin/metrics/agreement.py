@@ -67,7 +67,7 @@ class Agreement(Metric):
         self.add_state("total", torch.tensor(0), dist_reduce_fx="sum")
 
     def update(self, preds: Tensor, reference: Tensor) -> None:
-        """Add the logits ``[B, classes]`` of the spiking network, and those of the ANN or the classes it decided for."""
+        """Add the spiking network's logits ``[B, classes]``, and the ANN's or the classes it decided for."""
         self.agreeing += agreement(preds, reference).sum()
         self.total += len(preds)
 
