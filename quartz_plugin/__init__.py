@@ -1,10 +1,13 @@
 """Quartz for snnTorch and Norse: trained ReLU networks as spiking networks whose neurons fire at most once."""
 
+from quartz_plugin.activation import TTFSActivation
+from quartz_plugin.allocation import allocate_steps
 from quartz_plugin.coding import decode, encode
 from quartz_plugin.convert import PAPER, ConversionError, Override, check_convertible, convert, register_rule
 from quartz_plugin.engines import SimulationResult
 from quartz_plugin.network import SpikingNetwork, load
 from quartz_plugin.neuron import AxonalDelay, FirstSpikeMaxPool, TTFSNeuron, reset
+from quartz_plugin.training import TrainableNetwork, prepare
 from quartz_plugin.verification import Verification, verify
 
 __all__ = [
@@ -15,13 +18,17 @@ __all__ = [
     "Override",
     "SimulationResult",
     "SpikingNetwork",
+    "TTFSActivation",
     "TTFSNeuron",
+    "TrainableNetwork",
     "Verification",
+    "allocate_steps",
     "check_convertible",
     "convert",
     "decode",
     "encode",
     "load",
+    "prepare",
     "register_rule",
     "reset",
     "verify",

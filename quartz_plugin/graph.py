@@ -21,6 +21,7 @@ from torch import Tensor, fx, nn
 
 from quartz_plugin.coding import Window, check_unit_interval
 from quartz_plugin.neuron import AxonalDelay, FirstSpikeMaxPool, TTFSNeuron
+from quartz_plugin.structure import DenseFirstLayer
 
 INPUT = "input"
 """Name of the input encoder among the layers."""
@@ -71,6 +72,22 @@ class Layer:
         """Synapses between the layer's neurons and the spikes they listen to."""
         return projection_to(self.module, self.node)
 
+    def membrane_at_readout(self, levels: Mapping[fx.Node, Tensor]) -> Tensor:
+        """Membranes ``S y``, in levels, when the spikes of its sources, which say `levels`, have arrived.
+
+        A bias spike that comes after the readout counts as if it had come: it takes as much from the climb.
+        """
+        return self.with_bias(self.projection(levels))
+
+    def with_bias(self, current: Tensor) -> Tensor:
+        """Add what the bias gives to the membrane up to readout."""
+        p, clock = self.neuron.p, self.neuron.clock
+        if p.bias is None:
+            return current
+        if p.bias_code == "spike":
+            return current + (clock.readout - clock.bias_spike_steps(p.bias)).to(current)
+        return current + clock.input_window * p.bias
+
 
 @dataclass
 class ConvertedGraph:
@@ -83,7 +100,7 @@ class ConvertedGraph:
     t_max : int
         ``T`` of the input's window.
     input_shape : tuple of int
-        Shape of one input, without the batch.
+        Shape of the input's spikes, without the batch.
     output_scale : float
         The ANN's logit that the value 1 stands for.
     scales : dict
@@ -92,6 +109,8 @@ class ConvertedGraph:
         The options of ``convert`` that made it (plain JSON values).
     report : list of dict
         A row for each module of the ANN (plain JSON values).
+    front : DenseFirstLayer or None
+        What computes the values that the input's spikes say; None where they say the image.
     """
 
     module: fx.GraphModule
@@ -101,6 +120,7 @@ class ConvertedGraph:
     scales: dict[str, Tensor]
     settings: dict[str, Any]
     report: list[dict[str, Any]] = field(default_factory=list)
+    front: DenseFirstLayer | None = None
 
     @property
     def input_window(self) -> Window:
@@ -170,13 +190,26 @@ class ConvertedGraph:
         return ends
 
     def check_images(self, images: Tensor) -> None:
-        """Raise ValueError unless `images` are ``[B, *input_shape]`` with values in [0, 1]."""
+        """Raise ValueError unless `images` are ``[B, *image_shape]`` with values in [0, 1]."""
         check_unit_interval(images, "images")
-        if tuple(images.shape[1:]) != self.input_shape or images.dim() != len(self.input_shape) + 1:
-            expected = ", ".join(["B", *map(str, self.input_shape)])
+        if tuple(images.shape[1:]) != self.image_shape or images.dim() != len(self.image_shape) + 1:
+            expected = ", ".join(["B", *map(str, self.image_shape)])
             raise ValueError(
                 f"images must have the shape the network was converted for, [{expected}], got {list(images.shape)}"
             )
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """Shape of one image, without the batch."""
+        return self.input_shape if self.front is None else self.front.image_shape
+
+    def values_to_encode(self, images: Tensor) -> Tensor:
+        """What the input's spikes say of images: their values, or those of a first layer that computes on them."""
+        images = images.to(device=self.device, dtype=self.dtype)
+        if self.front is None:
+            return images
+        values: Tensor = self.front(images)
+        return values
 
     @property
     def dtype(self) -> torch.dtype:

@@ -19,7 +19,17 @@ from torch import Tensor, fx, nn
 from quartz_plugin.coding import window_length
 from quartz_plugin.graph import INPUT, ConvertedGraph, call_node, check_modules
 from quartz_plugin.neuron import AxonalDelay, FirstSpikeMaxPool, TTFSNeuron
-from quartz_plugin.structure import WEIGHTED, Add, Concatenate, Mean, OneToOne, Permute, Reshape, Slice
+from quartz_plugin.structure import (
+    WEIGHTED,
+    Add,
+    Concatenate,
+    DenseFirstLayer,
+    Mean,
+    OneToOne,
+    Permute,
+    Reshape,
+    Slice,
+)
 
 FORMAT = "quartz_plugin.network"
 VERSION = 2
@@ -130,9 +140,12 @@ def write(graph: ConvertedGraph, path: str | PathLike[str]) -> None:
         "report": graph.report,
         "modules": modules,
         "nodes": nodes,
+        "front": None if graph.front is None else _describe_front(graph.front),
     }
     tensors = {f"module.{name}": value.contiguous().cpu() for name, value in graph.module.state_dict().items()}
     check_finite(tensors)
+    if graph.front is not None:
+        tensors |= {f"front.{name}": value.contiguous().cpu() for name, value in graph.front.state_dict().items()}
     tensors |= {f"scale.{name}": value.contiguous().cpu() for name, value in graph.scales.items()}
     write_atomically(path, to_bytes(tensors, metadata={FORMAT: json.dumps(header)}))
 
@@ -224,6 +237,7 @@ def _build(header: dict[str, Any], tensors: dict[str, Tensor]) -> ConvertedGraph
         scales=scales,
         settings=dict(header["settings"]),
         report=list(header["report"]),
+        front=_rebuild_front(header.get("front"), tensors),
     )
     layers = result.layers
     if not layers or layers[-1].node is not last or {layer.name for layer in layers} != set(scales):
@@ -232,6 +246,10 @@ def _build(header: dict[str, Any], tensors: dict[str, Tensor]) -> ConvertedGraph
         raise ValueError("a scale is not positive")
     result.arrivals()
     _check_fit(result)
+    if result.front is not None:
+        on_meta = copy.deepcopy(result.front).to("meta")
+        if tuple(on_meta(torch.empty(2, *result.image_shape, device="meta")).shape[1:]) != result.input_shape:
+            raise ValueError("its first layer does not fit the input")
     return result
 
 
@@ -335,6 +353,30 @@ def _rebuild(entry: dict[str, Any], path: str, weights: dict[str, Tensor]) -> nn
         options |= {"bias": False, "dtype": weight.dtype, "device": "meta"}
     module: nn.Module = kinds[name](**options)
     return module if weight is None else module.to_empty(device="cpu").requires_grad_(False)
+
+
+def _describe_front(front: DenseFirstLayer) -> dict[str, Any]:
+    return {
+        "layer": _describe(front.layer, "the first layer"),
+        "image_shape": list(front.image_shape),
+        "has_bias": front.layer.bias is not None,
+    }
+
+
+def _rebuild_front(entry: dict[str, Any] | None, tensors: dict[str, Tensor]) -> DenseFirstLayer | None:
+    if entry is None:
+        return None
+    own = {name.removeprefix("front."): t.clone() for name, t in tensors.items() if name.startswith("front.")}
+    options = {name: tuple(value) if isinstance(value, list) else value for name, value in entry["layer"].items()}
+    kinds: dict[str, Any] = {kind.__name__: kind for kind in WEIGHTED}
+    options |= {"bias": bool(entry["has_bias"]), "dtype": own["layer.weight"].dtype, "device": "meta"}
+    layer: nn.Module = kinds[str(options.pop("class"))](**options)
+    layer = layer.to_empty(device="cpu").requires_grad_(False)
+    front = DenseFirstLayer(layer, own["scale"], entry["image_shape"], own["gain"], own["shift"])
+    front.load_state_dict(own, strict=True)
+    if not bool((front.scale > 0).all()) or any(type(size) is not int or size < 1 for size in front.image_shape):
+        raise ValueError("its first layer is damaged")
+    return front
 
 
 def _plain(value: Any) -> Any:

@@ -43,6 +43,7 @@ class SpikingNetwork(nn.Module):
     def __init__(self, graph: ConvertedGraph) -> None:
         super().__init__()
         self.graph_module = graph.module
+        self.front = graph.front
         self.graph = graph
 
     def forward(self, images: Tensor) -> Tensor:
@@ -55,7 +56,7 @@ class SpikingNetwork(nn.Module):
         Parameters
         ----------
         images : Tensor
-            ``[B, *input_shape]``, raw values in [0, 1].
+            ``[B, ...]``, raw values in [0, 1].
         engine : "auto", "analytic", "event" or "stepped"
             They give the same spike steps. "analytic" needs ``hold=True``, "event" a CPU and numba; it gives no
             gradients.
@@ -70,6 +71,27 @@ class SpikingNetwork(nn.Module):
             For "event" where numba is not installed.
         """
         return engines.run(self.graph, images, engine, record)
+
+    def values_to_encode(self, images: Tensor) -> Tensor:
+        """What to give :func:`~quartz_plugin.encode` where the network is stepped by hand.
+
+        The images ``[B, ...]`` themselves, or with ``first_layer="dense"`` the first layer's values, in [0, 1].
+
+        Raises
+        ------
+        ValueError
+            For images of a wrong shape or outside [0, 1].
+
+        Examples
+        --------
+        >>> import torch, quartz_plugin
+        >>> ann = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+        >>> snn = quartz_plugin.convert(ann, torch.rand(32, 4), first_layer="dense")
+        >>> snn.values_to_encode(torch.rand(2, 4)).shape
+        torch.Size([2, 8])
+        """
+        self.graph.check_images(images)
+        return self.graph.values_to_encode(images)
 
     def decode(self, output_spikes: Tensor) -> Tensor:
         """Logits that the output spikes of a network stepped by hand say.

@@ -89,6 +89,8 @@ class RateCodedNetwork(nn.Module):
     def __init__(self, snn: SpikingNetwork) -> None:
         super().__init__()
         graph = snn.graph
+        if graph.front is not None:
+            raise ValueError('a rate-coded network is made of one that encodes the image: first_layer="spiking"')
         lengths = {window.length for window in snn.windows.values()}
         if len(lengths) > 1 or graph.settings.get("weight_bits") is not None:
             raise ValueError(

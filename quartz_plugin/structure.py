@@ -206,6 +206,56 @@ class Mean(nn.Module):
         return f"dims={self.dims}, keepdim={self.keepdim}"
 
 
+class DenseFirstLayer(nn.Module):
+    r"""The first linear map and its ReLU, computed on the image itself: multiplications, no spikes.
+
+    .. math:: x \mapsto clip(W (g x + h) + b, 0, s) / s
+
+    Its values, from 0 to 1, are what the network's input spikes then say.
+
+    Parameters
+    ----------
+    layer : nn.Module
+        A convolution or linear layer, with its bias.
+    scale : Tensor
+        ``s``, positive: one number, or one for each channel.
+    image_shape : tuple of int
+        One image, without the batch.
+    gain, shift : Tensor
+        Preprocessing, broadcastable to one image.
+
+    Examples
+    --------
+    >>> layer = nn.Linear(2, 1)
+    >>> _ = layer.weight.data.fill_(1.0), layer.bias.data.fill_(1.0)
+    >>> one = torch.ones(1)
+    >>> DenseFirstLayer(layer, torch.tensor(4.0), (2,), one, 0 * one)(torch.tensor([[0.25, 0.75]]))
+    tensor([[0.5000]], grad_fn=<ClampBackward1>)
+    """
+
+    scale: Tensor
+    gain: Tensor
+    shift: Tensor
+
+    def __init__(
+        self, layer: nn.Module, scale: Tensor, image_shape: Sequence[int], gain: Tensor, shift: Tensor
+    ) -> None:
+        super().__init__()
+        self.layer, self.image_shape = layer, tuple(image_shape)
+        self.register_buffer("scale", scale)
+        self.register_buffer("gain", gain)
+        self.register_buffer("shift", shift)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Values in [0, 1] of images ``[B, *image_shape]``."""
+        drive: Tensor = self.layer(images * self.gain + self.shift)
+        return (drive / self.scale).clamp(0.0, 1.0)
+
+    def extra_repr(self) -> str:
+        """Show the image's shape."""
+        return f"image_shape={self.image_shape}"
+
+
 def _unit_dim(dim: int) -> int:
     if type(dim) is not int or dim < 1:
         raise ValueError(f"a dimension of a sample's units is 1 or more (0 is the batch), got {dim!r}")
@@ -221,6 +271,7 @@ __all__ = [
     "WEIGHTED",
     "Add",
     "Concatenate",
+    "DenseFirstLayer",
     "Mean",
     "OneToOne",
     "Permute",

@@ -1,13 +1,14 @@
 """Conversion, in stages that can be read one after the other.
 
-trace -> fold -> check -> calibrate -> rescale (-> quantize) -> schedule -> emit.
+trace -> fold -> check -> calibrate (-> tune) -> rescale (-> quantize) -> schedule -> emit.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
-from typing import Any, TypedDict
+from dataclasses import dataclass
+from typing import Any, Literal, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,7 @@ from quartz_plugin.convert.calibrate import (
     peek,
 )
 from quartz_plugin.convert.check import check
+from quartz_plugin.convert.dense import dense_nodes, take_first_layer
 from quartz_plugin.convert.draft import Draft
 from quartz_plugin.convert.emit import NeuronKind, emit
 from quartz_plugin.convert.fold import Linear, Preprocessing, fold
@@ -31,6 +33,7 @@ from quartz_plugin.convert.quantize import quantize
 from quartz_plugin.convert.rescale import rescale
 from quartz_plugin.convert.schedule import schedule
 from quartz_plugin.convert.trace import trace
+from quartz_plugin.convert.tune import CalibrationMethod, TuningProgress, refine
 from quartz_plugin.functional import BiasCode, Rectifier
 from quartz_plugin.graph import INPUT
 from quartz_plugin.network import SpikingNetwork
@@ -45,6 +48,9 @@ class _Paper(TypedDict):
     rectifier: Rectifier
 
 
+FirstLayer = Literal["spiking", "dense"]
+"""How the first linear map is carried out: by spikes that say the image, or on the image itself."""
+
 PAPER: _Paper = {"hold": False, "bias": "spike", "rectifier": "spike"}
 """Options that make the neuron of arXiv:2309.16795: ``convert(ann, calibration, **PAPER)``."""
 
@@ -52,7 +58,7 @@ PAPER: _Paper = {"hold": False, "bias": "spike", "rectifier": "spike"}
 def convert(
     ann: nn.Module,
     calibration: Calibration,
-    t_max: int = 16,
+    t_max: int | Mapping[str, int] = 16,
     *,
     hold: bool = True,
     rectifier: Rectifier = "spike",
@@ -61,11 +67,15 @@ def convert(
     percentile: float = 99.9,
     output_percentile: float = 100.0,
     granularity: Granularity = "layer",
+    calibration_method: str = "percentile",
+    tuning_passes: int = 6,
+    first_layer: FirstLayer = "spiking",
     preprocessing: Preprocessing | None = None,
     example_input: Tensor | None = None,
     weight_bits: int | None = None,
     layers: Mapping[str, Override] | None = None,
     progress: Callable[[int], None] | None = None,
+    tuning_progress: TuningProgress | None = None,
     distributed: bool = False,
 ) -> SpikingNetwork:
     r"""Turn a trained ReLU network into a spiking network whose neurons fire at most once.
@@ -80,9 +90,12 @@ def convert(
         concatenations (README.md has the table of operators); used as in eval mode, never modified.
     calibration : Tensor or iterable
         Raw training inputs in [0, 1], ``[N, ...]``, or an iterable of such batches or of ``(images, labels)``.
-        It is read once, in chunks.
-    t_max : int
-        ``T``: every value is one of ``T`` levels, and a layer takes ``T - 1`` steps.
+        It is read once, in chunks; where `calibration_method` looks at images again and again, they are kept.
+    t_max : int or dict
+        ``T``: every value is one of ``T`` levels, and a layer takes ``T - 1`` steps. Or one for each: name of a layer
+        (as the report has it; "output", "input") or of a block -> its ``T``, "default" for the rest, as
+        ``{"default": 8, "input": 32}``; :func:`allocate_steps` finds some. Layers of a network that was trained for
+        spikes (:func:`prepare`) keep their own.
     hold : bool
         No neuron may fire before its readout. False is the paper's neuron, with its early spikes.
     rectifier : "spike" or "silent"
@@ -101,6 +114,18 @@ def convert(
         The same for the output, of ``|logit|``.
     granularity : "layer" or "channel"
         One scale for each layer, or for each channel.
+    calibration_method : str
+        How scales and biases are found, names joined by "+"; no labels are needed. First, where scales come from:
+        "percentile", "least_squares" (rounding loses least in each layer) or "search" (the output is nearest to the
+        ANN's). Then, if wanted, "bias_correction" (the mean error of rounding goes into the biases); "tune" (scales and
+        biases learn, block by block, to give the ANN's activations) or "distill" (all weights learn to give the ANN's
+        activations and output); "output" (the output's scale lets the first spike agree most often with the ANN).
+        "best" is what README's measurements recommend, :data:`~quartz_plugin.convert.tune.BEST`.
+    tuning_passes : int
+        How often "tune" and "distill" see every image.
+    first_layer : "spiking" or "dense"
+        "dense" computes the first linear map and its ReLU on the image itself, as multiplications, and encodes what
+        comes out: the image is not rounded, and there is one window less.
     preprocessing : (mean, std), optional
         What the ANN expects its input normalised by; folded in exactly.
     example_input : Tensor, optional
@@ -117,9 +142,11 @@ def convert(
         "layer1.0.relu": dict(t_max=32)}``.
     progress : callable, optional
         Called with the number of calibration images seen so far.
+    tuning_progress : callable, optional
+        Called with the number of steps of tuning done so far, and that of all.
     distributed : bool
         Every process of torch.distributed calls `convert` with its own share of the calibration images; all
-        get the network that one process would make of all of them.
+        get the network that one process would make of all of them. With "percentile" and "least_squares" only.
 
     Returns
     -------
@@ -146,35 +173,35 @@ def convert(
     >>> snn(torch.rand(3, 6)).shape
     torch.Size([3, 2])
     """
-    window_length(t_max)
-    if progress is not None and not callable(progress):
-        raise TypeError(f"progress must be a function of the number of images seen, got {progress!r}")
-    _check_options(hold, rectifier, bias, linear, percentile, output_percentile, granularity, weight_bits)
-    with failing_together() if distributed else nullcontext():
-        first, images = peek(chunks(calibration))
-        if first is None:
-            raise ValueError("calibration is empty: give at least one batch of training images")
-        example = _example(ann, first, example_input)
-        draft = check(fold(trace(ann, example), preprocessing, linear))
-        own = _overrides(draft, layers or {})
-        lengths = {path: _window(path, options.get("t_max", t_max)) for path, options in own.items()}
-    scales = calibrate(
-        draft,
-        (chunk.to(example) for chunk in images),
+    _check_options(hold, rectifier, bias, linear, weight_bits)
+    scaled = scale(
+        ann,
+        calibration,
+        t_max,
+        hold=hold,
+        linear=linear,
         percentile=percentile,
         output_percentile=output_percentile,
         granularity=granularity,
-        overrides=own,
+        calibration_method=calibration_method,
+        tuning_passes=tuning_passes,
+        first_layer=first_layer,
+        preprocessing=preprocessing,
+        example_input=example_input,
+        layers=layers,
         progress=progress,
+        tuning_progress=tuning_progress,
         distributed=distributed,
     )
+    draft, scales, lengths = scaled.draft, scaled.scales, scaled.windows
+    front = take_first_layer(draft, scales, lengths, INPUT) if first_layer == "dense" else None
     network = rescale(draft, scales, lengths, average_by_sums=weight_bits is not None)
     if weight_bits is not None:
         early_windows = 1 if hold else len(network.layers) + 1
         quantize(network, weight_bits, granularity, bias, lengths[INPUT], draft.dtype, early_windows)
     times = schedule(network, lengths[INPUT] + 1, bias)
     settings: dict[str, Any] = {
-        "t_max": t_max,
+        "t_max": scaled.trained or (dict(t_max) if isinstance(t_max, Mapping) else t_max),
         "hold": hold,
         "rectifier": rectifier,
         "bias": bias,
@@ -182,6 +209,9 @@ def convert(
         "percentile": percentile,
         "output_percentile": output_percentile,
         "granularity": granularity,
+        "calibration_method": calibration_method,
+        "tuning_passes": tuning_passes,
+        "first_layer": first_layer,
         "preprocessing": None
         if preprocessing is None
         else [torch.as_tensor(v).flatten().tolist() for v in preprocessing],
@@ -189,12 +219,112 @@ def convert(
         "layers": {name: dict(options) for name, options in (layers or {}).items()},
     }
     kind = NeuronKind(hold, rectifier, bias)
-    graph = emit(draft, network, times, lengths[INPUT] + 1, kind, settings)
+    graph = emit(draft, network, times, lengths[INPUT] + 1, kind, settings, front)
     synapses = synapse_counts(graph)
     for row in graph.report:
         if (counts := synapses.get(row["module"])) is not None:
             row["synapses"], row["synapses_factored"] = counts
     return SpikingNetwork(graph)
+
+
+@dataclass(frozen=True)
+class Scaled:
+    """A network behind the first stages: traced, folded, checked, calibrated and tuned.
+
+    Attributes
+    ----------
+    draft : Draft
+        The network.
+    scales : dict
+        Path of each ReLU and of the output -> its scale.
+    windows : dict
+        Path of each ReLU and of the output, and "input" -> steps of its window.
+    example : Tensor
+        One input, ``[1, ...]``, of the ANN's type.
+    trained : dict
+        Path of each layer that was trained to say rounded values, and "input" -> its ``T``.
+    """
+
+    draft: Draft
+    scales: dict[str, Tensor]
+    windows: dict[str, int]
+    example: Tensor
+    trained: dict[str, int]
+
+
+def scale(
+    ann: nn.Module,
+    calibration: Calibration,
+    t_max: int | Mapping[str, int],
+    *,
+    hold: bool = True,
+    linear: Linear = "compose",
+    percentile: float = 99.9,
+    output_percentile: float = 100.0,
+    granularity: Granularity = "layer",
+    calibration_method: str = "percentile",
+    tuning_passes: int = 6,
+    first_layer: FirstLayer = "spiking",
+    preprocessing: Preprocessing | None = None,
+    example_input: Tensor | None = None,
+    layers: Mapping[str, Override] | None = None,
+    progress: Callable[[int], None] | None = None,
+    tuning_progress: TuningProgress | None = None,
+    distributed: bool = False,
+) -> Scaled:
+    """Go through the stages up to rescale; parameters and what is raised are those of :func:`convert`."""
+    for called in (progress, tuning_progress):
+        if called is not None and not callable(called):
+            raise TypeError(f"progress and tuning_progress must be functions of numbers, got {called!r}")
+    method = CalibrationMethod.parse(calibration_method)
+    if distributed and method.needs_images:
+        raise ValueError(
+            f'calibration_method={calibration_method!r} runs in one process; with distributed=True give "percentile" '
+            'or "least_squares"'
+        )
+    if first_layer not in ("spiking", "dense"):
+        raise ValueError(f'first_layer must be "spiking" or "dense", got {first_layer!r}')
+    if type(tuning_passes) is not int or tuning_passes < 1:
+        raise ValueError(f"tuning_passes must be a whole number of at least 1, got {tuning_passes!r}")
+    _check_granularity(granularity)
+    _check_percentile("percentile", percentile)
+    _check_percentile("output_percentile", output_percentile)
+    with failing_together() if distributed else nullcontext():
+        first, images = peek(chunks(calibration))
+        if first is None:
+            raise ValueError("calibration is empty: give at least one batch of training images")
+        example = _example(ann, first, example_input)
+        draft = check(fold(trace(ann, example), preprocessing, linear))
+        if first_layer == "dense":
+            dense_nodes(draft)
+            draft.encodes_image = False
+        codes = draft.codes()
+        if codes and not hold:
+            raise ValueError("the network was trained for held neurons, which say its activations: give hold=True")
+        own = _overrides(draft, _with_windows(layers or {}, t_max))
+        trained = {path: code.window for path, code in codes.items()}
+        # An image that is not encoded has no window; until its first layer is taken out, it stands here as 1.
+        lengths = _windows(own, t_max, trained | ({} if draft.encodes_image else {INPUT: 1}))
+    chunked: Iterable[Tensor] = (chunk.to(example) for chunk in images)
+    if method.needs_images:
+        chunked = list(chunked)
+    scales = calibrate(
+        draft,
+        chunked,
+        percentile=percentile,
+        output_percentile=output_percentile,
+        granularity=granularity,
+        overrides=own,
+        least_squares=lengths if method.scale == "least_squares" else None,
+        known={path: code.scale.detach().double().cpu() for path, code in codes.items() if path != INPUT},
+        progress=progress,
+        distributed=distributed,
+    )
+    if method.needs_images:
+        scales = refine(
+            draft, scales, lengths, torch.cat(list(chunked)), method, tuning_passes, tuning_progress or _unseen
+        )
+    return Scaled(draft, scales, lengths, example, {path: window + 1 for path, window in trained.items()})
 
 
 def check_convertible(
@@ -250,6 +380,39 @@ _MEANINGLESS = {INPUT: {"percentile", "granularity"}, "output": {"granularity"}}
 """Options that the input's values (always from 0 to 1) and the output (one scale) do not have."""
 
 
+DEFAULT = "default"
+"""Name under which a mapping of windows has that of the layers it does not name."""
+
+
+def _unseen(done: int, total: int) -> None:
+    pass
+
+
+def _with_windows(layers: Mapping[str, Override], t_max: int | Mapping[str, int]) -> Mapping[str, Override]:
+    """Options of layers, and their windows where `t_max` names them."""
+    if not isinstance(t_max, Mapping):
+        window_length(t_max)
+        return layers
+    if not isinstance(layers, Mapping):
+        return layers
+    merged: dict[str, Override] = {name: {"t_max": own} for name, own in t_max.items() if name != DEFAULT}
+    for name, options in layers.items():
+        merged[name] = {**merged.get(name, {}), **options} if isinstance(options, Mapping) else options
+    return merged
+
+
+def _windows(own: Mapping[str, Override], t_max: int | Mapping[str, int], trained: Mapping[str, int]) -> dict[str, int]:
+    """Path of each layer, and "input" -> steps of its window."""
+    default = t_max.get(DEFAULT) if isinstance(t_max, Mapping) else t_max
+    lengths = {}
+    for path, options in own.items():
+        wanted = options.get("t_max", default)
+        if wanted is None and path not in trained:
+            raise ValueError(f't_max names no window for the layer {path!r}: name it, or give "default"')
+        lengths[path] = trained[path] if path in trained else _window(path, wanted)  # type: ignore[arg-type]
+    return lengths
+
+
 def _window(path: str, t_max: int) -> int:
     try:
         return window_length(t_max)
@@ -290,9 +453,6 @@ def _check_options(
     rectifier: str,
     bias: str,
     linear: str,
-    percentile: float,
-    output_percentile: float,
-    granularity: str,
     weight_bits: int | None,
 ) -> None:
     if weight_bits is not None and (type(weight_bits) is not int or not 2 <= weight_bits <= 16):
@@ -305,14 +465,11 @@ def _check_options(
         raise ValueError(f'rectifier must be "spike" or "silent", got {rectifier!r}')
     if bias not in ("synapse", "spike"):
         raise ValueError(f'bias must be "synapse" or "spike", got {bias!r}')
-    _check_granularity(granularity)
     if bias == "spike" and (hold or rectifier == "silent"):
         raise ValueError(
             'bias="spike" is the paper\'s neuron and goes with hold=False, rectifier="spike" only '
             "(convert(ann, calibration, **quartz_plugin.PAPER))"
         )
-    _check_percentile("percentile", percentile)
-    _check_percentile("output_percentile", output_percentile)
 
 
 def _check_granularity(granularity: str) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from quartz_plugin.activation import TTFSActivation
 from quartz_plugin.convert.operators import Role, role_of
 from quartz_plugin.graph import INPUT, call_node, expiring_after, unique_path
 from quartz_plugin.structure import WEIGHTED
@@ -35,6 +36,12 @@ class Draft:
         Paths that tracing found; what the later stages insert is not among them.
     moved : set of str
         Paths of the pools that were moved behind their ReLU.
+    encodes_image : bool
+        Whether the image itself is said by spikes; False where the first layer computes on it.
+    input_scale : Tensor
+        What an input's value 1 stands for.
+    input_code, output_code : TTFSActivation or None
+        What the input and a signed output say, where the network was trained so.
     """
 
     module: fx.GraphModule
@@ -45,6 +52,10 @@ class Draft:
     pairs: dict[str, str] = field(default_factory=dict)
     traced: frozenset[str] = frozenset()
     moved: set[str] = field(default_factory=set)
+    encodes_image: bool = True
+    input_scale: Tensor = field(default_factory=lambda: torch.ones((), dtype=torch.float64))
+    input_code: TTFSActivation | None = None
+    output_code: TTFSActivation | None = None
 
     def steps(self) -> list[tuple[fx.Node, nn.Module]]:
         """The nodes between input and output with their modules, in order."""
@@ -87,6 +98,13 @@ class Draft:
         """Nodes that spiking layers say: every rectifier, and the network's last node."""
         last = self.last
         return [node for node, module in self.steps() if role_of(module) is Role.RECTIFIER or node is last]
+
+    def codes(self) -> dict[str, TTFSActivation]:
+        """Path of each layer, and "input" -> what it says, where it was trained to say that."""
+        given = {str(node.target): self.module_at(node) for node in self.layers()}
+        codes = {path: module for path, module in given.items() if isinstance(module, TTFSActivation)}
+        codes |= {} if self.input_code is None else {INPUT: self.input_code}
+        return codes | ({} if self.output_code is None else {str(self.last.target): self.output_code})
 
     def log(self, path: str, **entries: Any) -> None:
         """Note what became of a module."""

@@ -15,6 +15,7 @@ from quartz_plugin.convert.schedule import Schedule
 from quartz_plugin.functional import BiasCode, Rectifier
 from quartz_plugin.graph import ConvertedGraph, Layer, unique_path
 from quartz_plugin.neuron import MAX_POOLS, AxonalDelay, FirstSpikeMaxPool, TTFSNeuron
+from quartz_plugin.structure import DenseFirstLayer
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ def emit(
     t_max: int,
     kind: NeuronKind,
     settings: dict[str, Any],
+    front: DenseFirstLayer | None = None,
 ) -> ConvertedGraph:
     """Build the graph of synapses, pools, delays and neurons, and complete the report."""
     modules: dict[str, nn.Module] = {
@@ -70,6 +72,7 @@ def emit(
         output_scale=float(layers[-1].scale.max()),
         scales={layer.name: layer.scale for layer in layers},
         settings=settings,
+        front=front,
     )
     ends = graph.arrivals()
     for layer, emitted in zip(layers, graph.layers, strict=True):

@@ -9,27 +9,40 @@ from typing import Literal
 import torch
 from torch import Tensor, fx, nn
 
+from quartz_plugin.activation import TTFSActivation
 from quartz_plugin.convert.draft import Draft
-from quartz_plugin.convert.operators import Affine, Role, ceiling_of, norm_as_affine
+from quartz_plugin.convert.operators import Affine, ConversionError, Role, ceiling_of, norm_as_affine
 from quartz_plugin.structure import AVERAGES, WEIGHTED, Add
 
 Preprocessing = tuple[Sequence[float] | Tensor | float, Sequence[float] | Tensor | float]
 Linear = Literal["compose", "pair"]
+DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.AlphaDropout)
 
 
-def fold(draft: Draft, preprocessing: Preprocessing | None = None, linear: Linear = "compose") -> Draft:
+def fold(
+    draft: Draft,
+    preprocessing: Preprocessing | None = None,
+    linear: Linear = "compose",
+    *,
+    trainable: bool = False,
+) -> Draft:
     """Drop what does nothing, fold batch norms, put preprocessing in front, and pools behind their ReLU.
 
     The network computes the same as before; only ``preprocessing`` changes what its input means. With
     ``linear="pair"``, a signed value that feeds on is split into its two halves, each a layer of neurons.
 
+    A `trainable` network keeps its batch norms and dropout.
+
     Raises
     ------
+    ConversionError
+        If a TTFSActivation stands where no neurons can say its values.
     ValueError
         If `preprocessing` does not fit the input or has a standard deviation of 0.
     """
-    for node, _ in draft.steps():
-        if draft.role_at(node) is Role.NOTHING:
+    _take_codes(draft)
+    for node, module in draft.steps():
+        if draft.role_at(node) is Role.NOTHING and not (trainable and isinstance(module, DROPOUTS)):
             draft.log(str(node.target), became=Role.NOTHING.value, exact="exact")
             draft.remove(node)
     if preprocessing is not None:
@@ -37,7 +50,9 @@ def fold(draft: Draft, preprocessing: Preprocessing | None = None, linear: Linea
         _prepend(draft, preprocessing)
     for node, module in draft.steps():
         if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
-            _fold_batch_norm(draft, _in_front_of_pools(draft, node, module), module)
+            node = _in_front_of_pools(draft, node, module)
+            if not trainable:
+                _fold_batch_norm(draft, node, module)
     _move_pools_behind_relus(draft)
     _give_sums_neurons_before_pools(draft)
     _drop_repeated_relus(draft)
@@ -49,6 +64,32 @@ def fold(draft: Draft, preprocessing: Preprocessing | None = None, linear: Linea
     draft.module.graph.lint()
     draft.module.recompile()
     return draft
+
+
+def _take_codes(draft: Draft) -> None:
+    """Take the activations of input and output, which no layer of neurons stands for, out of a trained network."""
+    source = draft.input
+    if len(source.users) == 1:
+        (first,) = source.users
+        code = draft.module_at(first) if first.op == "call_module" else None
+        if isinstance(code, TTFSActivation) and first is not draft.last:
+            if code.signed or not bool((code.scale == 1).all()):
+                raise ConversionError(
+                    f"cannot convert {first.target!r}: the input's TTFSActivation must be of scale 1 and not signed"
+                )
+            draft.input_code = code
+            draft.log(str(first.target), became="the input's code", exact="exact")
+            draft.remove(first)
+    code = draft.module_at(draft.last) if draft.steps() else None
+    if isinstance(code, TTFSActivation) and code.signed:
+        draft.output_code = code
+        draft.log(str(draft.last.target), became="the output's code", exact="exact with hold")
+        draft.remove(draft.last)
+    for node, module in draft.steps():
+        if isinstance(module, TTFSActivation) and module.signed:
+            raise ConversionError(
+                f"cannot convert {node.target!r}: no neurons inside a network say signed values; use signed=False"
+            )
 
 
 def _in_front_of_pools(draft: Draft, node: fx.Node, norm: nn.BatchNorm1d | nn.BatchNorm2d) -> fx.Node:
@@ -164,7 +205,7 @@ def _drop_repeated_relus(draft: Draft) -> None:
     """Drop a ReLU of values that are spikes anyway, and so are not negative."""
     spikes = draft.spikes()
     for node, module in draft.steps():
-        if draft.role_at(node) is not Role.RECTIFIER:
+        if draft.role_at(node) is not Role.RECTIFIER or isinstance(module, TTFSActivation):
             continue
         # A dropped one's input is a node of spikes as well, so they stay the ones that were found.
         if ceiling_of(module) is None and node.all_input_nodes[0] in spikes:

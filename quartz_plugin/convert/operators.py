@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
+from quartz_plugin.activation import TTFSActivation
 from quartz_plugin.structure import (
     AVERAGES,
     PADDING_MODES,
@@ -148,6 +149,9 @@ _CLIPPED = Operator(
     "exact with hold; without, an early spike can say more than the bound",
     refusal=_is_no_clipped_relu,
 )
+_ROUNDED = Operator(
+    Role.RECTIFIER, "a layer of TTFSNeuron that says the values of the activation (hold only)", "exact with hold"
+)
 _MAX_POOL = Operator(
     Role.MAX_POOL,
     "the first spike passes, once; moved behind a ReLU that follows; neurons in front of sums that cannot be negative "
@@ -170,6 +174,7 @@ OPERATORS: dict[type[nn.Module], Operator] = {
     Add: _ADD,
     nn.ReLU: _RECTIFIER,
     **dict.fromkeys((nn.ReLU6, nn.Hardtanh), _CLIPPED),
+    TTFSActivation: _ROUNDED,
     **dict.fromkeys((nn.MaxPool1d, nn.MaxPool2d, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d), _MAX_POOL),
     nn.Flatten: Operator(Role.ROUTE, _ROUTE.how, refusal=_flattens_batch),
     nn.Unflatten: Operator(Role.ROUTE, _ROUTE.how, refusal=_unflattens_batch),

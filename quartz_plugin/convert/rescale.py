@@ -123,7 +123,8 @@ class _Rescaling:
         for node in draft.module.graph.nodes:
             if node.op == "placeholder":
                 self.nodes[node] = self.network.graph.placeholder(INPUT)
-                self.gains[node], self.longest[node] = ONE / windows[INPUT], windows[INPUT]
+                self.gains[node] = _compressed(draft.input_scale / windows[INPUT])
+                self.longest[node] = windows[INPUT]
             elif node.op == "call_module":
                 self.longest[node] = max(self.longest[source] for source in node.all_input_nodes)
                 self._visit(node, draft.module_at(node), draft.role_at(node))

@@ -27,6 +27,7 @@ from quartz_plugin.convert.operators import (
     call,
 )
 from quartz_plugin.graph import INPUT, unique_path
+from quartz_plugin.structure import Add, Concatenate
 
 EXAMPLES = 3
 """Size of the batch that a network is traced with: what mixes the batch with the units then shows."""
@@ -328,7 +329,7 @@ def _build(
             append = appender(paths[node], operation)
             try:
                 if node.op == "call_module" and node in dynamic:
-                    known[node] = append(_own_copy(root, str(node.target), used), *_only_input(args, kwargs))
+                    known[node] = append(_own_copy(root, str(node.target), used), *_inputs(operation, args, kwargs))
                 elif node.op == "call_module":
                     known[node] = root.get_submodule(str(node.target))(*_tensors(args), **_tensors(kwargs))
                 else:
@@ -354,10 +355,11 @@ def _build(
     return draft
 
 
-def _only_input(args: Any, kwargs: Any) -> list[Value]:
-    """The one tensor that a module of the table takes."""
+def _inputs(operation: str, args: Any, kwargs: Any) -> list[Value]:
+    """The one tensor that a module of the table takes, or those that it joins."""
     given = [*args, *kwargs.values()]
-    if len(given) != 1 or not isinstance(given[0], Value):
+    joins = operation in (Add.__name__, Concatenate.__name__)
+    if (len(given) != 1 and not joins) or not all(isinstance(each, Value) for each in given):
         raise Refusal(f"it is called with {len(given)} arguments, and only its input can be carried")
     return given
 

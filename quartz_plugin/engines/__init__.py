@@ -34,7 +34,7 @@ def run(graph: ConvertedGraph, images: Tensor, engine: str = "auto", record: boo
     graph : ConvertedGraph
         The network.
     images : Tensor
-        ``[B, *input_shape]``, values in [0, 1].
+        ``[B, *image_shape]``, values in [0, 1].
     engine : "auto", "analytic", "event" or "stepped"
         "auto" takes "analytic" where neurons are held, else "event" on a CPU where numba is installed, else "stepped".
     record : bool
@@ -55,9 +55,9 @@ def run(graph: ConvertedGraph, images: Tensor, engine: str = "auto", record: boo
     graph.arrivals()
     window = graph.input_window
     with _full_precision(graph.device), _versioned():
-        drive = images.to(device=graph.device, dtype=graph.dtype) * window.length
+        drive = graph.values_to_encode(images) * window.length
         input_levels = closed_form(drive, window.length)
-        spike_steps, output_levels = ENGINES[engine](graph, input_levels, record)
+        spike_steps, output_levels, membrane = ENGINES[engine](graph, input_levels, record)
         if record:
             steps = window.steps_of(input_levels.detach())
             if graph.silent:
@@ -65,6 +65,7 @@ def run(graph: ConvertedGraph, images: Tensor, engine: str = "auto", record: boo
             spike_steps = {INPUT: steps, **spike_steps}
     return SimulationResult(
         logits=_logits(graph, output_levels),
+        membrane=_logits(graph, membrane),
         spike_steps=spike_steps,
         windows=graph.windows(),
         n_steps=graph.n_steps,

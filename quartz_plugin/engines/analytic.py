@@ -10,19 +10,21 @@ from typing import Any
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
+from quartz_plugin.engines.stepped import Found
 from quartz_plugin.functional import closed_form, says_in_time, spike_steps_of
 from quartz_plugin.graph import ConvertedGraph, called_by, carry, expiring_after
 from quartz_plugin.neuron import FirstSpikeMaxPool, TTFSNeuron
 
 
-def run_analytic(graph: ConvertedGraph, input_levels: Tensor, record: bool = True) -> tuple[dict[str, Tensor], Tensor]:
+def run_analytic(graph: ConvertedGraph, input_levels: Tensor, record: bool = True) -> Found:
     """Find every held neuron's level by the closed form ``clip(floor(W n + S b + 1/2), 0, S)``.
 
     Parameters and returns are those of :func:`~quartz_plugin.engines.stepped.run_stepped`.
     """
     module = graph.module
     expiring = expiring_after(module)
-    output = graph.layers[-1].node
+    last = graph.layers[-1]
+    output = last.node
 
     values: dict[fx.Node, Any] = {}
     spike_steps: dict[str, Tensor] = {}
@@ -35,7 +37,10 @@ def run_analytic(graph: ConvertedGraph, input_levels: Tensor, record: bool = Tru
         else:
             target = called_by(module, node)
             if isinstance(target, TTFSNeuron):
-                levels, fired = _fire(target, values[source := node.all_input_nodes[0]], source in biased)
+                current = values[source := node.all_input_nodes[0]]
+                if node is output:
+                    membrane = current if source in biased else last.with_bias(current)
+                levels, fired = _fire(target, current, source in biased, keep=node is output)
                 if record or node is output:
                     spike_steps[str(node.target)] = spike_steps_of(target.p, levels.detach(), fired)
                 values[node] = levels
@@ -51,14 +56,14 @@ def run_analytic(graph: ConvertedGraph, input_levels: Tensor, record: bool = Tru
         for source in expiring.get(node, ()):
             if source is not output:
                 del values[source]
-    return spike_steps, values[output]
+    return spike_steps, values[output], membrane
 
 
-def _fire(neuron: TTFSNeuron, current: Tensor, bias_is_in: bool) -> tuple[Tensor, Tensor | None]:
+def _fire(neuron: TTFSNeuron, current: Tensor, bias_is_in: bool, keep: bool) -> tuple[Tensor, Tensor | None]:
     """Levels, and which neurons fired (None: all of them)."""
     clock, p = neuron.clock, neuron.p
     # Without a bias the current may be another layer's levels, merely routed here.
-    own = p.bias is not None
+    own = p.bias is not None and not keep
     if p.bias is not None and not bias_is_in:
         current = current + clock.input_window * p.bias
     if p.signed:

@@ -33,7 +33,7 @@ from quartz_plugin.engines.convolutions import (
     reached,
     rows_as_channels,
 )
-from quartz_plugin.engines.stepped import step_layer
+from quartz_plugin.engines.stepped import Found, step_layer
 from quartz_plugin.functional import TTFSParameters, spike_steps_of
 from quartz_plugin.graph import ConvertedGraph, Layer, carry, is_spike_source, module_nodes, structure_of
 from quartz_plugin.neuron import FirstSpikeMaxPool
@@ -67,7 +67,7 @@ NONE = np.empty(0, np.int64)
 
 
 @torch.no_grad()
-def run_event(graph: ConvertedGraph, input_levels: Tensor, record: bool = True) -> tuple[dict[str, Tensor], Tensor]:
+def run_event(graph: ConvertedGraph, input_levels: Tensor, record: bool = True) -> Found:
     """Find all spikes by events, on a CPU, without gradients.
 
     Parameters and returns are those of :func:`~quartz_plugin.engines.stepped.run_stepped`.
@@ -90,6 +90,8 @@ def run_event(graph: ConvertedGraph, input_levels: Tensor, record: bool = True) 
             levels[node] = input_levels
         elif (layer := layers.get(node)) is not None:
             wanted = record or layer is output
+            if layer is output:
+                membrane = layer.membrane_at_readout({source: levels[source] for source in layer.projection.sources})
             own = plan.layers[layer.name]
             levels[node], steps = (
                 _step(layer, levels, input_levels.dtype)
@@ -104,7 +106,7 @@ def run_event(graph: ConvertedGraph, input_levels: Tensor, record: bool = True) 
             levels[node] = carry(module, node, levels)
         for source in [source for source in levels if last_use.get(source) is node]:
             del levels[source]
-    return spike_steps, levels[output.node]
+    return spike_steps, levels[output.node], membrane
 
 
 def _heard(node: fx.Node, layers: dict[fx.Node, Layer], plan: NetworkPlan) -> list[fx.Node]:
@@ -113,9 +115,12 @@ def _heard(node: fx.Node, layers: dict[fx.Node, Layer], plan: NetworkPlan) -> li
     if layer is None:
         return node.all_input_nodes if node.name in plan.pools or node.name in plan.routing else []
     own = plan.layers[layer.name]
+    sources = set(layer.projection.sources)
     if own is None:
-        return list(layer.projection.sources)
-    return [source for source in node.graph.nodes if source.name in own.sources]
+        return list(sources)
+    # The last layer's membranes are looked at as well.
+    is_output = node is list(layers)[-1]
+    return [n for n in node.graph.nodes if n.name in own.sources or (is_output and n in sources)]
 
 
 def _pooled(pool: Any, levels: Tensor) -> Tensor:

@@ -22,6 +22,9 @@ class SimulationResult:
     logits : Tensor
         ``[B, classes]``: the output layer's values in the ANN's units. Equal values are equal first spikes;
         ``argmax`` then takes the smallest class index.
+    membrane : Tensor
+        ``[B, classes]``: the output's membranes at its readout, in the ANN's units: the logits before the output rounds
+        and clips them, for a reader who can see membranes. They seldom tie.
     spike_steps : dict
         Layer name -> int32 ``[B, ...]``: step on the global clock, -1 where there was no spike.
         "input" included; with ``record=False`` the output layer alone.
@@ -36,6 +39,7 @@ class SimulationResult:
     """
 
     logits: Tensor
+    membrane: Tensor
     spike_steps: dict[str, Tensor]
     windows: dict[str, Window]
     n_steps: int

@@ -17,8 +17,11 @@ from quartz_plugin.functional import TTFSState, initial_state, ttfs_step
 from quartz_plugin.graph import ConvertedGraph, Layer, call_node, called_by, carry, is_spike_source
 from quartz_plugin.neuron import FirstSpikeMaxPool, StatefulModule
 
+Found = tuple[dict[str, Tensor], Tensor, Tensor]
+"""Spike steps of the layers, levels of the output, and its membranes at readout."""
 
-def run_stepped(graph: ConvertedGraph, input_levels: Tensor, record: bool = True) -> tuple[dict[str, Tensor], Tensor]:
+
+def run_stepped(graph: ConvertedGraph, input_levels: Tensor, record: bool = True) -> Found:
     """Step each layer from the earliest spike that reaches it to the end of its window.
 
     Parameters
@@ -36,6 +39,8 @@ def run_stepped(graph: ConvertedGraph, input_levels: Tensor, record: bool = True
         Layer name -> int32 global steps, -1 for no spike.
     output_levels : Tensor
         Levels of the output layer, ``-S`` where it did not fire.
+    membrane : Tensor
+        Membranes of the output layer at its readout, in levels.
     """
     if graph.wants_gradient:
         return _run_with_gradients(graph, input_levels, record)
@@ -43,7 +48,7 @@ def run_stepped(graph: ConvertedGraph, input_levels: Tensor, record: bool = True
         return _run_by_layers(graph, input_levels, record)
 
 
-def _run_by_layers(graph: ConvertedGraph, input_levels: Tensor, record: bool) -> tuple[dict[str, Tensor], Tensor]:
+def _run_by_layers(graph: ConvertedGraph, input_levels: Tensor, record: bool) -> Found:
     layers = {layer.node: layer for layer in graph.layers}
     output = list(layers.values())[-1]
     levels: dict[fx.Node, Tensor] = {}
@@ -62,10 +67,11 @@ def _run_by_layers(graph: ConvertedGraph, input_levels: Tensor, record: bool) ->
             pool = graph.module.get_submodule(str(node.target))
             assert isinstance(pool, FirstSpikeMaxPool)
             levels[node] = pool.pool(_routed_levels(graph.module, node.all_input_nodes[0], levels))
-    return spike_steps, levels[output.node]
+    membrane = output.membrane_at_readout({source: levels[source] for source in output.projection.sources})
+    return spike_steps, levels[output.node], membrane
 
 
-def _run_with_gradients(graph: ConvertedGraph, input_levels: Tensor, record: bool) -> tuple[dict[str, Tensor], Tensor]:
+def _run_with_gradients(graph: ConvertedGraph, input_levels: Tensor, record: bool) -> Found:
     """Step all layers together; the output's levels carry surrogate gradients.
 
     A neuron that has fired stays fired, so the level it says is, but for a constant, the number of steps in which it
@@ -76,6 +82,8 @@ def _run_with_gradients(graph: ConvertedGraph, input_levels: Tensor, record: boo
     spike_steps: dict[str, Tensor] = {}
     states: dict[fx.Node, Any] = {}
     steps_fired: Tensor | None = None
+    membrane: Tensor | None = None
+    clock, bias = output.neuron.clock, output.neuron.p.bias
     for step in range(graph.n_steps):
         values: dict[fx.Node, Any] = {}
         for node in module.graph.nodes:
@@ -93,10 +101,16 @@ def _run_with_gradients(graph: ConvertedGraph, input_levels: Tensor, record: boo
                 at[spikes != 0] = step
         fired = states[output.node].fired
         steps_fired = fired if steps_fired is None else steps_fired + fired
+        if step == clock.readout:
+            # Without the step's climb, and with what bias spikes still to come will take from it.
+            membrane = states[output.node].v - states[output.node].i
+            if bias is not None and output.neuron.p.bias_code == "spike":
+                membrane = membrane + (clock.readout - clock.bias_spike_steps(bias)).clamp(max=0).to(membrane)
     assert steps_fired is not None
+    assert membrane is not None
     p = output.neuron.p
     never = p.clock.output_window.level_at(graph.n_steps)
-    return spike_steps, (steps_fired + never).clamp(min=p.silent_level)
+    return spike_steps, (steps_fired + never).clamp(min=p.silent_level), membrane
 
 
 def step_layer(layer: Layer, levels: Mapping[fx.Node, Tensor]) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import csv
 import hashlib
 import io
@@ -30,7 +31,9 @@ from lightning.pytorch.utilities import rank_zero_only
 from rich.progress import Progress
 
 import quartz_plugin
+from quartz_plugin.convert import FirstLayer
 from quartz_plugin.functional import BiasCode, Rectifier
+from quartz_plugin.graph import INPUT
 from quartz_plugin.hardware import map_to_loihi
 from quartz_plugin.hardware.ann import in_eval_mode
 from quartz_plugin.io import write_atomically
@@ -48,6 +51,7 @@ from quartz_plugin.lightning.data import ClassificationData
 from quartz_plugin.lightning.modules import (
     CLASS_NAMES,
     FITTED_ON,
+    SPIKES,
     Classifier,
     ImageClassifier,
     RateClassifier,
@@ -58,11 +62,13 @@ from quartz_plugin.metrics import ANNOperations
 from quartz_plugin.network import SpikingNetwork, load
 from quartz_plugin.rate import RateCodedNetwork
 from quartz_plugin.tables import format_table
+from quartz_plugin.training import TrainableNetwork, restored
 
 _SKIP = {"model", "dataloaders", "datamodule"}
 
 SWEPT = (
     "accuracy",
+    "accuracy_membrane",
     "agreement",
     "gained",
     "lost",
@@ -88,7 +94,7 @@ SWEPT = (
 )
 """The figures a sweep writes down."""
 
-TOLD = ("t_max", "percentile", "hold", "bias", "rectifier")
+TOLD = ("t_max", "percentile", "calibration_method", "hold", "bias", "rectifier")
 """The options that a sweep varies."""
 
 SHOWN = ("accuracy", "gained", "lost", "ties", "early_spike_rate", "spikes", "synops", "operations", "steps")
@@ -153,8 +159,13 @@ class QuartzTrainer(lightning.Trainer):
         val_dataloaders: Any = None,
         datamodule: Any = None,
         ckpt_path: str | None = None,
+        t_max: int | dict[str, int] | None = None,
+        granularity: Literal["layer", "channel"] = "channel",
+        calibration_method: str = "least_squares+output",
+        first_layer: FirstLayer = "spiking",
+        distillation: float = 0.5,
     ) -> None:
-        """Train the network; one that cannot be converted is refused before it starts.
+        """Train the network, or, with t_max, the spiking network; one that cannot be converted is refused at the start.
 
         Args:
             model: The classifier.
@@ -162,7 +173,17 @@ class QuartzTrainer(lightning.Trainer):
             val_dataloaders: Not used on the command line.
             datamodule: Its data.
             ckpt_path: Checkpoint to go on from, as after a run that was cut off: last.ckpt in the trainer's folder.
+            t_max: Train with the rounding of spikes, for this T, or one by layer ('{"default": 4, "input": 32}'); from
+                scratch or from an ANN's weights (--model.weights, a checkpoint too). The best network is then also
+                written as snn.safetensors.
+            granularity: One scale for each layer, or for each channel, with t_max.
+            calibration_method: Where the scales start, with t_max: percentile, least_squares or search, and +output.
+            first_layer: With t_max, let spikes say the image (spiking), or compute the first layer on it (dense).
+            distillation: Share of the loss, with t_max, that asks for the ANN's outputs instead of the labels, where
+                there is a trained ANN.
         """
+        if not 0 <= distillation <= 1:
+            raise ValueError(f"distillation is a share from 0 to 1, got {distillation}")
         if isinstance(model, Classifier) and isinstance(datamodule, ClassificationData):
             image = datamodule.training_images(1)
             quartz_plugin.check_convertible(model.network, image, model.preprocessing)
@@ -170,10 +191,29 @@ class QuartzTrainer(lightning.Trainer):
                 check_outputs(model(image), model.classes)
             if ckpt_path is not None:
                 load_checkpoint(model, ckpt_path)
+                if model.distillation and not model.teacher:
+                    raise ValueError(f"{ckpt_path} was taught by an ANN: give its --model.weights again")
+            elif t_max is not None:
+                images = datamodule.training_images(datamodule.calibration_images)
+                model.train_spikes(
+                    quartz_plugin.prepare(
+                        model.network, images, t_max, granularity=granularity, calibration_method=calibration_method,
+                        first_layer=first_layer, preprocessing=model.preprocessing,
+                    )
+                )  # fmt: skip
+                model.distillation = distillation
             _say(datamodule.summary())
         super().fit(model, train_dataloaders, val_dataloaders, datamodule, ckpt_path, weights_only=True)
         if self._best_checkpoint:
             _say(f"wrote {os.path.relpath(self._best_checkpoint)}")
+            if isinstance(model, Classifier) and isinstance(model.network, TrainableNetwork) and self.is_global_zero:
+                best = copy.deepcopy(model).cpu().eval()
+                load_checkpoint(best, self._best_checkpoint)
+                assert isinstance(best.network, TrainableNetwork)
+                snn = _with_notes(best.network.to_spiking(), model, datamodule)
+                path = self._file(None, "snn.safetensors")
+                snn.save(path)
+                print(f"wrote {os.path.relpath(path)}")
 
     @property
     def _best_checkpoint(self) -> str:
@@ -212,13 +252,17 @@ class QuartzTrainer(lightning.Trainer):
         datamodule: Any,
         ckpt_path: str | None = None,
         output: str | None = None,
-        t_max: int = 16,
+        t_max: int | dict[str, int] = 16,
         hold: bool = True,
         rectifier: Rectifier = "spike",
         bias: BiasCode = "synapse",
         percentile: float = 99.9,
         output_percentile: float = 100.0,
         granularity: Literal["layer", "channel"] = "layer",
+        calibration_method: str = "percentile",
+        tuning_passes: int = 6,
+        first_layer: FirstLayer = "spiking",
+        total_steps: int | None = None,
         layers: dict[str, dict[str, Any]] | None = None,
         verify_images: int = 500,
     ) -> SpikingNetwork:
@@ -229,14 +273,20 @@ class QuartzTrainer(lightning.Trainer):
             datamodule: Its data; calibrated on training images only.
             ckpt_path: Checkpoint that fit wrote; without it the model is taken as it is.
             output: File to write; default snn.safetensors in the trainer's folder.
-            t_max: T: every value is one of T levels, and a layer takes T - 1 steps.
+            t_max: T: every value is one of T levels, and a layer takes T - 1 steps. Or one for each layer or block, the
+                input and the output, and "default" for the rest: '{"default": 8, "input": 32}'.
             hold: No neuron may fire before its readout; false is the paper's neuron.
             rectifier: Zeros are said by a forced spike ("spike", the paper's) or by silence ("silent").
             bias: A bias as a synapse, or as the authors' spike in time (with hold false only).
             percentile: Percentile of each ReLU's values that becomes the value 1.
             output_percentile: The same for the output, of the size of the logits.
             granularity: One scale for each layer, or for each channel.
-            layers: Options of single layers or blocks, of the input and the output: '{"input": {"t_max": 256}}'.
+            calibration_method: Where scales come from (percentile, least_squares, search), and what follows, joined by
+                +: bias_correction, tune or distill, output; or best. No labels are needed.
+            tuning_passes: How often tune and distill see every calibration image.
+            first_layer: Let spikes say the image (spiking), or compute the first layer on the image itself (dense).
+            total_steps: Steps that an inference may take: windows are then chosen for each layer, in place of t_max.
+            layers: Options of single layers or blocks, of the input and the output: '{"input": {"percentile": 100}}'.
             verify_images: Training images on which the spiking network is compared with the ANN; 0 for none.
         """
         _load_trained(model, ckpt_path, datamodule)
@@ -249,8 +299,13 @@ class QuartzTrainer(lightning.Trainer):
             "percentile": percentile,
             "output_percentile": output_percentile,
             "granularity": granularity,
+            "calibration_method": calibration_method,
+            "tuning_passes": tuning_passes,
+            "first_layer": first_layer,
             "layers": layers,
         }
+        if total_steps is not None:
+            options["t_max"] = self._allocated(model, datamodule, total_steps, granularity)
         snn = self._converted(model, datamodule, options)
         if self.is_global_zero:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -262,6 +317,23 @@ class QuartzTrainer(lightning.Trainer):
                 print(quartz_plugin.verify(model.network, snn, images))
             print(f"\nwrote {path}")
         return snn
+
+    def _allocated(
+        self, model: Classifier, datamodule: Any, steps: int, granularity: Literal["layer", "channel"]
+    ) -> dict[str, int]:
+        """Windows for each layer that take so many steps together, measured on training images."""
+        images = datamodule.training_images(datamodule.calibration_images)
+        with Progress(transient=True, disable=not self.is_global_zero) as progress:
+            task = progress.add_task("allocating steps", total=None)
+
+            def show(done: int, total: int) -> None:
+                progress.update(task, completed=done, total=total)
+
+            windows = quartz_plugin.allocate_steps(
+                model.network, images, steps, granularity=granularity, preprocessing=model.preprocessing, progress=show
+            )
+        _say(f"--t_max '{json.dumps(windows)}'")
+        return windows
 
     def _converted(self, model: Classifier, datamodule: Any, options: dict[str, Any]) -> SpikingNetwork:
         """Convert a classifier's network, calibrated on training images; all processes share them out."""
@@ -275,13 +347,15 @@ class QuartzTrainer(lightning.Trainer):
             def show(seen: int) -> None:
                 progress.update(task, completed=seen)
 
+            def show_tuning(done: int, total: int) -> None:
+                progress.update(task, description="tuning", completed=done, total=total)
+
             snn = quartz_plugin.convert(
-                network, calibration, progress=show, distributed=several, preprocessing=model.preprocessing, **options
-            )
-        snn.graph.settings[FITTED_ON] = model.fitted_on
-        snn.graph.settings[CLASS_NAMES] = list(datamodule.class_names)
+                network, calibration, progress=show, tuning_progress=show_tuning, distributed=several,
+                preprocessing=model.preprocessing, **options,
+            )  # fmt: skip
         model.cpu()
-        return snn.cpu()
+        return _with_notes(snn, model, datamodule).cpu()
 
     def _start_processes(self, datamodule: Any) -> None:
         """Start the processes of --trainer.devices, and let them know each other, as fit and test do by themselves."""
@@ -568,6 +642,8 @@ class QuartzTrainer(lightning.Trainer):
         bias: list[BiasCode] = ["spike", "synapse"],  # noqa: B006
         output_percentile: float = 99.0,
         granularity: Literal["layer", "channel"] = "layer",
+        calibration_method: list[str] = ["percentile"],  # noqa: B006
+        tuning_passes: int = 6,
         layers: dict[str, dict[str, Any]] | None = None,
         output: str | None = None,
         resume: bool = True,
@@ -585,6 +661,8 @@ class QuartzTrainer(lightning.Trainer):
             bias: How biases arrive; "spike" goes with hold false and rectifier spike, and is left out elsewhere.
             output_percentile: The percentile for the output, of the size of the logits.
             granularity: One scale for each layer, or for each channel.
+            calibration_method: As of convert, one or several.
+            tuning_passes: How often tune and distill see every calibration image.
             layers: Options of single layers or blocks, of the input and the output, as of convert.
             output: File to write; default sweep.csv in the trainer's folder, pictures beside it.
             resume: Take the rows of that file that are of this network, these images and these options, and leave the
@@ -596,9 +674,11 @@ class QuartzTrainer(lightning.Trainer):
         points = [
             {
                 "t_max": t, "percentile": p, "output_percentile": output_percentile, "granularity": granularity,
-                "hold": held, "bias": b, "rectifier": r,
+                "calibration_method": method, "hold": held, "bias": b, "rectifier": r,
             }
-            for t, p, held, b, r in itertools.product(t_max, percentile, hold, bias, rectifier)
+            for method, t, p, held, b, r in itertools.product(
+                calibration_method, t_max, percentile, hold, bias, rectifier
+            )
             if b == "synapse" or (not held and r == "spike")
         ]  # fmt: skip
         if not points:
@@ -614,6 +694,7 @@ class QuartzTrainer(lightning.Trainer):
             "images": ann["images"],
             "cost_images": ann["cost_images"],
             "calibration_images": len(datamodule.calibration_dataloader().dataset),
+            "tuning_passes": tuning_passes,
             "ann_accuracy": ann["accuracy"],
             "ann_macs": ann["macs"],
         }
@@ -623,7 +704,7 @@ class QuartzTrainer(lightning.Trainer):
             asked = {**options, **fixed}
             row = next((old for old in done if _same(old, asked)), None)
             if row is None:
-                snn = self._converted(model, datamodule, {**options, "layers": layers})
+                snn = self._converted(model, datamodule, {**options, "tuning_passes": tuning_passes, "layers": layers})
                 figures = self._test_spiking(model, snn, datamodule)
                 row = {**asked, **{column: figures[column] for column in SWEPT}}
                 took = f"{time.perf_counter() - started:.0f} s"
@@ -736,7 +817,7 @@ def _load_trained(model: Classifier, ckpt_path: str | None, datamodule: Any) -> 
 
 
 def _check_size(network: SpikingNetwork, image: torch.Tensor) -> None:
-    given, wanted = list(image.shape), list(network.graph.input_shape)
+    given, wanted = list(image.shape), list(network.graph.image_shape)
     if given != wanted:
         raise ValueError(
             f"the spiking network takes images of {wanted}, the data gives {given}: give the --data options that "
@@ -819,8 +900,12 @@ def load_checkpoint(model: Classifier, path: str) -> None:
     except Exception as error:
         raise ValueError(f"{path} is not a readable checkpoint of Lightning's") from error
     try:
+        if checkpoint.get(SPIKES) is not None:
+            if not isinstance(model.network, TrainableNetwork):
+                model.train_spikes(restored(model.network, checkpoint[SPIKES], model.preprocessing))
+            model.distillation = float(checkpoint[SPIKES]["distillation"])
         model.load_state_dict(state)
-    except RuntimeError as error:
+    except (RuntimeError, quartz_plugin.ConversionError, KeyError) as error:
         arch = f" than --model.arch {model.arch}" if isinstance(model, ImageClassifier) else ""
         raise ValueError(
             f"{path} is a checkpoint of another network{arch}, or of other classes than the data's {model.classes}: "
@@ -829,9 +914,21 @@ def load_checkpoint(model: Classifier, path: str) -> None:
     model.on_load_checkpoint(checkpoint)
 
 
+def _with_notes(snn: SpikingNetwork, model: Classifier, datamodule: Any) -> SpikingNetwork:
+    """Tell a network what it was fitted on, and the names of its classes."""
+    snn.graph.settings[FITTED_ON] = model.fitted_on
+    snn.graph.settings[CLASS_NAMES] = list(datamodule.class_names)
+    return snn
+
+
 def _named(network: SpikingNetwork) -> str:
-    """Its T: the one it was converted with, whatever the windows of single layers."""
-    return f"SNN, T = {network.graph.settings['t_max']}"
+    """Its T: that of most layers, and what input and output have of their own."""
+    *_, last = windows = {name: window.length + 1 for name, window in network.windows.items()}
+    inner = [t for name, t in windows.items() if name not in (INPUT, last)] or [windows[last]]
+    common = max(set(inner), key=inner.count)
+    own = [f"{name} {t}" for name, t in ((INPUT, windows[INPUT]), ("output", windows[last])) if t != common]
+    own += ["others differ"] if len(set(inner)) > 1 else []
+    return f"SNN, T = {common}" + (f" ({', '.join(own)})" if own else "")
 
 
 def top_classes(logits: torch.Tensor, count: int, names: Sequence[str]) -> list[tuple[str, float]]:

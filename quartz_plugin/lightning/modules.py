@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
@@ -16,6 +17,7 @@ from torchmetrics import MeanMetric, Metric, MetricCollection, SumMetric
 from torchmetrics.classification import MulticlassAccuracy
 from torchvision.transforms import v2
 
+from quartz_plugin.activation import TTFSActivation
 from quartz_plugin.engines import SimulationResult
 from quartz_plugin.hardware import HOROWITZ_FLOAT32, HOROWITZ_INT8, LOIHI, EnergyProfile, paper_profile
 from quartz_plugin.lightning.comparison import Measured
@@ -36,9 +38,13 @@ from quartz_plugin.metrics import (
 )
 from quartz_plugin.network import SpikingNetwork
 from quartz_plugin.rate import RATE_COUNTS, RateCodedNetwork
+from quartz_plugin.training import TrainableNetwork, structure_of
 
 FITTED_ON, CLASS_NAMES = "fitted_on", "class_names"
 """What a converted network's settings, and a checkpoint, are told of their data."""
+
+SPIKES = "spikes"
+"""What a checkpoint is told of a network that was trained for few steps."""
 
 UNKNOWN_DATA = "unknown data"
 
@@ -124,11 +130,20 @@ class Classifier(lightning.LightningModule):
         self.figures: dict[str, float] = {}
         # What it decided for in the latest test, batch by batch.
         self.decisions: list[Tensor] = []
+        # The share of the loss that an ANN teaches, and that ANN (in a tuple: its weights are not this module's).
+        self.distillation = 0.0
+        self.teacher: tuple[nn.Module, ...] = ()
 
     @property
     def ann(self) -> nn.Module:
         """The network as it takes raw images: with its preprocessing in front."""
         return self.network if self.preprocessing is None else nn.Sequential(self.normalize, self.network)
+
+    def train_spikes(self, network: TrainableNetwork) -> None:
+        """Go on with a network that computes what its spikes say; the ANN so far, where it is trained, may teach it."""
+        if self.fitted_on is not None:
+            self.teacher = (copy.deepcopy(self.ann).eval().requires_grad_(False),)
+        self.network, self.preprocessing, self.normalize = network, None, nn.Identity()
 
     def forward(self, images: Tensor) -> Any:
         """Logits ``[B, classes]`` of raw images; in training also those of auxiliary heads, where there are any."""
@@ -148,6 +163,11 @@ class Classifier(lightning.LightningModule):
         for head in auxiliary:
             if head is not None:
                 loss = loss + 0.3 * F.cross_entropy(head, labels, label_smoothing=self.label_smoothing)
+        if self.teacher and self.distillation:
+            with torch.no_grad():
+                taught = F.log_softmax(self.teacher[0].to(images.device)(images), dim=1)
+            apart = F.kl_div(F.log_softmax(logits, dim=1), taught, reduction="batchmean", log_target=True)
+            loss = (1 - self.distillation) * loss + self.distillation * apart
         self.log("train_loss", loss, prog_bar=True)
         return loss
 
@@ -194,7 +214,10 @@ class Classifier(lightning.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """AdamW, one cycle over all steps."""
-        optimizer = torch.optim.AdamW(self.parameters(), lr=self.lr, weight_decay=self.weight_decay)
+        scales, others = scales_and_others(self.network)
+        groups = [{"params": others, "weight_decay": self.weight_decay}]
+        groups += [{"params": scales, "weight_decay": 0.0}] if scales else []
+        optimizer = torch.optim.AdamW(groups, lr=self.lr)
         steps = max(1, int(self.trainer.estimated_stepping_batches))
         cycle = torch.optim.lr_scheduler.OneCycleLR(optimizer, self.lr, total_steps=steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": cycle, "interval": "step"}}
@@ -209,6 +232,9 @@ class Classifier(lightning.LightningModule):
         """Keep the note with the weights."""
         checkpoint[FITTED_ON] = self.fitted_on
         checkpoint[CLASS_NAMES] = list(getattr(self.trainer.datamodule, "class_names", ()))  # type: ignore[attr-defined]
+        if isinstance(self.network, TrainableNetwork):
+            taught = self.distillation if self.teacher else 0.0
+            checkpoint[SPIKES] = {**structure_of(self.network), "distillation": taught}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Read the note."""
@@ -276,10 +302,10 @@ class ImageClassifier(Classifier):
 
     def configure_optimizers(self) -> Any:
         """SGD; the learning rate rises for the warm-up and falls along a cosine, step by step."""
-        trained = [p for p in self.network.parameters() if p.requires_grad]
+        scales, trained = scales_and_others(self.network)
         groups = [
             {"params": [p for p in trained if p.ndim > 1], "weight_decay": self.weight_decay},
-            {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+            {"params": [*(p for p in trained if p.ndim <= 1), *scales], "weight_decay": 0.0},
         ]
         optimizer = torch.optim.SGD(groups, self.lr, self.momentum, nesterov=self.momentum > 0)
         total = max(1, int(self.trainer.estimated_stepping_batches))
@@ -330,6 +356,8 @@ class SpikingClassifier(lightning.LightningModule):
             "accuracy": MulticlassAccuracy(classes, average="micro"),
             "decision_steps": DecisionLatency(),
         }
+        # What a reader of the membranes would decide.
+        self.by_membrane = MulticlassAccuracy(classes, average="micro")
         if decisions is not None:
             answers["agreement"] = Agreement()
         costs: dict[str, Metric] = {
@@ -343,6 +371,10 @@ class SpikingClassifier(lightning.LightningModule):
             "memory": MemoryAccesses(snn),
             **{f"energy_{profile.name}": EnergyEstimate(snn, profile) for profile in profiles(snn.t_max)},
         }
+        # What the first layer multiplies, where it computes on the image itself.
+        self.first_layer = (
+            None if snn.front is None else ANNOperations(snn.front, torch.zeros(1, *snn.graph.image_shape))
+        )
         self.answers = MetricCollection(answers, compute_groups=False)
         self.costs = MetricCollection(costs, compute_groups=False)
         self.ties, self.images, self.counted = MeanMetric(), SumMetric(), SumMetric()
@@ -373,8 +405,11 @@ class SpikingClassifier(lightning.LightningModule):
             self.gained.update((right & ~ann_right).sum())
             self.lost.update((ann_right & ~right).sum())
         self.answers.update(**seen)
+        self.by_membrane.update(result.membrane, labels)
         if chosen:
             self.costs.update(result=result if every else self.snn.run(images[chosen], engine=self.engine))
+            if self.first_layer is not None:
+                self.first_layer.update(images[chosen])
         self.counted.update(len(chosen))
         self.ties.update(result.ties.float())
         self.images.update(len(images))
@@ -383,6 +418,15 @@ class SpikingClassifier(lightning.LightningModule):
         """Log the figures of all images; `figures` keeps them in full precision."""
         figures = {name: float(value) for name, value in self.answers.compute().items()}
         figures |= {name: float(value) for name, value in self.costs.compute().items()}
+        if self.first_layer is not None:
+            macs = float(self.first_layer.compute()["macs"])
+            figures["first_layer_macs"] = macs
+            for profile in profiles(self.snn.t_max):
+                if profile.ann:
+                    totals = {name: float(self.first_layer.compute()[name]) for name in self.first_layer.quantities}
+                    figures[f"energy_{profile.name}"] += profile.energy(totals, "ann")
+            self.first_layer.reset()
+        figures["accuracy_membrane"] = float(self.by_membrane.compute())
         figures["cost_images"] = float(self.counted.compute())
         if self.decisions is not None:
             figures |= {"gained": float(self.gained.compute()), "lost": float(self.lost.compute())}
@@ -390,8 +434,10 @@ class SpikingClassifier(lightning.LightningModule):
         self.figures["images"] = float(self.images.compute())
         # Summed over all processes already.
         self.log_dict(self.figures, rank_zero_only=True)
-        for metric in (self.answers, self.costs, self.ties, self.images, self.counted, self.gained, self.lost):
+        for metric in (self.answers, self.costs, self.by_membrane, self.ties, self.images, self.counted):
             metric.reset()
+        self.gained.reset()
+        self.lost.reset()
 
 
 class RateClassifier(lightning.LightningModule):
@@ -446,6 +492,18 @@ class RateClassifier(lightning.LightningModule):
             **means,
             **energies,
         }
+
+
+def scales_and_others(network: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """Parameters that are trained: the scales of spikes, and all others."""
+    scales = {
+        parameter
+        for module in network.modules()
+        if isinstance(module, TTFSActivation)
+        for parameter in module.parameters()
+    }
+    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    return [p for p in trained if p in scales], [p for p in trained if p not in scales]
 
 
 def check_outputs(logits: Tensor, classes: int) -> None:

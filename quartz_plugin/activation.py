@@ -1,0 +1,118 @@
+"""The closed form of held neurons as an activation, to train and to tune networks with."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from quartz_plugin.coding import window_length
+from quartz_plugin.functional import closed_form
+
+
+class _Rounding(torch.autograd.Function):
+    """The closed form in units of the values, with its straight-through gradients, in few passes over memory."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor, window: int, lowest: int) -> Tensor:
+        drive = x * (window / scale)
+        levels = closed_form(drive, window, lowest)
+        ctx.save_for_backward(drive, levels, scale)
+        ctx.window, ctx.lowest = window, lowest
+        return levels * (scale / window)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+        (grad,) = grads
+        drive, levels, scale = ctx.saved_tensors
+        through = torch.ops.aten.hardtanh_backward(grad, drive, ctx.lowest, ctx.window)
+        by_scale = None
+        if ctx.needs_input_grad[1]:
+            by_scale = (grad * levels).addcmul_(through, drive, value=-1).sum_to_size(scale.shape).div_(ctx.window)
+        return through, by_scale, None, None
+
+
+class TTFSActivation(nn.Module):
+    r"""What held neurons say of their drive: clipped and rounded, with straight-through gradients.
+
+    .. math:: y \mapsto \frac{s}{S}\, clip(\lfloor S y / s + 1/2 \rfloor, lowest, S), \quad S = t_{max} - 1
+
+    It stands in a network where a ReLU stood. :func:`quartz_plugin.convert` makes a spiking layer of it that says
+    these values, whatever calibration images it is given (arXiv:2309.16795; the learned scale is that of
+    arXiv:1902.08153).
+
+    Parameters
+    ----------
+    t_max : int
+        ``T``: the number of values, zero and the scale among them.
+    scale : float or Tensor
+        What the value 1 stands for, positive: one number, or one for each channel, ``[C, 1, ...]``.
+    signed : bool
+        Say values from ``-scale`` on, as an output does; ``lowest`` is then ``-S``, else 0.
+    learned : bool
+        Let the logarithm of the scale be a parameter. Its gradient is divided by the root of the number of units that
+        have it and of ``S``.
+    ceiling : float, optional
+        The scale's upper bound, as a ReLU6 has it.
+
+    Raises
+    ------
+    ValueError
+        If `t_max` < 2, or the scale is not positive and finite.
+
+    Examples
+    --------
+    >>> TTFSActivation(t_max=4, scale=3.0)(torch.tensor([-1.0, 1.4, 1.6, 9.0])).tolist()
+    [0.0, 1.0, 2.0, 3.0]
+    """
+
+    log_scale: Tensor
+
+    def __init__(
+        self,
+        t_max: int,
+        scale: float | Tensor = 1.0,
+        *,
+        signed: bool = False,
+        learned: bool = True,
+        ceiling: float | None = None,
+    ) -> None:
+        super().__init__()
+        self.window = window_length(t_max)
+        scale = torch.as_tensor(scale, dtype=torch.get_default_dtype()).detach()
+        if not bool(torch.isfinite(scale).all() and (scale > 0).all()):
+            raise ValueError(f"scale must be positive and finite, got {scale.tolist()}")
+        self.signed, self.ceiling = signed, ceiling
+        if learned:
+            self.log_scale = nn.Parameter(scale.log())
+        else:
+            self.register_buffer("log_scale", scale.log())
+
+    @property
+    def t_max(self) -> int:
+        """``T``."""
+        return self.window + 1
+
+    @property
+    def scale(self) -> Tensor:
+        """What the value 1 stands for."""
+        scale = self.log_scale.exp()
+        return scale if self.ceiling is None else scale.clamp(max=self.ceiling)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Round values ``[B, ...]``."""
+        scale = self.scale
+        if scale.requires_grad:
+            # A scale that many units share would else learn faster than their weights (arXiv:1902.08153).
+            share = 1 / math.sqrt(max(1, x[0].numel() // scale.numel()) * self.window)
+            scale = scale * share + (scale * (1 - share)).detach()
+        said: Tensor = _Rounding.apply(x, scale, self.window, -self.window if self.signed else 0)  # type: ignore[no-untyped-call]
+        return said
+
+    def extra_repr(self) -> str:
+        """Show the window and the scale."""
+        scale = self.scale.detach()
+        said = f"{float(scale):.4g}" if scale.numel() == 1 else f"{tuple(scale.shape)}"
+        return f"t_max={self.t_max}, scale={said}" + (", signed=True" if self.signed else "")

@@ -1,0 +1,170 @@
+"""Windows of different lengths: where the steps of an inference help most."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from quartz_plugin.coding import window_length
+from quartz_plugin.convert import scale
+from quartz_plugin.convert.calibrate import Calibration, Granularity, calibrate, chunk_size, chunks
+from quartz_plugin.convert.draft import Draft
+from quartz_plugin.convert.fold import Preprocessing
+from quartz_plugin.convert.operators import Role
+from quartz_plugin.convert.tune import relative_entropy, said, some_of
+from quartz_plugin.graph import INPUT, call_node
+
+CHOICES = (2, 3, 4, 5, 6, 8, 10, 12, 16, 24, 32, 48, 64)
+"""The ``T`` that a layer may get."""
+
+
+def allocate_steps(
+    ann: nn.Module,
+    calibration: Calibration,
+    steps: int,
+    *,
+    choices: Sequence[int] = CHOICES,
+    granularity: Granularity = "layer",
+    preprocessing: Preprocessing | None = None,
+    example_input: Tensor | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, int]:
+    """Spend a number of steps on the layers where they help most.
+
+    For every layer and every ``T``, rounding that layer alone moves the network's output away from the ANN's (relative
+    entropy of the softmax, on training images). Beginning with the smallest windows, the one is lengthened that takes
+    most of the sum of these distances for each step it costs, until no longer one fits. Layers side by side share
+    their time: what costs no step comes first.
+
+    Parameters
+    ----------
+    ann, calibration, granularity, preprocessing, example_input
+        As in :func:`~quartz_plugin.convert`; scales are those of least squares.
+    steps : int
+        What an inference may take, ``snn.n_steps``.
+    choices : sequence of int
+        The ``T`` that a layer may get.
+    progress : callable, optional
+        Called with the number of layers measured so far, and that of all.
+
+    Returns
+    -------
+    dict
+        Name of each layer, "input" and "output" included -> its ``T``; what ``convert(..., t_max=...)`` takes.
+
+    Raises
+    ------
+    ConversionError
+        If the network cannot be converted.
+    ValueError
+        If even the smallest windows take more than `steps`, or for bad calibration data.
+
+    Examples
+    --------
+    >>> import torch, quartz_plugin
+    >>> _ = torch.manual_seed(0)
+    >>> ann = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 2))
+    >>> images = torch.rand(100, 6)
+    >>> windows = quartz_plugin.allocate_steps(ann, images, steps=40)
+    >>> quartz_plugin.convert(ann, images, windows).n_steps <= 40
+    True
+    """
+    lengths = sorted({window_length(choice) for choice in choices})
+    images = torch.cat(list(chunks(calibration)))
+    found = scale(
+        ann,
+        images,
+        lengths[0] + 1,
+        granularity=granularity,
+        preprocessing=preprocessing,
+        example_input=example_input,
+    )
+    draft, images = found.draft, images.to(found.example)
+    windows = dict.fromkeys(found.windows, lengths[0])
+    needed = steps_of(draft, windows)
+    if needed > steps:
+        raise ValueError(f"steps must be at least {needed}, which the smallest windows take, got {steps}")
+    lost = _lost_by_rounding(draft, images, lengths, granularity, progress)
+    while True:
+        best: tuple[float, str, int] | None = None
+        now = steps_of(draft, windows)
+        for path, length in windows.items():
+            for longer in (each for each in lengths if each > length):
+                cost = steps_of(draft, {**windows, path: longer}) - now
+                gain = lost[path][length] - lost[path][longer]
+                # Steps that cost nothing count as a hundredth of one.
+                worth = gain / max(cost, 0.01)
+                if now + cost <= steps and gain > 0 and (best is None or worth > best[0]):
+                    best = worth, path, longer
+        if best is None:
+            break
+        windows[best[1]] = best[2]
+    output = str(draft.last.target)
+    signed = draft.role_at(draft.last) is not Role.RECTIFIER
+    return {"output" if signed and path == output else path: window + 1 for path, window in windows.items()}
+
+
+def steps_of(draft: Draft, windows: Mapping[str, int]) -> int:
+    """Steps of an inference with these windows (path of each layer, and "input" -> steps)."""
+    layers = set(draft.layers())
+    ends: dict[fx.Node, int] = {}
+    for node in draft.module.graph.nodes:
+        if node.op == "placeholder":
+            ends[node] = windows[INPUT]
+        elif node.op == "call_module":
+            arrival = max(ends[source] for source in node.all_input_nodes)
+            ends[node] = arrival + (windows[str(node.target)] if node in layers else 0)
+    last = draft.last
+    signed_half = 0 if draft.role_at(last) is Role.RECTIFIER else windows[str(last.target)]
+    return max(ends[node] for node in [*layers]) + signed_half + 1
+
+
+def _lost_by_rounding(
+    draft: Draft,
+    images: Tensor,
+    lengths: Sequence[int],
+    granularity: Granularity,
+    progress: Callable[[int, int], None] | None,
+) -> dict[str, dict[int, float]]:
+    """Path of each layer, and "input" -> length of its window -> how far the output is when it alone is rounded."""
+    layers = draft.layers()
+    by_length = {
+        length: calibrate(
+            draft,
+            images.split(chunk_size(images)),
+            granularity=granularity,
+            least_squares={str(node.target): length for node in layers},
+        )
+        for length in lengths
+    }
+    images = some_of(images)
+    nodes = list(draft.module.graph.nodes)
+    values: dict[fx.Node, Any] = {}
+    lost: dict[str, dict[int, float]] = {}
+    with torch.no_grad():
+        for node in nodes:
+            if node.op != "output":
+                values[node] = images if node.op == "placeholder" else call_node(draft.module, node, values)
+        wanted = values[draft.last].flatten(1).log_softmax(1)
+        measured = [draft.input, *layers]
+        for done, node in enumerate(measured):
+            path = INPUT if node.op == "placeholder" else str(node.target)
+            behind = nodes[nodes.index(node) + 1 : -1]
+            signed = node is draft.last and draft.role_at(node) is not Role.RECTIFIER
+            lost[path] = {}
+            for length in lengths:
+                one = torch.ones((), dtype=torch.float64)
+                own = one if path == INPUT else by_length[length][path]
+                tried = {**values, node: said(values[node], own, length, -length if signed else 0)}
+                for later in behind:
+                    tried[later] = call_node(draft.module, later, tried)
+                lost[path][length] = float(relative_entropy(tried[draft.last].flatten(1), wanted))
+            if progress is not None:
+                progress(done + 1, len(measured))
+    return lost
+
+
+__all__ = ["allocate_steps"]

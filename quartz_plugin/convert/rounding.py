@@ -1,0 +1,77 @@
+"""A network with what its neurons will say in place of each ReLU: what is tuned, and what is trained."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Container, Mapping
+from typing import Any
+
+from torch import Tensor, fx
+
+from quartz_plugin.activation import TTFSActivation
+from quartz_plugin.convert.draft import Draft
+from quartz_plugin.convert.operators import Role, ceiling_of
+from quartz_plugin.graph import INPUT, call_node, expiring_after, unique_path
+
+INPUT_CODE, OUTPUT_CODE = "input_code", "output_code"
+"""Names of the two activations that no ReLU stood for."""
+
+
+def rounded(draft: Draft, scales: Mapping[str, Tensor], windows: Mapping[str, int]) -> fx.GraphModule:
+    """Copy a folded network and let the input, every spiking layer and the output say rounded values.
+
+    The input does not where the first layer computes on the image itself.
+
+    Parameters
+    ----------
+    draft : Draft
+        The network.
+    scales : dict
+        Path -> scale of each ReLU and of the output.
+    windows : dict
+        Path of each ReLU and of the output, and "input" -> steps of its window.
+    """
+    module = copy.deepcopy(draft.module)
+    nodes = {node.name: node for node in module.graph.nodes}
+    names = draft.names()
+
+    def code(window: int, scale: Any, **options: Any) -> TTFSActivation:
+        return TTFSActivation(window + 1, scale, **options).to(device=draft.device, dtype=draft.dtype)
+
+    def insert_behind(node: fx.Node, wanted: str, activation: TTFSActivation) -> None:
+        path = unique_path(wanted, names)
+        module.add_submodule(path, activation)
+        with module.graph.inserting_after(node):
+            said = module.graph.call_module(path, (node,))
+        said.meta.update(node.meta)
+        node.replace_all_uses_with(said, delete_user_cb=lambda user: user is not said)
+
+    for original in draft.layers():
+        path, node = str(original.target), nodes[original.name]
+        if draft.role_at(original) is Role.RECTIFIER:
+            ceiling = ceiling_of(draft.module_at(original))
+            module.set_submodule(path, code(windows[path], scales[path], ceiling=ceiling))
+        else:
+            insert_behind(node, OUTPUT_CODE, code(windows[path], scales[path], signed=True))
+    if draft.encodes_image:
+        insert_behind(nodes[draft.input.name], INPUT_CODE, code(windows[INPUT], 1.0, learned=False))
+    module.graph.lint()
+    module.recompile()
+    return module
+
+
+def values_at(module: fx.GraphModule, images: Tensor, paths: Container[str]) -> tuple[dict[str, Tensor], Tensor]:
+    """What the modules of these paths give on `images`, and what the network gives."""
+    expiring = expiring_after(module)
+    values: dict[fx.Node, Any] = {}
+    found: dict[str, Tensor] = {}
+    for node in module.graph.nodes:
+        if node.op == "output":
+            (last,) = node.all_input_nodes
+            return found, values[last]
+        values[node] = images if node.op == "placeholder" else call_node(module, node, values)
+        if str(node.target) in paths:
+            found[str(node.target)] = values[node]
+        for source in expiring.get(node, ()):
+            del values[source]
+    raise ValueError("the graph has no output")

@@ -1,0 +1,422 @@
+r"""Tune, between calibrate and rescale: scales, biases and weights that suit the rounding, without labels.
+
+Held neurons say :math:`s/S\, clip(\lfloor S y / s + 1/2 \rfloor, 0, S)`, so the spiking network is the ANN with clipped
+and rounded activations, and what is known of quantised networks holds for it: scales that a search finds, biases that
+make up for the mean error of rounding (arXiv:1906.04721), layers that learn to give what the ANN's gave
+(arXiv:2102.05426, arXiv:1902.08153). All of it sees unlabelled training images only, and changes numbers alone: what is
+emitted afterwards is a network like any other.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn import functional as F
+
+from quartz_plugin.activation import TTFSActivation
+from quartz_plugin.convert.calibrate import chunk_size
+from quartz_plugin.convert.draft import Draft
+from quartz_plugin.convert.operators import Affine, ConversionError, Role
+from quartz_plugin.convert.rounding import OUTPUT_CODE, rounded, values_at
+from quartz_plugin.functional import closed_form
+from quartz_plugin.graph import INPUT, call_node
+from quartz_plugin.structure import WEIGHTED
+
+SCALE_RULES = ("percentile", "least_squares", "search")
+"""Where a layer's scale comes from; one of them."""
+
+REFINEMENTS = ("bias_correction", "tune", "distill", "output")
+"""What may follow, in this order."""
+
+BEST = "least_squares+distill+output"
+"""What the measurements in README recommend."""
+
+TuningProgress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class CalibrationMethod:
+    """Strategies of calibration, read from their names.
+
+    Attributes
+    ----------
+    scale : "percentile", "least_squares" or "search"
+        Where the scales come from.
+    refinements : frozenset of str
+        Which of "bias_correction", "tune", "distill" and "output" follow.
+    """
+
+    scale: str
+    refinements: frozenset[str]
+
+    @classmethod
+    def parse(cls, given: str) -> CalibrationMethod:
+        """Read names joined by "+", as ``"least_squares+bias_correction"``; "best" is :data:`BEST`.
+
+        Raises
+        ------
+        ValueError
+            For an unknown name, two scale rules, or "tune" with "distill".
+
+        Examples
+        --------
+        >>> CalibrationMethod.parse("tune").scale
+        'percentile'
+        """
+        names = (BEST if given == "best" else given).split("+") if isinstance(given, str) else [given]
+        rules = [name for name in names if name in SCALE_RULES]
+        unknown = [name for name in names if name not in (*SCALE_RULES, *REFINEMENTS)]
+        if unknown or len(rules) > 1 or len(set(names)) < len(names) or {"tune", "distill"} <= set(names):
+            raise ValueError(
+                f"calibration_method must be one of {SCALE_RULES} and any of {REFINEMENTS} (tune or distill) joined "
+                f'by "+", or "best" ({BEST!r}), got {given!r}'
+            )
+        return cls(rules[0] if rules else "percentile", frozenset(names) - set(SCALE_RULES))
+
+    @property
+    def needs_images(self) -> bool:
+        """Whether the images are looked at more than once."""
+        return self.scale == "search" or bool(self.refinements)
+
+
+def refine(
+    draft: Draft,
+    scales: Mapping[str, Tensor],
+    windows: Mapping[str, int],
+    images: Tensor,
+    method: CalibrationMethod,
+    passes: int,
+    progress: TuningProgress,
+) -> dict[str, Tensor]:
+    """Carry out what a method names besides percentiles and least squares; returns the scales, changes the draft.
+
+    Parameters
+    ----------
+    draft : Draft
+        The folded, checked network.
+    scales : dict
+        Path -> scale of each ReLU and of the output.
+    windows : dict
+        Path of each ReLU and of the output, and "input" -> steps of its window.
+    images : Tensor
+        Training images, ``[N, ...]``.
+    method : CalibrationMethod
+        What to do.
+    passes : int
+        How often "tune" and "distill" see every image.
+    progress : callable
+        Called with the steps done and those to do.
+    """
+    found = dict(scales)
+    output = str(draft.last.target)
+    wanted = torch.cat([draft.output(chunk).flatten(1).argmax(1) for chunk in images.split(chunk_size(images))])
+    if method.scale == "search":
+        found = search_scales(draft, found, windows, images, progress)
+    if "bias_correction" in method.refinements:
+        correct_biases(draft, found, windows, images)
+    if "output" in method.refinements:
+        found[output] = output_scale(draft, found, windows, images, wanted)
+        output_of_draft = str(draft.last.target)
+        found[output_of_draft] = found.pop(output)
+        output = output_of_draft
+    if method.refinements & {"tune", "distill"}:
+        found = reconstruct(
+            draft, found, windows, images, weights="distill" in method.refinements, passes=passes, progress=progress
+        )
+        if "output" in method.refinements:
+            found[output] = output_scale(draft, found, windows, images, wanted)
+    return found
+
+
+AT_ONCE = 1 << 22
+"""Input values that go through the whole network together where all of them are looked at layer by layer."""
+
+
+def some_of(images: Tensor) -> Tensor:
+    """As many images, evenly spread, as :data:`AT_ONCE` allows."""
+    count = max(1, AT_ONCE // max(1, images[:1].numel()))
+    if count >= len(images):
+        return images
+    return images[torch.linspace(0, len(images) - 1, count, dtype=torch.float64).round().long()]
+
+
+def search_scales(
+    draft: Draft, scales: Mapping[str, Tensor], windows: Mapping[str, int], images: Tensor, progress: TuningProgress
+) -> dict[str, Tensor]:
+    """Multiply one layer's scales after the other by what brings the network's output nearest to the ANN's.
+
+    Nearest is least in relative entropy of the softmax.
+    """
+    images = some_of(images)[:SEARCH_IMAGES]
+    module = rounded(draft, scales, windows)
+    found = {path: scale.clone() for path, scale in scales.items()}
+    nodes = list(module.graph.nodes)
+    layers = [n for n in nodes if n.op == "call_module" and str(n.target) in found and _is_code(module, n)]
+    factors = [factor for factor in FACTORS if factor != 1.0]
+    with torch.no_grad():
+        wanted = F.log_softmax(draft.output(images).flatten(1), dim=1)
+        values: dict[fx.Node, Any] = {}
+        _run_from(module, nodes, values, images)
+        least = _distance(values, nodes, wanted)
+        kept = values
+        for done, layer in enumerate(layers):
+            path, place = str(layer.target), nodes.index(layer)
+            code = module.get_submodule(path)
+            assert isinstance(code, TTFSActivation)
+            best = 1.0
+            for factor in factors:
+                code.log_scale.add_(math.log(factor))
+                tried = dict(values)
+                _run_from(module, nodes[place:], tried, images)
+                code.log_scale.sub_(math.log(factor))
+                if (distance := _distance(tried, nodes, wanted)) < least:
+                    least, best, kept = distance, factor, tried
+            if best != 1.0:
+                code.log_scale.add_(math.log(best))
+                found[path] = code.scale.double().cpu()
+                values = kept
+            progress(done + 1, len(layers))
+    return found
+
+
+SEARCH_IMAGES = 256
+"""Images that the search looks at."""
+
+FACTORS = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.12, 1.26)
+"""What the search multiplies a layer's scales by."""
+
+
+def _is_code(module: fx.GraphModule, node: fx.Node) -> bool:
+    return isinstance(module.get_submodule(str(node.target)), TTFSActivation)
+
+
+def _run_from(module: fx.GraphModule, nodes: list[fx.Node], values: dict[fx.Node, Any], images: Tensor) -> None:
+    for node in nodes:
+        if node.op != "output":
+            values[node] = images if node.op == "placeholder" else call_node(module, node, values)
+
+
+def _distance(values: dict[fx.Node, Any], nodes: list[fx.Node], wanted: Tensor) -> float:
+    (last,) = nodes[-1].all_input_nodes
+    return float(relative_entropy(values[last].flatten(1), wanted))
+
+
+def relative_entropy(logits: Tensor, wanted: Tensor) -> Tensor:
+    """Of the softmax of logits ``[B, classes]``, from wanted log-probabilities; mean over images."""
+    return F.kl_div(F.log_softmax(logits, dim=1), wanted, reduction="batchmean", log_target=True)
+
+
+def output_scale(
+    draft: Draft, scales: Mapping[str, Tensor], windows: Mapping[str, int], images: Tensor, wanted: Tensor
+) -> Tensor:
+    """The output's scale with which the first spike agrees most often with what the ANN decided.
+
+    Of several first spikes each counts its share. A small scale clips the largest outputs to one value, a large one
+    rounds them to one; where between them fewest are lost, depends on the window.
+
+    Parameters
+    ----------
+    draft, scales, windows
+        The network with its scales and windows.
+    images : Tensor
+        Training images.
+    wanted : Tensor
+        Classes that the ANN decided for.
+    """
+    path = str(draft.last.target)
+    module = rounded(draft, scales, windows)
+    if draft.role_at(draft.last) is not Role.RECTIFIER:
+        module.set_submodule(OUTPUT_CODE, nn.Identity())
+    lowest = 0 if draft.role_at(draft.last) is Role.RECTIFIER else -windows[path]
+    with torch.no_grad():
+        drives = torch.cat([module(chunk).flatten(1) for chunk in images.split(chunk_size(images))])
+        largest = float(drives.abs().max())
+        if not math.isfinite(largest) or largest == 0.0:
+            return scales[path]
+        agreements = []
+        candidates = [largest * 0.97**power for power in range(120)]
+        for scale in candidates:
+            levels = closed_form(drives * (windows[path] / scale), windows[path], lowest)
+            first = levels == levels.amax(dim=1, keepdim=True)
+            share = first.gather(1, wanted.unsqueeze(1)).squeeze(1) / first.sum(dim=1)
+            agreements.append(float(share.mean()))
+    # Of scales that agree alike the middle one: it is the least a matter of these images.
+    most = max(agreements)
+    alike = [scale for scale, agreement in zip(candidates, agreements, strict=True) if agreement >= most - 1e-9]
+    return torch.tensor(alike[len(alike) // 2], dtype=torch.float64)
+
+
+def correct_biases(draft: Draft, scales: Mapping[str, Tensor], windows: Mapping[str, int], images: Tensor) -> None:
+    """Add to every channel's bias what rounding and clipping in front of it take away on average.
+
+    Layer after layer, each with the layers in front of it corrected.
+    """
+    images = some_of(images)
+    layers = set(draft.layers())
+    exact: dict[fx.Node, Any] = {}
+    spiking: dict[fx.Node, Any] = {}
+    shifts: dict[fx.Node, Tensor] = {}
+    nodes = list(draft.module.graph.nodes)
+    last_use = {source: node for node in nodes for source in node.all_input_nodes}
+    with torch.no_grad():
+        for node in nodes:
+            if node.op == "output":
+                break
+            if node.op == "placeholder":
+                exact[node] = images
+                one = torch.ones(())
+                spiking[node] = said(images, one, windows[INPUT]) if draft.encodes_image else images
+                continue
+            path = str(node.target)
+            if draft.role_at(node) is Role.RECTIFIER:
+                (source,) = node.all_input_nodes
+                shifts[node] = shift = _channel_means(exact[source] - spiking[source])
+                exact[node] = call_node(draft.module, node, exact)
+                spiking[node] = said(spiking[source] + shift, scales[path], windows[path])
+            else:
+                exact[node] = call_node(draft.module, node, exact)
+                spiking[node] = call_node(draft.module, node, spiking)
+                if node in layers:
+                    shifts[node] = _channel_means(exact[node] - spiking[node])
+            for source in [source for source in exact if last_use.get(source) is node]:
+                del exact[source], spiking[source]
+    for node, shift in shifts.items():
+        _shift(draft, node, shift)
+    draft.module.recompile()
+
+
+def _shift(draft: Draft, node: fx.Node, shift: Tensor) -> None:
+    """Add to what a layer's neurons are driven by: in the bias of the layer in front, or in a sum of its own."""
+    rectifies = draft.role_at(node) is Role.RECTIFIER
+    source = node.all_input_nodes[0] if rectifies else node
+    before: Any = draft.module_at(source) if source.op == "call_module" else None
+    if isinstance(before, WEIGHTED) and (not rectifies or len(source.users) == 1) and shift.numel() == _outputs(before):
+        _give_bias(draft, before)
+        biased: Any = before
+        biased.bias.data.add_(shift.flatten())
+    elif rectifies:
+        correction = Affine(torch.ones_like(shift), shift)
+        inserted = draft.insert(f"{node.target}_correction", correction, source, draft.shape_at(source))
+        node.replace_input_with(source, inserted)
+        draft.log(str(inserted.target), operation="bias correction", became="part of the neurons' bias", exact="exact")
+
+
+def _channel_means(values: Tensor) -> Tensor:
+    """Mean of each channel over batch and positions, ``[C, 1, ...]``."""
+    others = [dim for dim in range(values.dim()) if dim != 1]
+    return values.mean(dim=others, keepdim=True)[0]
+
+
+def said(drive: Tensor, scale: Tensor, window: int, lowest: int = 0) -> Tensor:
+    """What held neurons of this scale and window say of their drive, in its units."""
+    scale = scale.to(drive)
+    return closed_form(drive * (window / scale), window, lowest) * (scale / window)
+
+
+def reconstruct(
+    draft: Draft,
+    scales: Mapping[str, Tensor],
+    windows: Mapping[str, int],
+    images: Tensor,
+    *,
+    weights: bool,
+    passes: int,
+    progress: TuningProgress,
+    learning_rate: float = 1e-3,
+    scale_rate: float = 1e-2,
+    batch: int = 50,
+    activations: float = 1.0,
+    local: bool = False,
+) -> dict[str, Tensor]:
+    """Let the rounded network learn to give what the ANN gives, in every layer and at the end; returns the scales.
+
+    Raises
+    ------
+    ConversionError
+        If it diverges.
+    """
+    teacher = copy.deepcopy(draft.module)
+    for _, layer in draft.steps():
+        if isinstance(layer, WEIGHTED):
+            _give_bias(draft, layer)
+    module = rounded(draft, scales, windows)
+    kinds = _parameters(module, weights)
+    paths = {str(node.target) for node in draft.layers() if draft.role_at(node) is Role.RECTIFIER}
+    if images.dim() == 4:
+        module, teacher = (each.to(memory_format=torch.channels_last) for each in (module, teacher))  # type: ignore[call-overload]
+    optimizer = torch.optim.Adam(
+        [{"params": kinds["scales"], "lr": scale_rate}, {"params": kinds["others"], "lr": learning_rate}]
+    )
+    steps_of_a_pass = math.ceil(len(images) / batch)
+    total = passes * steps_of_a_pass
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * step / total)))
+    generator = torch.Generator().manual_seed(0)
+    with torch.enable_grad():
+        for done in range(total):
+            if done % steps_of_a_pass == 0:
+                order = torch.randperm(len(images), generator=generator)
+            place = (done % steps_of_a_pass) * batch
+            chosen = images[order[place : place + batch]]
+            with torch.no_grad():
+                wanted, logits = values_at(teacher, chosen, paths)
+            given, answers = values_at(module, chosen, paths)
+            loss = relative_entropy(answers.flatten(1), F.log_softmax(logits.flatten(1), dim=1))
+            shares = [
+                (given[p] - wanted[p]).square().mean() / wanted[p].square().mean().clamp(min=1e-12) for p in paths
+            ]
+            loss = loss + activations * sum(shares) / max(1, len(shares))
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            schedule.step()
+            progress(min(done + 1, total), total)
+    return _take_back(draft, module, scales)
+
+
+def _outputs(layer: Any) -> int:
+    return int(layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels)
+
+
+def _give_bias(draft: Draft, layer: Any) -> None:
+    """Let a layer with weights have a bias."""
+    if layer.bias is None:
+        zeros = torch.zeros(_outputs(layer), dtype=draft.dtype, device=draft.device)
+        layer.bias = nn.Parameter(zeros, requires_grad=False)
+
+
+def _parameters(module: fx.GraphModule, weights: bool) -> dict[str, list[nn.Parameter]]:
+    kinds: dict[str, list[nn.Parameter]] = {"scales": [], "others": []}
+    for each in module.modules():
+        if isinstance(each, TTFSActivation):
+            kinds["scales"] += list(each.parameters())
+        elif isinstance(each, WEIGHTED):
+            kinds["others"] += [p for name, p in each.named_parameters() if weights or name == "bias"]
+    for parameter in module.parameters():
+        parameter.requires_grad_(False)
+    for parameter in [*kinds["scales"], *kinds["others"]]:
+        parameter.requires_grad_(True)
+    return kinds
+
+
+def _take_back(draft: Draft, module: fx.GraphModule, scales: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Put the learned numbers into the draft; returns the scales."""
+    found = {}
+    with torch.no_grad():
+        learned = module.state_dict()
+        for name, tensor in draft.module.state_dict().items():
+            tensor.copy_(learned[name])
+        for path, scale in scales.items():
+            code = module.get_submodule(path)
+            if not isinstance(code, TTFSActivation):
+                code = module.get_submodule(OUTPUT_CODE)
+            assert isinstance(code, TTFSActivation)
+            found[path] = code.scale.detach().double().cpu().reshape(scale.shape)
+    if not all(bool(torch.isfinite(each).all()) for each in [*found.values(), *draft.module.state_dict().values()]):
+        raise ConversionError("tuning diverged: the weights are not finite any more")
+    return found

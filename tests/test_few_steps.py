@@ -1,0 +1,422 @@
+"""Few steps: calibration that tunes, networks that train with the rounding of their spikes, windows of their own."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from random_chains import MANY, SOME
+from random_graphs import random_nets
+from torch import nn
+from torch.nn import functional as F
+
+import quartz_plugin
+from quartz_plugin import ConversionError, TTFSActivation
+from quartz_plugin.convert.calibrate import QuantileSketch
+from quartz_plugin.convert.check import check
+from quartz_plugin.convert.fold import fold
+from quartz_plugin.convert.rounding import values_at
+from quartz_plugin.convert.trace import trace
+from quartz_plugin.convert.tune import CalibrationMethod, output_scale
+from quartz_plugin.graph import module_nodes
+
+PREPROCESSING = ((0.4, 0.5, 0.6), (0.2, 0.25, 0.3))
+
+
+class Residual(nn.Module):
+    """A convolution with a batch norm, a block with a shortcut, pooling, dropout and a linear layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 6, 3, padding=1, bias=False), nn.BatchNorm2d(6)
+        self.first, self.second = nn.Conv2d(6, 6, 3, padding=1), nn.Conv2d(6, 6, 3, padding=1)
+        self.relu, self.clipped = nn.ReLU(), nn.ReLU6()
+        self.pool, self.drop, self.head = nn.MaxPool2d(2), nn.Dropout(0.5), nn.Linear(6 * 16, 4)
+
+    def forward(self, x):
+        x = self.relu(self.norm(self.conv(x)))
+        x = F.relu(self.second(self.clipped(self.first(x))) + x)
+        return self.head(self.drop(self.pool(x).flatten(1)))
+
+
+@pytest.fixture
+def images():
+    return torch.rand(64, 3, 8, 8)
+
+
+@pytest.fixture
+def ann(images):
+    net = Residual()
+    net.train()
+    net((images - 0.5) / 0.25)
+    return net.eval()
+
+
+def distance(ann, snn, images):
+    mean, std = (torch.tensor(value).view(1, 3, 1, 1) for value in PREPROCESSING)
+    with torch.no_grad():
+        return float((snn(images) - ann((images - mean) / std)).square().mean())
+
+
+# --- the activation ---------------------------------------------------------------------------------------------------
+
+
+def test_the_activation_says_what_held_neurons_say():
+    x = torch.linspace(-1, 4, 1001)
+    said = TTFSActivation(5, 2.0)(x)
+    assert torch.allclose(said, torch.floor(x.clamp(0, 2) * 2 + 0.5) / 2)
+    signed = TTFSActivation(5, 2.0, signed=True)(x)
+    assert torch.allclose(signed, torch.floor(x.clamp(-2, 2) * 2 + 0.5) / 2)
+
+
+def test_the_activations_gradients_are_straight_through():
+    code = TTFSActivation(5, 2.0)
+    x = torch.tensor([[-1.0, 0.3, 1.1, 3.0]], requires_grad=True)
+    code(x).sum().backward()
+    assert x.grad.tolist() == [[0.0, 1.0, 1.0, 0.0]]
+    # Of the scale: what is said less what is driven inside, all of it beyond, divided by the root of units and steps.
+    inside = (0.5 - 0.3) + (1.0 - 1.1)
+    assert float(code.log_scale.grad) == pytest.approx((inside + 2.0) / math.sqrt(4 * 4))
+
+
+@pytest.mark.parametrize("scale", [0.0, -1.0, float("nan"), float("inf")])
+def test_the_activation_refuses_scales_that_are_none(scale):
+    with pytest.raises(ValueError, match="positive and finite"):
+        TTFSActivation(4, scale)
+    with pytest.raises(ValueError, match="t_max"):
+        TTFSActivation(1)
+
+
+def test_a_scale_never_exceeds_its_ceiling():
+    assert TTFSActivation(4, 9.0, ceiling=6.0).scale.item() == 6.0
+
+
+# --- calibration ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("window", [1, 3, 15])
+def test_least_squares_finds_the_scale_that_a_search_over_all_values_finds(window):
+    values = torch.randn(2, 5000).abs() ** 1.5
+    sketch = QuantileSketch(2, 64)
+    for part in values.split(1000, dim=1):
+        sketch.update(part)
+    found = sketch.least_squares(window)
+
+    def lost(channel, scale):
+        levels = torch.floor((values[channel] * window / scale).clamp(0, window) + 0.5)
+        return float((levels * scale / window - values[channel]).square().mean())
+
+    for channel in range(2):
+        least = min(lost(channel, scale) for scale in torch.linspace(0.05, float(values[channel].max()), 800).tolist())
+        assert lost(channel, float(found[channel])) <= 1.03 * least
+
+
+@pytest.mark.parametrize(
+    "method",
+    ["least_squares", "search", "bias_correction", "search+bias_correction", "tune", "least_squares+distill", "best"],
+)
+@pytest.mark.parametrize("granularity", ["layer", "channel"])
+def test_better_calibration_is_nearer_to_the_ann(ann, images, method, granularity):
+    def convert(calibration_method):
+        windows = {"default": 4, "input": 32, "output": 64}
+        return quartz_plugin.convert(
+            ann, images, windows, preprocessing=PREPROCESSING, granularity=granularity,
+            calibration_method=calibration_method, tuning_passes=30,
+        )  # fmt: skip
+
+    plain, better = convert("percentile"), convert(method)
+    assert distance(ann, better, images) < distance(ann, plain, images)
+    assert better.graph.settings["calibration_method"] == method
+    stepped = better.run(images[:4], engine="stepped")
+    for name, steps in better.run(images[:4], engine="analytic").spike_steps.items():
+        assert float((steps != stepped.spike_steps[name]).float().mean()) < 0.01
+
+
+def test_tuning_leaves_the_ann_and_the_random_state_alone_and_is_repeatable(ann, images):
+    before = {name: tensor.clone() for name, tensor in ann.state_dict().items()}
+    state = torch.get_rng_state()
+    options = {"calibration_method": "distill", "tuning_passes": 1, "preprocessing": PREPROCESSING}
+    one, other = (quartz_plugin.convert(ann, images, 4, **options) for _ in range(2))
+    assert torch.equal(state, torch.get_rng_state())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in ann.state_dict().items())
+    assert torch.allclose(one(images), other(images), atol=1e-3)
+
+
+def test_tuning_tells_how_far_it_is(ann, images):
+    told = []
+    quartz_plugin.convert(
+        ann, images, 4, calibration_method="distill", tuning_passes=2, tuning_progress=lambda *step: told.append(step)
+    )
+    assert told[-1][0] == told[-1][1] == len(told)
+
+
+def test_bias_correction_takes_the_mean_error_out_of_every_channel(images):
+    ann = nn.Sequential(nn.Conv2d(3, 5, 3), nn.ReLU(), nn.Conv2d(5, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3))
+    plain, corrected = (
+        quartz_plugin.convert(ann, images, 3, calibration_method=method) for method in ("percentile", "bias_correction")
+    )
+    with torch.no_grad():
+        wanted = ann(images)
+        errors = [float((snn.run(images).membrane - wanted).mean(0).abs().max()) for snn in (plain, corrected)]
+    assert errors[1] < 1e-4 < errors[0]
+
+
+def test_bias_correction_of_a_sum_of_paths_stands_in_the_report(ann, images):
+    snn = quartz_plugin.convert(ann, images, 4, calibration_method="bias_correction", preprocessing=PREPROCESSING)
+    rows = [row for row in snn.report if row["operation"] == "bias correction"]
+    assert [row["became"] for row in rows] == ["part of the neurons' bias"]
+
+
+def test_the_outputs_scale_is_that_of_most_agreement(images):
+    ann = nn.Sequential(nn.Flatten(), nn.Linear(192, 6))
+    draft = check(fold(trace(ann, images[:1])))
+    wanted = ann(images).argmax(1)
+    scale = output_scale(draft, {"1": torch.tensor(1.0)}, {"1": 1, "input": 255}, images, wanted)
+
+    def agreement(s):
+        with torch.no_grad():
+            levels = torch.floor((ann(torch.floor(images * 255 + 0.5) / 255) / s).clamp(-1, 1) + 0.5)
+        first = levels == levels.amax(1, keepdim=True)
+        return float((first.gather(1, wanted[:, None]).squeeze(1) / first.sum(1)).mean())
+
+    assert agreement(float(scale)) >= max(agreement(s) for s in torch.linspace(0.05, 3, 60).tolist()) - 0.02
+
+
+@pytest.mark.parametrize(
+    "method", ["", "fastest", "percentile+least_squares", "tune+distill", "tune+tune", "percentile,tune", None, 3]
+)
+def test_an_unknown_method_is_refused_by_name(ann, images, method):
+    with pytest.raises(ValueError, match="calibration_method must be"):
+        quartz_plugin.convert(ann, images, calibration_method=method)
+
+
+def test_best_is_a_method_of_names():
+    assert CalibrationMethod.parse("best").needs_images
+
+
+@pytest.mark.parametrize("passes", [0, -1, 1.5, True])
+def test_passes_are_counted(ann, images, passes):
+    with pytest.raises(ValueError, match="tuning_passes"):
+        quartz_plugin.convert(ann, images, calibration_method="tune", tuning_passes=passes)
+
+
+def test_tuning_of_several_processes_is_refused(ann, images):
+    with pytest.raises(ValueError, match="one process"):
+        quartz_plugin.convert(ann, images, calibration_method="tune", distributed=True)
+
+
+# --- windows of their own ---------------------------------------------------------------------------------------------
+
+
+def test_windows_go_by_name_and_the_rest_by_default(ann, images):
+    snn = quartz_plugin.convert(ann, images, {"default": 5, "input": 32, "output": 9, "clipped": 3})
+    lengths = {name: window.length + 1 for name, window in snn.windows.items()}
+    assert (lengths["input"], lengths["output"], lengths["clipped"]) == (32, 9, 3)
+    assert set(lengths.values()) == {5, 32, 9, 3}
+    assert snn.n_steps == 31 + 4 + 2 + 4 + 8 + 8 + 1
+
+
+def test_windows_without_a_name_or_a_default_are_refused(ann, images):
+    with pytest.raises(ValueError, match="no window for the layer 'relu'"):
+        quartz_plugin.convert(ann, images, {"input": 32})
+    with pytest.raises(ValueError, match="no layer or block is called 'nobody'"):
+        quartz_plugin.convert(ann, images, {"default": 4, "nobody": 32})
+
+
+def test_layers_win_over_windows_of_the_same_name(ann, images):
+    snn = quartz_plugin.convert(ann, images, {"default": 5, "input": 32}, layers={"input": {"t_max": 8}})
+    assert snn.t_max == 8
+
+
+@SOME
+@given(random_nets(), st.integers(0, 30))
+def test_allocated_steps_are_those_that_an_inference_takes(net, spare):
+    plain = net.convert(2)
+    windows = quartz_plugin.allocate_steps(
+        net.ann, net.images, plain.n_steps + spare, choices=(2, 3, 5), preprocessing=net.preprocessing
+    )
+    snn = net.convert(windows)
+    assert snn.n_steps <= plain.n_steps + spare
+    assert set(windows) == {*snn.windows}
+
+
+def test_steps_go_where_they_help_most(images):
+    ann = nn.Sequential(
+        nn.Conv2d(3, 5, 3), nn.ReLU(), nn.Conv2d(5, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 8), nn.ReLU(),
+        nn.Linear(8, 3),
+    )  # fmt: skip
+    windows = quartz_plugin.allocate_steps(ann, images, 60)
+    snn = quartz_plugin.convert(ann, images, windows, calibration_method="least_squares")
+    uniform = quartz_plugin.convert(ann, images, 10, calibration_method="least_squares")
+    assert snn.n_steps <= uniform.n_steps + 5
+    assert len(set(windows.values())) > 1
+    with pytest.raises(ValueError, match="at least 7"):
+        quartz_plugin.allocate_steps(ann, images, 6)
+
+
+# --- the first layer on the image -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("granularity", ["layer", "channel"])
+@pytest.mark.parametrize("neuron", [{}, {"hold": False}, {"rectifier": "silent"}, quartz_plugin.PAPER])
+def test_a_dense_first_layer_encodes_what_it_computes(ann, images, neuron, granularity):
+    options = {"preprocessing": PREPROCESSING, "granularity": granularity, **neuron}
+    snn = quartz_plugin.convert(ann, images, 16, first_layer="dense", **options)
+    usual = quartz_plugin.convert(ann, images, 16, **options)
+    assert len(snn.windows) == len(usual.windows) - 1
+    assert snn.n_steps <= usual.n_steps - 15
+    mean, std = (torch.tensor(value).view(1, 3, 1, 1) for value in PREPROCESSING)
+    with torch.no_grad():
+        first = F.relu(ann.norm(ann.conv((images - mean) / std)))
+        values = snn.values_to_encode(images)
+    scale = snn.front.scale
+    assert torch.allclose(values, (first / scale).clamp(max=1), atol=1e-5)
+    results = [snn.run(images[:3], engine=engine) for engine in ("stepped", "event")]
+    for name, steps in results[0].spike_steps.items():
+        assert float((steps != results[1].spike_steps[name]).float().mean()) < 0.01
+    assert quartz_plugin.verify(ann, snn, images[:8]).agreement >= 0.5
+
+
+def test_a_dense_first_layer_survives_files_copies_and_stepping_by_hand(ann, images, tmp_path):
+    snn = quartz_plugin.convert(ann, images, 8, first_layer="dense", preprocessing=PREPROCESSING)
+    snn.save(tmp_path / "snn.safetensors")
+    again = quartz_plugin.load(tmp_path / "snn.safetensors")
+    assert torch.equal(again(images), snn(images))
+    net = snn.to_snntorch()
+    values = snn.values_to_encode(images)
+    spikes = torch.stack([net(s) for s in quartz_plugin.encode(values, snn.t_max, snn.n_steps)])
+    assert torch.equal(snn.decode(spikes), snn.run(images, engine="stepped").logits)
+
+
+def test_a_dense_first_layer_needs_one_layer_and_its_relu(images):
+    two = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 2))
+    with pytest.raises(ConversionError, match="'1' stands in the way"):
+        quartz_plugin.convert(two, images, first_layer="dense")
+    with pytest.raises(ConversionError, match="the output stands in the way"):
+        quartz_plugin.convert(nn.Sequential(nn.Linear(8, 2)), images, first_layer="dense")
+    with pytest.raises(ValueError, match="first_layer must be"):
+        quartz_plugin.convert(two, images, first_layer="analog")
+
+
+# --- training ---------------------------------------------------------------------------------------------------------
+
+
+def assert_the_spikes_say_what_was_trained(net, snn, images):
+    """Layer by layer, but for sums that end within rounding of a half."""
+    called = [(str(node.target), module) for node, module in module_nodes(net.network)]
+    codes = {path: module for path, module in called if isinstance(module, TTFSActivation) and not module.signed}
+    with torch.no_grad():
+        trained, logits = values_at(net.network, images.to(snn.graph.dtype), codes)
+    result = snn.run(images, engine="stepped")
+    names = [name for name in snn.windows if name != result.output or not result.signed_output]
+    assert len(names) == len(codes)
+    for name, (path, code) in zip(names, codes.items(), strict=True):
+        levels = torch.round(trained[path] * (code.window / code.scale))
+        assert float((levels != result.levels(name)).float().mean()) <= 2e-3, name
+    near = (result.logits - logits).abs() < 1e-4 * (1 + logits.abs())
+    assert float(near.float().mean()) > 0.95
+
+
+@pytest.mark.parametrize("first_layer", ["spiking", "dense"])
+@pytest.mark.parametrize("granularity", ["layer", "channel"])
+def test_the_spiking_network_is_the_trained_one(ann, images, granularity, first_layer):
+    labels = torch.randint(4, (64,))
+    net = quartz_plugin.prepare(
+        ann, images, {"default": 4, "input": 16}, granularity=granularity, first_layer=first_layer,
+        preprocessing=PREPROCESSING,
+    )  # fmt: skip
+    assert net.training
+    optimizer = torch.optim.Adam(net.parameters(), 1e-2)
+    losses, scales = [], [m.scale.detach().clone() for m in net.modules() if isinstance(m, TTFSActivation)]
+    for _ in range(25):
+        optimizer.zero_grad()
+        losses.append(F.cross_entropy(net(images), labels))
+        losses[-1].backward()
+        optimizer.step()
+    assert losses[-1] < 0.8 * losses[0]
+    moved = [m.scale for m in net.modules() if isinstance(m, TTFSActivation)]
+    assert any(not torch.equal(one, other) for one, other in zip(scales, moved, strict=True))
+    snn = net.eval().to_spiking()
+    assert snn.graph.settings["first_layer"] == first_layer
+    assert_the_spikes_say_what_was_trained(net, snn, images)
+
+
+@MANY
+@given(random_nets(dtypes=(torch.float64,)), st.integers(2, 9))
+def test_random_networks_say_what_was_prepared(net, t_max):
+    try:
+        prepared = quartz_plugin.prepare(net.ann, net.images, t_max, preprocessing=net.preprocessing)
+    except ConversionError as refusal:
+        assert "neurons come about only when batch norms are folded" in str(refusal)  # noqa: PT017
+        return
+    prepared.eval()
+    assert_the_spikes_say_what_was_trained(prepared, prepared.to_spiking(), net.images)
+
+
+def test_preparing_leaves_the_ann_alone_and_refuses_what_training_does(ann, images):
+    before = {name: tensor.clone() for name, tensor in ann.state_dict().items()}
+    net = quartz_plugin.prepare(ann, images, 4)
+    net(images).sum().backward()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in ann.state_dict().items())
+    assert all(parameter.grad is None for parameter in ann.parameters())
+    assert not ann.training
+    with pytest.raises(ValueError, match="changes weights"):
+        quartz_plugin.prepare(ann, images, 4, calibration_method="distill")
+
+
+def test_a_trained_network_refuses_early_spikes(ann, images):
+    net = quartz_plugin.prepare(ann, images, 4)
+    with pytest.raises(ValueError, match="give hold=True"):
+        quartz_plugin.convert(net.network, images, hold=False)
+
+
+def test_activations_in_a_network_of_ones_own_become_its_layers(images):
+    ann = nn.Sequential(
+        nn.Flatten(), nn.Linear(192, 8), TTFSActivation(6, 1.5), nn.Linear(8, 3), TTFSActivation(4, 2.0, signed=True)
+    )
+    snn = quartz_plugin.convert(ann, images, 256)
+    assert [window.length + 1 for window in snn.windows.values()] == [256, 6, 4]
+    with torch.no_grad():
+        near = (snn(images) - ann(torch.floor(images * 255 + 0.5) / 255)).abs() < 1e-5
+    assert float(near.float().mean()) > 0.98
+    ann[2].signed = True
+    with pytest.raises(ConversionError, match="signed"):
+        quartz_plugin.convert(ann, images)
+
+
+# --- the output's membranes -------------------------------------------------------------------------------------------
+
+
+@SOME
+@given(random_nets(dtypes=(torch.float64,)), st.sampled_from([{}, {"hold": False}, quartz_plugin.PAPER]))
+def test_membranes_are_what_the_output_rounds_and_all_engines_agree(net, neuron):
+    snn = net.convert(7, **neuron)
+    stepped = snn.run(net.images, engine="stepped")
+    layer = snn.graph.layers[-1]
+    window = layer.neuron.clock.window
+    drive = stepped.membrane * (window / snn.graph.output_scale)
+    if snn.graph.hold:
+        # Levels are membranes, rounded and clipped.
+        lowest = -window if stepped.signed_output else 0
+        levels = torch.floor(drive.clamp(lowest, window) + 0.5)
+        wrong = (levels != stepped.levels(layer.name)) & ((drive + 0.5) % 1 > 1e-6) & ((drive + 0.5) % 1 < 1 - 1e-6)
+        assert not bool(wrong.any())
+    for engine in ("event", "analytic") if snn.graph.hold else ("event",):
+        other = snn.run(net.images, engine=engine, record=False)
+        same = [torch.equal(other.spike_steps[layer.name], stepped.spike_steps[layer.name])]
+        if all(same):
+            assert torch.allclose(other.membrane, stepped.membrane, atol=1e-6 * snn.graph.output_scale + 1e-9)
+
+
+def test_surrogate_gradients_reach_the_membranes(images):
+    ann = nn.Sequential(nn.Flatten(), nn.Linear(192, 8), nn.ReLU(), nn.Linear(8, 3))
+    for options in ({}, dict(quartz_plugin.PAPER)):
+        snn = quartz_plugin.convert(ann, images, 5, **options)
+        plain = snn.run(images, engine="stepped").membrane
+        for parameter in snn.parameters():
+            parameter.requires_grad_(True)
+        result = snn.run(images[:8], engine="stepped")
+        assert torch.allclose(result.membrane, plain[:8], atol=1e-5)
+        result.membrane.sum().backward()
+        assert all(parameter.grad is not None for parameter in snn.parameters() if parameter.dim() > 1)
