@@ -39,7 +39,7 @@ PUBLISHED = ("#222222", "#8a7460", "#5f7a94")
 POINTS = 200_000
 """At most so many units are counted in one panel of :func:`activations`."""
 
-OPTIONS = ("hold", "bias", "rectifier", "percentile", "output_percentile", "granularity")
+OPTIONS = ("calibration_method", "hold", "bias", "rectifier", "percentile", "output_percentile", "granularity")
 """Columns of a sweep that are options of ``convert``: :func:`error_curves` draws a line for each combination."""
 
 COLUMNS: dict[str, tuple[str, float]] = {

@@ -118,7 +118,14 @@ def test_sweep_writes_one_row_for_each_t_max_and_neuron(after_run):
         ("True", "synapse", "spike"),
         ("True", "synapse", "silent"),
     }
-    for name in ("error_t_max", "error_operations", "error_synops", "error_energy", "error_energy_paper"):
+    for name in (
+        "error_t_max",
+        "error_steps",
+        "error_operations",
+        "error_synops",
+        "error_energy",
+        "error_energy_paper",
+    ):
         assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
     by_kind = {row["rectifier"]: row for row in rows if row["hold"] == "True" and row["t_max"] == "3"}
     assert by_kind["spike"]["accuracy"] == by_kind["silent"]["accuracy"]

@@ -13,10 +13,11 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 import lightning
@@ -428,7 +429,7 @@ class QuartzTrainer(lightning.Trainer):
         decisions = None if model.fitted_on is None else model.decisions
         spiking = SpikingClassifier(network, model.classes, decisions, engine, model.cost_images)
         super().test(spiking, datamodule=datamodule, verbose=False)
-        return spiking.figures
+        return {**spiking.figures, "t_max": float(_common_t_max(network))}
 
     @torch.no_grad()
     def predict(  # type: ignore[override]
@@ -483,13 +484,21 @@ class QuartzTrainer(lightning.Trainer):
                 print(f"wrote {drawn[picture.name]}\n")
         return found
 
-    def figures(self, model: Classifier, datamodule: Any, sweep: str | None = None, output: str | None = None) -> None:
-        """Draw the paper's figures from a sweep's file: error against T_max, operations and energy, ours beside theirs.
+    def figures(
+        self,
+        model: Classifier,
+        datamodule: Any,
+        sweep: str | None = None,
+        trained: list[str] | None = None,
+        output: str | None = None,
+    ) -> None:
+        """Draw a sweep: error against T_max, steps, operations and energy, with the figures of the paper and of others.
 
         Args:
             model: The classifier, which knows the published figures.
             datamodule: Not used.
             sweep: CSV file that sweep wrote; default sweep.csv in the trainer's folder.
+            trained: JSON files that test wrote of networks trained with t_max, on the same images.
             output: Folder for the pictures; default the file's.
         """
         path = self._file(sweep, "sweep.csv")
@@ -503,12 +512,22 @@ class QuartzTrainer(lightning.Trainer):
         drawn = [row for row in rows if all(row.get(name) == rows[0].get(name) for name in same)]
         if len(drawn) < len(rows):
             _say(f"{len(rows) - len(drawn)} rows of other networks, images or layers are left out")
-        self._draw_sweep(model, drawn, Path(output) if output is not None else path.parent)
+        others = {"trained": [figures for file in trained or [] for figures in _spiking_figures(file)]}
+        if strange := {figures["images"] for figures in others["trained"]} - {rows[0]["images"]}:
+            raise ValueError(f"the sweep is of {rows[0]['images']:.0f} images, and --trained of {strange}")
+        self._draw_sweep(model, drawn, Path(output) if output is not None else path.parent, others)
 
-    def _draw_sweep(self, model: Classifier, rows: list[dict[str, Any]], folder: Path) -> None:
+    def _draw_sweep(
+        self,
+        model: Classifier,
+        rows: list[dict[str, Any]],
+        folder: Path,
+        others: Mapping[str, Sequence[Mapping[str, float]]] = MappingProxyType({}),
+    ) -> None:
         # What was published of other images has no place beside these.
         alike = rows[0].get("classes", model.published_classes) == model.published_classes
-        pictures = pictures_of_sweep(rows, rows[0]["ann_accuracy"], model.published if alike else None)
+        beside = {**others, **(model.published if alike else {})}
+        pictures = pictures_of_sweep(rows, rows[0]["ann_accuracy"], {name: of for name, of in beside.items() if of})
         for picture in (_save_pictures(folder, pictures) or {}).values():
             _say(f"wrote {picture}")
 
@@ -716,7 +735,10 @@ class QuartzTrainer(lightning.Trainer):
             said = ", ".join(f"{name} {options[name]}" for name in TOLD)
             _say(f"{number} of {len(points)}: {said}: {took}", flush=True)
         _say(f"\nANN accuracy {100 * ann['accuracy']:.2f} %, {fixed['images']:,.0f} test images")
-        _say(format_table([*TOLD, *SHOWN], [[_rounded(row[name]) for name in (*TOLD, *SHOWN)] for row in rows]))
+        shown = [
+            name for name in (*TOLD, *SHOWN) if name != "calibration_method" or calibration_method != ["percentile"]
+        ]
+        _say(format_table(shown, [[_rounded(row[name]) for name in shown] for row in rows]))
         _say(f"\nwrote {path}")
         self._draw_sweep(model, rows, path.parent)
 
@@ -921,11 +943,22 @@ def _with_notes(snn: SpikingNetwork, model: Classifier, datamodule: Any) -> Spik
     return snn
 
 
+def _inner_windows(network: SpikingNetwork) -> list[int]:
+    """``T`` of the layers between input and output; the output's where there are none."""
+    windows = [window.length + 1 for window in network.windows.values()]
+    return windows[1:-1] or windows[-1:]
+
+
+def _common_t_max(network: SpikingNetwork) -> int:
+    """``T`` of most layers, the smallest of several."""
+    inner = _inner_windows(network)
+    return max(sorted(set(inner)), key=inner.count)
+
+
 def _named(network: SpikingNetwork) -> str:
     """Its T: that of most layers, and what input and output have of their own."""
     *_, last = windows = {name: window.length + 1 for name, window in network.windows.items()}
-    inner = [t for name, t in windows.items() if name not in (INPUT, last)] or [windows[last]]
-    common = max(set(inner), key=inner.count)
+    inner, common = _inner_windows(network), _common_t_max(network)
     own = [f"{name} {t}" for name, t in ((INPUT, windows[INPUT]), ("output", windows[last])) if t != common]
     own += ["others differ"] if len(set(inner)) > 1 else []
     return f"SNN, T = {common}" + (f" ({', '.join(own)})" if own else "")
@@ -955,6 +988,25 @@ def _write_figures(path: Path, figures: dict[str, Figures]) -> None:
         write_csv(path, rows)
     else:
         write_atomically(path, (json.dumps(rows, indent=2) + "\n").encode())
+
+
+def _spiking_figures(path: str) -> list[dict[str, Any]]:
+    """The figures of the spiking networks in a file that test wrote.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        If there is no such file, or it holds none.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no file {path}: test writes test.json")
+    try:
+        found = [row for row in json.loads(Path(path).read_text()) if "t_max" in row]
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path} is not a file that test wrote") from error
+    if not found:
+        raise ValueError(f"{path} holds the figures of no spiking network: give test a network with --snn")
+    return found
 
 
 def _rounded(value: Any) -> Any:

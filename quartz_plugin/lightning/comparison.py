@@ -204,12 +204,13 @@ def pictures_of_sweep(
     ann_accuracy: float,
     published: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
 ) -> dict[str, Callable[[], Any]]:
-    """The paper's figures 2, 3 and 4: error against T_max, operations and energy; and against strict operations."""
+    """The paper's figures 2, 3 and 4: error against T_max, operations, energy; and against steps and strict operations."""
     from quartz_plugin import plot
 
     rows = list(rows)
     columns = {
         "error_t_max": "t_max",
+        "error_steps": "steps",
         "error_operations": "operations",
         "error_synops": "synops",
         "error_energy": "energy_loihi",
