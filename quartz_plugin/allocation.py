@@ -104,7 +104,8 @@ def allocate_steps(
         windows[best[1]] = best[2]
     output = str(draft.last.target)
     signed = draft.role_at(draft.last) is not Role.RECTIFIER
-    return {"output" if signed and path == output else path: window + 1 for path, window in windows.items()}
+    layers = [str(node.target) for node in draft.layers()]
+    return {"output" if signed and path == output else path: windows[path] + 1 for path in (INPUT, *layers)}
 
 
 def steps_of(draft: Draft, windows: Mapping[str, int]) -> int:

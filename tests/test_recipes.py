@@ -97,6 +97,87 @@ def rows_of(path):
     return list(csv.DictReader(Path(path).read_text().splitlines()))
 
 
+def test_training_for_few_steps_from_an_ann_to_a_picture(images, here, capsys):
+    common = small(images)
+    recipe("imagenet", "fit", "--trainer.max_epochs=3", "--model.lr=0.1", *common)
+    ann = "--model.weights=runs/imagenet/best.ckpt"
+    few = ("--trainer.default_root_dir=runs/few", "--model.lr=0.02", ann, *common)
+    windows = '--t_max={"default": 3, "input": 16}'
+    recipe("imagenet", "fit", "--trainer.max_epochs=1", windows, *few)
+    recipe("imagenet", "fit", "--trainer.max_epochs=2", "--ckpt_path=runs/few/last.ckpt", *few)
+    said = capsys.readouterr().out
+    assert "wrote runs/few/snn.safetensors" in said
+    checkpoint = torch.load("runs/few/best.ckpt", weights_only=True)
+    assert checkpoint["spikes"]["t_max"] == {"input": 16, "2": 3, "output": 3}
+    assert checkpoint["spikes"]["distillation"] == 0.5
+    trained = quartz_plugin.load("runs/few/snn.safetensors")
+    assert [window.length + 1 for window in trained.windows.values()] == [16, 3, 3]
+    assert trained.graph.settings["class_names"] == ["ant", "bee", "cow"]
+
+    # Converted once more from its checkpoint, with another rectifier: the same values.
+    recipe(
+        "imagenet",
+        "convert",
+        "--ckpt_path=runs/few/best.ckpt",
+        "--rectifier=silent",
+        "--output=silent.safetensors",
+        *few,
+    )
+    pixels = torch.rand(4, 3, 16, 16)
+    silent = quartz_plugin.load("silent.safetensors")
+    assert silent.graph.silent
+    assert torch.equal(silent(pixels), trained(pixels))
+
+    recipe("imagenet", "test", "--ckpt_path=runs/few/best.ckpt", "--snn=runs/few/snn.safetensors", *few)
+    in_training, _, spiking = json.loads(Path("runs/few/test.json").read_text())
+    assert spiking["network"] == "SNN, T = 3 (input 16)"
+    assert spiking["accuracy"] == in_training["accuracy"]
+    assert spiking["agreement"] == 1.0
+    assert 0 <= spiking["accuracy_membrane"] <= 1
+
+    recipe("imagenet", "sweep", "--t_max=[3]", "--hold=[true]", "--rectifier=[spike]", "--bias=[synapse]",
+           "--calibration_method=[percentile, least_squares+tune+output]", "--tuning_passes=1", ann, *common)  # fmt: skip
+    methods = [row["calibration_method"] for row in rows_of("runs/imagenet/sweep.csv")]
+    assert methods == ["percentile", "least_squares+tune+output"]
+    recipe("imagenet", "figures", '--trained=["runs/few/test.json"]', *common)
+    assert Path("runs/imagenet/error_steps.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_steps_are_spent_and_a_first_layer_counted_from_the_command_line(images, here, capsys):
+    common = small(images)
+    recipe("imagenet", "fit", "--trainer.max_epochs=1", "--model.lr=0.1", *common)
+    ann = "--model.weights=runs/imagenet/best.ckpt"
+    recipe("imagenet", "convert", "--total_steps=20", "--calibration_method=least_squares", ann, *common)
+    assert '--t_max \'{"input":' in capsys.readouterr().out
+    assert quartz_plugin.load("runs/imagenet/snn.safetensors").n_steps <= 20
+    recipe("imagenet", "convert", "--first_layer=dense", ann, *common)
+    recipe("imagenet", "test", "--snn=runs/imagenet/snn.safetensors", ann, *common)
+    assert "multiplications of the first layer, on the image" in capsys.readouterr().out
+    *_, spiking = json.loads(Path("runs/imagenet/test.json").read_text())
+    assert spiking["first_layer_macs"] == 8 * 7 * 7 * 27
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("convert", "--calibration_method=fastest"), "calibration_method must be one of"),
+        (("convert", '--t_max={"input": 4}'), "t_max names no window for the layer"),
+        (("fit", "--t_max=4", "--distillation=2"), "distillation is a share from 0 to 1"),
+        (("fit", "--t_max=1"), "t_max must be a whole number of at least 2"),
+        (("figures", "--trained=[nobody.json]"), "no file nobody.json: test writes test.json"),
+    ],
+)
+def test_what_goes_wrong_for_few_steps_ends_in_one_line(images, here, capsys, arguments, message):
+    common = small(images)
+    recipe("imagenet", "fit", "--trainer.max_epochs=1", *common)
+    recipe("imagenet", "sweep", "--t_max=[3]", "--hold=[true]", "--rectifier=[spike]", "--bias=[synapse]",
+           "--model.weights=runs/imagenet/best.ckpt", *common)  # fmt: skip
+    with pytest.raises(SystemExit) as stop:
+        recipe("imagenet", *arguments, "--model.weights=runs/imagenet/best.ckpt", *common)
+    said = str(stop.value.code)
+    assert message in said + capsys.readouterr().err
+
+
 def test_from_fit_to_a_picture(images, here, capsys):
     common = small(images)
     recipe("imagenet", "fit", "--trainer.max_epochs=4", "--model.lr=0.1", *common)
@@ -118,7 +199,7 @@ def test_from_fit_to_a_picture(images, here, capsys):
     said = capsys.readouterr().out
     assert "15 test images, mean; costs: of 7 of them" in said
     ann, _, spiking = json.loads(Path("runs/imagenet/test.json").read_text())
-    assert [ann["network"], spiking["network"]] == ["ANN", "SNN, T = 32"]
+    assert [ann["network"], spiking["network"]] == ["ANN", "SNN, T = 32 (input 64)"]
     assert (ann["images"], ann["cost_images"], spiking["images"], spiking["cost_images"]) == (15, 7, 15, 7)
     assert ann["accuracy"] > 0.6
     assert spiking["agreement"] > 0.6

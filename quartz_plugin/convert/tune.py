@@ -328,11 +328,10 @@ def reconstruct(
     weights: bool,
     passes: int,
     progress: TuningProgress,
-    learning_rate: float = 1e-3,
+    learning_rate: float = 1e-2,
     scale_rate: float = 1e-2,
     batch: int = 50,
-    activations: float = 1.0,
-    local: bool = False,
+    activations: float = 0.1,
 ) -> dict[str, Tensor]:
     """Let the rounded network learn to give what the ANN gives, in every layer and at the end; returns the scales.
 
@@ -346,16 +345,19 @@ def reconstruct(
         if isinstance(layer, WEIGHTED):
             _give_bias(draft, layer)
     module = rounded(draft, scales, windows)
-    kinds = _parameters(module, weights)
+    groups = _parameter_groups(module, weights, learning_rate, scale_rate)
     paths = {str(node.target) for node in draft.layers() if draft.role_at(node) is Role.RECTIFIER}
     if images.dim() == 4:
         module, teacher = (each.to(memory_format=torch.channels_last) for each in (module, teacher))  # type: ignore[call-overload]
-    optimizer = torch.optim.Adam(
-        [{"params": kinds["scales"], "lr": scale_rate}, {"params": kinds["others"], "lr": learning_rate}]
-    )
+    optimizer = torch.optim.Adam(groups)
     steps_of_a_pass = math.ceil(len(images) / batch)
     total = passes * steps_of_a_pass
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * step / total)))
+    warmup = max(1, total // 20)
+
+    def share(step: int) -> float:
+        return min(1.0, (step + 1) / warmup) * 0.5 * (1 + math.cos(math.pi * step / total))
+
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, share)
     generator = torch.Generator().manual_seed(0)
     with torch.enable_grad():
         for done in range(total):
@@ -390,18 +392,23 @@ def _give_bias(draft: Draft, layer: Any) -> None:
         layer.bias = nn.Parameter(zeros, requires_grad=False)
 
 
-def _parameters(module: fx.GraphModule, weights: bool) -> dict[str, list[nn.Parameter]]:
-    kinds: dict[str, list[nn.Parameter]] = {"scales": [], "others": []}
+def _parameter_groups(
+    module: fx.GraphModule, weights: bool, learning_rate: float, scale_rate: float
+) -> list[dict[str, Any]]:
+    """What Adam learns, and how fast: weights and biases in proportion to the size of their layer's weights."""
+    module.requires_grad_(False)
+    groups: list[dict[str, Any]] = []
     for each in module.modules():
         if isinstance(each, TTFSActivation):
-            kinds["scales"] += list(each.parameters())
+            groups.append({"params": list(each.parameters()), "lr": scale_rate})
         elif isinstance(each, WEIGHTED):
-            kinds["others"] += [p for name, p in each.named_parameters() if weights or name == "bias"]
-    for parameter in module.parameters():
-        parameter.requires_grad_(False)
-    for parameter in [*kinds["scales"], *kinds["others"]]:
-        parameter.requires_grad_(True)
-    return kinds
+            chosen = [p for name, p in each.named_parameters() if weights or name == "bias"]
+            groups.append({"params": chosen, "lr": learning_rate * float(each.weight.square().mean().sqrt())})
+    groups = [group for group in groups if group["params"]]
+    for group in groups:
+        for parameter in group["params"]:
+            parameter.requires_grad_(True)
+    return groups
 
 
 def _take_back(draft: Draft, module: fx.GraphModule, scales: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -204,7 +204,7 @@ def pictures_of_sweep(
     ann_accuracy: float,
     published: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
 ) -> dict[str, Callable[[], Any]]:
-    """The paper's figures 2, 3 and 4: error against T_max, operations, energy; and against steps and strict operations."""
+    """Error against T_max, operations, energy (the paper's figures 2, 3, 4), steps and strict operations."""
     from quartz_plugin import plot
 
     rows = list(rows)
