@@ -56,6 +56,8 @@ class TTFSActivation(nn.Module):
         have it and of ``S``.
     ceiling : float, optional
         The scale's upper bound, as a ReLU6 has it.
+    shift : float
+        What a signed activation's value 0 stands for: it says values from ``shift - scale`` to ``shift + scale``.
 
     Raises
     ------
@@ -69,6 +71,7 @@ class TTFSActivation(nn.Module):
     """
 
     log_scale: Tensor
+    shift: Tensor
 
     def __init__(
         self,
@@ -78,13 +81,17 @@ class TTFSActivation(nn.Module):
         signed: bool = False,
         learned: bool = True,
         ceiling: float | None = None,
+        shift: float = 0.0,
     ) -> None:
         super().__init__()
         self.window = window_length(t_max)
         scale = torch.as_tensor(scale, dtype=torch.get_default_dtype()).detach()
         if not bool(torch.isfinite(scale).all() and (scale > 0).all()):
             raise ValueError(f"scale must be positive and finite, got {scale.tolist()}")
+        if not math.isfinite(shift) or (shift and not signed):
+            raise ValueError(f"shift must be a finite number, and 0 unless signed, got {shift}")
         self.signed, self.ceiling = signed, ceiling
+        self.register_buffer("shift", torch.tensor(float(shift)))
         if learned:
             self.log_scale = nn.Parameter(scale.log())
         else:
@@ -108,7 +115,10 @@ class TTFSActivation(nn.Module):
             # A scale that many units share would else learn faster than their weights (arXiv:1902.08153).
             share = 1 / math.sqrt(max(1, x[0].numel() // scale.numel()) * self.window)
             scale = scale * share + (scale * (1 - share)).detach()
-        said: Tensor = _Rounding.apply(x, scale, self.window, -self.window if self.signed else 0)  # type: ignore[no-untyped-call]
+        if self.signed:
+            signed: Tensor = _Rounding.apply(x - self.shift, scale, self.window, -self.window)  # type: ignore[no-untyped-call]
+            return signed + self.shift
+        said: Tensor = _Rounding.apply(x, scale, self.window, 0)  # type: ignore[no-untyped-call]
         return said
 
     def extra_repr(self) -> str:

@@ -102,7 +102,7 @@ class ConvertedGraph:
     input_shape : tuple of int
         Shape of the input's spikes, without the batch.
     output_scale : float
-        The ANN's logit that the value 1 stands for.
+        How much of the ANN's logit the value 1 stands for.
     scales : dict
         For each layer, what the value 1 stands for: a 0-dimensional tensor, or one entry a channel.
     settings : dict
@@ -111,6 +111,8 @@ class ConvertedGraph:
         A row for each module of the ANN (plain JSON values).
     front : DenseFirstLayer or None
         What computes the values that the input's spikes say; None where they say the image.
+    output_shift : float
+        The ANN's logit that the output's value 0 stands for.
     """
 
     module: fx.GraphModule
@@ -121,6 +123,7 @@ class ConvertedGraph:
     settings: dict[str, Any]
     report: list[dict[str, Any]] = field(default_factory=list)
     front: DenseFirstLayer | None = None
+    output_shift: float = 0.0
 
     @property
     def input_window(self) -> Window:

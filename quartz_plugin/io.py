@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import os
 import re
 import tempfile
@@ -136,6 +137,7 @@ def write(graph: ConvertedGraph, path: str | PathLike[str]) -> None:
         "t_max": graph.t_max,
         "input_shape": list(graph.input_shape),
         "output_scale": graph.output_scale,
+        "output_shift": graph.output_shift,
         "settings": graph.settings,
         "report": graph.report,
         "modules": modules,
@@ -238,6 +240,7 @@ def _build(header: dict[str, Any], tensors: dict[str, Tensor]) -> ConvertedGraph
         settings=dict(header["settings"]),
         report=list(header["report"]),
         front=_rebuild_front(header.get("front"), tensors),
+        output_shift=float(header.get("output_shift", 0.0)),
     )
     layers = result.layers
     if not layers or layers[-1].node is not last or {layer.name for layer in layers} != set(scales):
@@ -278,6 +281,8 @@ def _check_header(header: dict[str, Any]) -> None:
         raise ValueError(f"its input shape is {shape!r}")
     if type(scale) not in (int, float) or not 0.0 < scale < float("inf"):
         raise ValueError(f"its output scale is {scale!r}")
+    if not math.isfinite(header.get("output_shift", 0.0)):
+        raise ValueError(f"its output shift is {header['output_shift']!r}")
     if not isinstance(settings, dict) or settings.get("rectifier") not in ("spike", "silent"):
         raise ValueError("its settings lack the rectifier")
     if settings.get("linear") not in ("compose", "pair") or "preprocessing" not in settings:

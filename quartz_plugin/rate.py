@@ -156,7 +156,7 @@ class RateCodedNetwork(nn.Module):
         assert output is not None
         reset(self.net)
         counts = self._counts(emitted, merged, none, steps)
-        return RateResult(output * (self.output_scale / steps), counts, steps)
+        return RateResult(output * (self.output_scale / steps) + self.converted.output_shift, counts, steps)
 
     def _counts(
         self, emitted: dict[str, Tensor], merged: dict[str, Tensor], none: Tensor, steps: int

@@ -178,7 +178,7 @@ def values_side_by_side(
                         f"layer {name!r} has the shape {list(value.shape[1:])} in ann and {list(spiking.shape[1:])} "
                         "in the spiking network: not the same network"
                     )
-                yield name, value, result
+                yield name, value - graph.output_shift if node is last else value, result
             if node is last:
                 yield None, value, result
 

@@ -101,19 +101,21 @@ def test_training_for_few_steps_from_an_ann_to_a_picture(images, here, capsys):
     common = small(images)
     recipe("imagenet", "fit", "--trainer.max_epochs=3", "--model.lr=0.1", *common)
     ann = "--model.weights=runs/imagenet/best.ckpt"
+    train = (ann, *common)
     few = ("--trainer.default_root_dir=runs/few", "--model.lr=0.02", ann, *common)
     windows = '--t_max={"default": 3, "input": 16}'
     recipe("imagenet", "fit", "--trainer.max_epochs=1", windows, *few)
     recipe("imagenet", "fit", "--trainer.max_epochs=2", "--ckpt_path=runs/few/last.ckpt", *few)
     said = capsys.readouterr().out
     assert "wrote runs/few/snn.safetensors" in said
-    checkpoint = torch.load("runs/few/best.ckpt", weights_only=True)
-    assert checkpoint["spikes"]["t_max"] == {"input": 16, "2": 3, "output": 3}
-    assert checkpoint["spikes"]["distillation"] == 0.5
+    told = torch.load("runs/few/best.ckpt", weights_only=True)["spikes"]
+    assert told["t_max"] == {"input": 16, "2": 3, "output": 3}
+    assert told["distillation"] == 0.5
     trained = quartz_plugin.load("runs/few/snn.safetensors")
     assert [window.length + 1 for window in trained.windows.values()] == [16, 3, 3]
     assert trained.graph.settings["class_names"] == ["ant", "bee", "cow"]
 
+    checkpoint = "--ckpt_path=runs/few/best.ckpt"
     # Converted once more from its checkpoint, with another rectifier: the same values.
     recipe(
         "imagenet",
@@ -128,7 +130,7 @@ def test_training_for_few_steps_from_an_ann_to_a_picture(images, here, capsys):
     assert silent.graph.silent
     assert torch.equal(silent(pixels), trained(pixels))
 
-    recipe("imagenet", "test", "--ckpt_path=runs/few/best.ckpt", "--snn=runs/few/snn.safetensors", *few)
+    recipe("imagenet", "test", checkpoint, "--snn=runs/few/snn.safetensors", *few)
     in_training, _, spiking = json.loads(Path("runs/few/test.json").read_text())
     assert spiking["network"] == "SNN, T = 3 (input 16)"
     assert spiking["accuracy"] == in_training["accuracy"]
@@ -136,7 +138,7 @@ def test_training_for_few_steps_from_an_ann_to_a_picture(images, here, capsys):
     assert 0 <= spiking["accuracy_membrane"] <= 1
 
     recipe("imagenet", "sweep", "--t_max=[3]", "--hold=[true]", "--rectifier=[spike]", "--bias=[synapse]",
-           "--calibration_method=[percentile, least_squares+tune+output]", "--tuning_passes=1", ann, *common)  # fmt: skip
+           "--calibration_method=[percentile, least_squares+tune+output]", "--tuning_passes=1", *train)  # fmt: skip
     methods = [row["calibration_method"] for row in rows_of("runs/imagenet/sweep.csv")]
     assert methods == ["percentile", "least_squares+tune+output"]
     recipe("imagenet", "figures", '--trained=["runs/few/test.json"]', *common)
@@ -164,6 +166,7 @@ def test_steps_are_spent_and_a_first_layer_counted_from_the_command_line(images,
         (("convert", '--t_max={"input": 4}'), "t_max names no window for the layer"),
         (("fit", "--t_max=4", "--distillation=2"), "distillation is a share from 0 to 1"),
         (("fit", "--t_max=1"), "t_max must be a whole number of at least 2"),
+        (("fit", "--t_max=4", "--ckpt_path=runs/imagenet/last.ckpt"), "is of an ANN: to train from it with t_max"),
         (("figures", "--trained=[nobody.json]"), "no file nobody.json: test writes test.json"),
     ],
 )
@@ -239,7 +242,7 @@ def test_from_fit_to_a_picture(images, here, capsys):
     for picture in Path("runs/imagenet").glob("error_*.png"):
         picture.unlink()
     recipe("imagenet", "figures")
-    assert len(list(Path("runs/imagenet").glob("error_*.png"))) == 5
+    assert len(list(Path("runs/imagenet").glob("error_*.png"))) == 6
     assert "ANN" in capsys.readouterr().out
 
 

@@ -119,7 +119,7 @@ def convert(
         "percentile", "least_squares" (rounding loses least in each layer) or "search" (the output is nearest to the
         ANN's). Then, if wanted, "bias_correction" (the mean error of rounding goes into the biases); "tune" (scales and
         biases learn, block by block, to give the ANN's activations) or "distill" (all weights learn to give the ANN's
-        activations and output); "output" (the output's scale lets the first spike agree most often with the ANN).
+        activations and output); "output" (the output's range lets the first spike agree most often with the ANN).
         "best" is what README's measurements recommend, :data:`~quartz_plugin.convert.tune.BEST`.
     tuning_passes : int
         How often "tune" and "distill" see every image.
@@ -174,6 +174,8 @@ def convert(
     torch.Size([3, 2])
     """
     _check_options(hold, rectifier, bias, linear, weight_bits)
+    if bias == "spike" and "output" in CalibrationMethod.parse(calibration_method).refinements:
+        raise ValueError('the calibration method "output" shifts biases, which bias="spike" clamps; leave it out')
     scaled = scale(
         ann,
         calibration,

@@ -73,6 +73,7 @@ def emit(
         scales={layer.name: layer.scale for layer in layers},
         settings=settings,
         front=front,
+        output_shift=draft.output_shift,
     )
     ends = graph.arrivals()
     for layer, emitted in zip(layers, graph.layers, strict=True):

@@ -82,7 +82,7 @@ def _take_codes(draft: Draft) -> None:
             draft.remove(first)
     code = draft.module_at(draft.last) if draft.steps() else None
     if isinstance(code, TTFSActivation) and code.signed:
-        draft.output_code = code
+        draft.output_code, draft.output_shift = code, float(code.shift)
         draft.log(str(draft.last.target), became="the output's code", exact="exact with hold")
         draft.remove(draft.last)
     for node, module in draft.steps():

@@ -219,8 +219,9 @@ class _Rescaling:
         )
 
     def _bias(self, node: fx.Node, scale: Tensor, ratio: float) -> Tensor | None:
-        """``A(0) / s_out``, as small a tensor as says it."""
-        bias = (self.biases[node] * (ratio / scale.to(self.draft.device))).to(self.draft.dtype)
+        """``A(0) / s_out``, as small a tensor as says it; an output's is of what it says beyond its shift."""
+        shift = 0.0 if self.draft.role_at(node) is Role.RECTIFIER else self.draft.output_shift
+        bias = ((self.biases[node] - shift) * (ratio / scale.to(self.draft.device))).to(self.draft.dtype)
         if not bool(bias.any()):
             return None
         spatial = tuple(range(1, bias.dim()))

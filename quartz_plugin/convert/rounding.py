@@ -52,7 +52,7 @@ def rounded(draft: Draft, scales: Mapping[str, Tensor], windows: Mapping[str, in
             ceiling = ceiling_of(draft.module_at(original))
             module.set_submodule(path, code(windows[path], scales[path], ceiling=ceiling))
         else:
-            insert_behind(node, OUTPUT_CODE, code(windows[path], scales[path], signed=True))
+            insert_behind(node, OUTPUT_CODE, code(windows[path], scales[path], signed=True, shift=draft.output_shift))
     if draft.encodes_image:
         insert_behind(nodes[draft.input.name], INPUT_CODE, code(windows[INPUT], 1.0, learned=False))
     module.graph.lint()

@@ -121,16 +121,13 @@ def refine(
     if "bias_correction" in method.refinements:
         correct_biases(draft, found, windows, images)
     if "output" in method.refinements:
-        found[output] = output_scale(draft, found, windows, images, wanted)
-        output_of_draft = str(draft.last.target)
-        found[output_of_draft] = found.pop(output)
-        output = output_of_draft
+        found[output], draft.output_shift = output_range(draft, found, windows, images, wanted)
     if method.refinements & {"tune", "distill"}:
         found = reconstruct(
             draft, found, windows, images, weights="distill" in method.refinements, passes=passes, progress=progress
         )
         if "output" in method.refinements:
-            found[output] = output_scale(draft, found, windows, images, wanted)
+            found[output], draft.output_shift = output_range(draft, found, windows, images, wanted)
     return found
 
 
@@ -212,13 +209,14 @@ def relative_entropy(logits: Tensor, wanted: Tensor) -> Tensor:
     return F.kl_div(F.log_softmax(logits, dim=1), wanted, reduction="batchmean", log_target=True)
 
 
-def output_scale(
+def output_range(
     draft: Draft, scales: Mapping[str, Tensor], windows: Mapping[str, int], images: Tensor, wanted: Tensor
-) -> Tensor:
-    """The output's scale with which the first spike agrees most often with what the ANN decided.
+) -> tuple[Tensor, float]:
+    """The output's scale and shift with which the first spike agrees most often with what the ANN decided.
 
-    Of several first spikes each counts its share. A small scale clips the largest outputs to one value, a large one
-    rounds them to one; where between them fewest are lost, depends on the window.
+    Of several first spikes each counts its share. The output says values from ``shift - scale`` to ``shift + scale``
+    (a ReLU: from 0, without a shift). A narrow range clips the largest outputs to one value, a wide one rounds them to
+    one; where between them fewest are lost, depends on the window.
 
     Parameters
     ----------
@@ -231,25 +229,26 @@ def output_scale(
     """
     path = str(draft.last.target)
     module = rounded(draft, scales, windows)
-    if draft.role_at(draft.last) is not Role.RECTIFIER:
+    signed = draft.role_at(draft.last) is not Role.RECTIFIER
+    if signed:
         module.set_submodule(OUTPUT_CODE, nn.Identity())
-    lowest = 0 if draft.role_at(draft.last) is Role.RECTIFIER else -windows[path]
+    window = windows[path]
     with torch.no_grad():
         drives = torch.cat([module(chunk).flatten(1) for chunk in images.split(chunk_size(images))])
         largest = float(drives.abs().max())
         if not math.isfinite(largest) or largest == 0.0:
-            return scales[path]
-        agreements = []
-        candidates = [largest * 0.97**power for power in range(120)]
-        for scale in candidates:
-            levels = closed_form(drives * (windows[path] / scale), windows[path], lowest)
-            first = levels == levels.amax(dim=1, keepdim=True)
-            share = first.gather(1, wanted.unsqueeze(1)).squeeze(1) / first.sum(dim=1)
-            agreements.append(float(share.mean()))
-    # Of scales that agree alike the middle one: it is the least a matter of these images.
-    most = max(agreements)
-    alike = [scale for scale, agreement in zip(candidates, agreements, strict=True) if agreement >= most - 1e-9]
-    return torch.tensor(alike[len(alike) // 2], dtype=torch.float64)
+            return scales[path], 0.0
+        # Where the largest outputs lie is where it matters.
+        tops = drives.amax(dim=1)
+        shifts = torch.linspace(float(drives.min()), float(tops.max()), 41).tolist() if signed else [0.0]
+        best = -1.0, largest, 0.0
+        for scale in (largest * 0.93**power for power in range(44)):
+            for shift in (0.0, *shifts):
+                levels = closed_form((drives - shift) * (window / scale), window, -window if signed else 0)
+                first = levels == levels.amax(dim=1, keepdim=True)
+                share = first.gather(1, wanted.unsqueeze(1)).squeeze(1) / first.sum(dim=1)
+                best = max(best, (float(share.mean()), scale, shift))
+    return torch.tensor(best[1], dtype=torch.float64), best[2]
 
 
 def correct_biases(draft: Draft, scales: Mapping[str, Tensor], windows: Mapping[str, int], images: Tensor) -> None:
@@ -331,7 +330,7 @@ def reconstruct(
     learning_rate: float = 1e-2,
     scale_rate: float = 1e-2,
     batch: int = 50,
-    activations: float = 0.1,
+    activations: float = 4.0,
 ) -> dict[str, Tensor]:
     """Let the rounded network learn to give what the ANN gives, in every layer and at the end; returns the scales.
 
@@ -340,13 +339,14 @@ def reconstruct(
     ConversionError
         If it diverges.
     """
-    teacher = copy.deepcopy(draft.module)
+    teacher, output = copy.deepcopy(draft.module), str(draft.last.target)
     for _, layer in draft.steps():
         if isinstance(layer, WEIGHTED):
             _give_bias(draft, layer)
     module = rounded(draft, scales, windows)
     groups = _parameter_groups(module, weights, learning_rate, scale_rate)
-    paths = {str(node.target) for node in draft.layers() if draft.role_at(node) is Role.RECTIFIER}
+    every = {str(node.target) for node in draft.layers()}
+    paths = every - {output}
     if images.dim() == 4:
         module, teacher = (each.to(memory_format=torch.channels_last) for each in (module, teacher))  # type: ignore[call-overload]
     optimizer = torch.optim.Adam(groups)
@@ -367,12 +367,15 @@ def reconstruct(
             chosen = images[order[place : place + batch]]
             with torch.no_grad():
                 wanted, logits = values_at(teacher, chosen, paths)
-            given, answers = values_at(module, chosen, paths)
+            given, _ = values_at(module, chosen, every)
+            # The membranes: what the output makes of them is for its own rule.
+            answers = given.pop(output)
             loss = relative_entropy(answers.flatten(1), F.log_softmax(logits.flatten(1), dim=1))
             shares = [
                 (given[p] - wanted[p]).square().mean() / wanted[p].square().mean().clamp(min=1e-12) for p in paths
             ]
-            loss = loss + activations * sum(shares) / max(1, len(shares))
+            # At first the layers in front tell best what to do; at last the output decides.
+            loss = loss + activations * (1 - done / total) * sum(shares) / max(1, len(shares))
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()

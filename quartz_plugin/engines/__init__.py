@@ -109,7 +109,7 @@ def decode_output(graph: ConvertedGraph, output_spikes: Tensor) -> Tensor:
 
 def _logits(graph: ConvertedGraph, output_levels: Tensor) -> Tensor:
     """What the output's levels say in the ANN's units."""
-    return output_levels * (graph.output_scale / graph.layers[-1].neuron.clock.window)
+    return output_levels * (graph.output_scale / graph.layers[-1].neuron.clock.window) + graph.output_shift
 
 
 @contextmanager

@@ -192,8 +192,7 @@ class QuartzTrainer(lightning.Trainer):
                 check_outputs(model(image), model.classes)
             if ckpt_path is not None:
                 load_checkpoint(model, ckpt_path)
-                if model.distillation and not model.teacher:
-                    raise ValueError(f"{ckpt_path} was taught by an ANN: give its --model.weights again")
+                _check_windows(model, ckpt_path, t_max)
             elif t_max is not None:
                 images = datamodule.training_images(datamodule.calibration_images)
                 model.train_spikes(
@@ -306,6 +305,7 @@ class QuartzTrainer(lightning.Trainer):
             "layers": layers,
         }
         if total_steps is not None:
+            _refuse_trained(model, "--total_steps gives windows to an ANN")
             options["t_max"] = self._allocated(model, datamodule, total_steps, granularity)
         snn = self._converted(model, datamodule, options)
         if self.is_global_zero:
@@ -688,6 +688,7 @@ class QuartzTrainer(lightning.Trainer):
                 others in it; without it the file is written anew.
         """
         _load_trained(model, ckpt_path, datamodule)
+        _refuse_trained(model, "sweep converts an ANN at several T")
         path = self._file(output, "sweep.csv")
         path.parent.mkdir(parents=True, exist_ok=True)
         points = [
@@ -934,6 +935,26 @@ def load_checkpoint(model: Classifier, path: str) -> None:
             f"give the --model and --data options it was fitted with ({' '.join(str(error).split())[:200]} ...)"
         ) from error
     model.on_load_checkpoint(checkpoint)
+
+
+def _refuse_trained(model: Classifier, why: str) -> None:
+    """Raise ValueError where the network was trained for windows of its own."""
+    if isinstance(model.network, TrainableNetwork):
+        raise ValueError(
+            f"{why}, and this checkpoint was trained for spikes: its windows are its own; use convert or test"
+        )
+
+
+def _check_windows(model: Classifier, ckpt_path: str, t_max: int | dict[str, int] | None) -> None:
+    """Raise ValueError where a run that goes on is not the one that was cut off."""
+    trained = model.network.t_max if isinstance(model.network, TrainableNetwork) else None
+    if trained is None and t_max is not None:
+        raise ValueError(f"{ckpt_path} is of an ANN: to train from it with t_max, give it as --model.weights")
+    asked = [] if t_max is None else list(t_max.values()) if isinstance(t_max, dict) else [t_max]
+    if trained is not None and not set(asked) <= set(trained.values()):
+        raise ValueError(f"{ckpt_path} was trained with t_max {trained}: leave --t_max out to go on")
+    if model.distillation and not model.teacher:
+        raise ValueError(f"{ckpt_path} was taught by an ANN: give its --model.weights again")
 
 
 def _with_notes(snn: SpikingNetwork, model: Classifier, datamodule: Any) -> SpikingNetwork:
