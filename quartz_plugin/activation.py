@@ -106,14 +106,15 @@ class TTFSActivation(nn.Module):
     def scale(self) -> Tensor:
         """What the value 1 stands for."""
         scale = self.log_scale.exp()
-        return scale if self.ceiling is None else scale.clamp(max=self.ceiling)
+        # Straight-through: a scale at its ceiling may still learn to be smaller.
+        return scale if self.ceiling is None else scale + (scale.clamp(max=self.ceiling) - scale).detach()
 
     def forward(self, x: Tensor) -> Tensor:
         """Round values ``[B, ...]``."""
         scale = self.scale
         if scale.requires_grad:
             # A scale that many units share would else learn faster than their weights (arXiv:1902.08153).
-            share = 1 / math.sqrt(max(1, x[0].numel() // scale.numel()) * self.window)
+            share = 1 / math.sqrt(max(1, x.shape[1:].numel() // scale.numel()) * self.window)
             scale = scale * share + (scale * (1 - share)).detach()
         if self.signed:
             signed: Tensor = _Rounding.apply(x - self.shift, scale, self.window, -self.window)  # type: ignore[no-untyped-call]

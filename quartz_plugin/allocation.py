@@ -73,7 +73,12 @@ def allocate_steps(
     True
     """
     lengths = sorted({window_length(choice) for choice in choices})
-    images = torch.cat(list(chunks(calibration)))
+    if not lengths or type(steps) is not int:
+        raise ValueError(f"give at least one choice and a whole number of steps, got {choices!r} and {steps!r}")
+    batches = list(chunks(calibration))
+    if not batches:
+        raise ValueError("calibration is empty: give at least one batch of training images")
+    images = torch.cat(batches)
     found = scale(
         ann,
         images,
@@ -83,6 +88,8 @@ def allocate_steps(
         example_input=example_input,
     )
     draft, images = found.draft, images.to(found.example)
+    if found.trained:
+        raise ValueError("the network was trained for windows of its own, and can have no others")
     windows = dict.fromkeys(found.windows, lengths[0])
     needed = steps_of(draft, windows)
     if needed > steps:

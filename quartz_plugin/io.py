@@ -33,7 +33,7 @@ from quartz_plugin.structure import (
 )
 
 FORMAT = "quartz_plugin.network"
-VERSION = 2
+VERSION = 3
 
 _CONVOLUTION = (
     "in_channels",
@@ -145,9 +145,9 @@ def write(graph: ConvertedGraph, path: str | PathLike[str]) -> None:
         "front": None if graph.front is None else _describe_front(graph.front),
     }
     tensors = {f"module.{name}": value.contiguous().cpu() for name, value in graph.module.state_dict().items()}
-    check_finite(tensors)
     if graph.front is not None:
         tensors |= {f"front.{name}": value.contiguous().cpu() for name, value in graph.front.state_dict().items()}
+    check_finite(tensors)
     tensors |= {f"scale.{name}": value.contiguous().cpu() for name, value in graph.scales.items()}
     write_atomically(path, to_bytes(tensors, metadata={FORMAT: json.dumps(header)}))
 
@@ -239,8 +239,8 @@ def _build(header: dict[str, Any], tensors: dict[str, Tensor]) -> ConvertedGraph
         scales=scales,
         settings=dict(header["settings"]),
         report=list(header["report"]),
-        front=_rebuild_front(header.get("front"), tensors),
-        output_shift=float(header.get("output_shift", 0.0)),
+        front=_rebuild_front(header["front"], tensors),
+        output_shift=float(header["output_shift"]),
     )
     layers = result.layers
     if not layers or layers[-1].node is not last or {layer.name for layer in layers} != set(scales):
@@ -281,7 +281,7 @@ def _check_header(header: dict[str, Any]) -> None:
         raise ValueError(f"its input shape is {shape!r}")
     if type(scale) not in (int, float) or not 0.0 < scale < float("inf"):
         raise ValueError(f"its output scale is {scale!r}")
-    if not math.isfinite(header.get("output_shift", 0.0)):
+    if not math.isfinite(header["output_shift"]):
         raise ValueError(f"its output shift is {header['output_shift']!r}")
     if not isinstance(settings, dict) or settings.get("rectifier") not in ("spike", "silent"):
         raise ValueError("its settings lack the rectifier")

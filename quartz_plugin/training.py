@@ -173,7 +173,8 @@ def prepare(
         layers=layers,
         progress=progress,
     )
-    return trainable(ann, found.example, found.scales, found.windows, preprocessing, first_layer)
+    shift = found.draft.output_shift
+    return trainable(ann, found.example, found.scales, found.windows, preprocessing, first_layer, shift)
 
 
 def trainable(
@@ -183,6 +184,7 @@ def trainable(
     windows: Mapping[str, int],
     preprocessing: Preprocessing | None = None,
     first_layer: FirstLayer = "spiking",
+    output_shift: float = 0.0,
 ) -> TrainableNetwork:
     """Put activations of these scales and windows into a copy of a network; see :func:`prepare`.
 
@@ -198,9 +200,11 @@ def trainable(
         What the network expects its input normalised by.
     first_layer : "spiking" or "dense"
         Whether spikes say the image.
+    output_shift : float
+        What the output's value 0 stands for.
     """
     draft = check(fold(trace(ann, example), preprocessing, trainable=True))
-    draft.encodes_image = first_layer == "spiking"
+    draft.encodes_image, draft.output_shift = first_layer == "spiking", output_shift
     wanted = {str(node.target) for node in draft.layers()}
     if missing := wanted.symmetric_difference(scales):
         raise ConversionError(

@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from random_chains import MANY, SOME
+from random_chains import SOME
 from random_graphs import random_nets
 from torch import nn
 from torch.nn import functional as F
@@ -370,7 +370,7 @@ def test_the_spiking_network_is_the_trained_one(ann, images, granularity, first_
         losses.append(F.cross_entropy(net(images), labels))
         losses[-1].backward()
         optimizer.step()
-    assert losses[-1] < 0.95 * losses[0]
+    assert sum(losses[-5:]) < 0.98 * sum(losses[:5])
     moved = [m.scale for m in net.modules() if isinstance(m, TTFSActivation)]
     assert any(not torch.equal(one, other) for one, other in zip(scales, moved, strict=True))
     snn = net.eval().to_spiking()
@@ -378,7 +378,7 @@ def test_the_spiking_network_is_the_trained_one(ann, images, granularity, first_
     assert_the_spikes_say_what_was_trained(net, snn, images)
 
 
-@MANY
+@SOME
 @given(random_nets(dtypes=(torch.float64,)), st.integers(2, 9))
 def test_random_networks_say_what_was_prepared(net, t_max):
     try:
@@ -399,6 +399,55 @@ def test_preparing_leaves_the_ann_alone_and_refuses_what_training_does(ann, imag
     assert not ann.training
     with pytest.raises(ValueError, match="changes weights"):
         quartz_plugin.prepare(ann, images, 4, calibration_method="distill")
+
+
+def test_preparing_keeps_the_outputs_shift(images):
+    ann = nn.Sequential(nn.Flatten(), nn.Linear(192, 16), nn.ReLU(), nn.Linear(16, 5))
+    nn.init.constant_(ann[3].bias, 10.0)
+    net = quartz_plugin.prepare(ann, images, 8).eval()
+    with torch.no_grad():
+        assert float((net(images) - ann(images)).abs().mean()) < 0.2
+
+
+def test_a_trained_network_refuses_what_would_change_it(ann, images):
+    net = quartz_plugin.prepare(ann, images, 4)
+    for options in ({"calibration_method": "tune"}, {"first_layer": "dense"}):
+        with pytest.raises(ValueError, match="trained"):
+            quartz_plugin.convert(net.network, images, **options)
+    with pytest.raises(ValueError, match="windows of its own"):
+        quartz_plugin.allocate_steps(net.network, images, 200)
+
+
+def test_verify_finds_a_trained_network_right(ann, images):
+    net = quartz_plugin.prepare(ann, images, 4).eval()
+    check = quartz_plugin.verify(net.network, net.to_spiking(), images)
+    assert check.agreement > 0.95
+    assert all(layer.saturated < 0.01 for layer in check.layers[:-1])
+
+
+def test_a_scale_at_its_ceiling_still_learns():
+    code = TTFSActivation(4, 6.0, ceiling=6.0)
+    code(torch.linspace(0, 20, 50).unsqueeze(0)).sum().backward()
+    assert float(code.log_scale.grad) > 0
+
+
+@pytest.mark.parametrize("percentile", [50.0, 100.0])
+def test_the_range_of_an_output_that_is_a_relu_does_not_hang_on_the_scale_before(images, percentile):
+    ann = nn.Sequential(nn.Flatten(), nn.Linear(192, 16), nn.ReLU(), nn.Linear(16, 5), nn.ReLU())
+    method = {"calibration_method": "least_squares+output"}
+    one, other = (quartz_plugin.convert(ann, images, 3, output_percentile=p, **method) for p in (percentile, 99.0))
+    assert one.graph.output_scale == pytest.approx(other.graph.output_scale)
+
+
+def test_tuning_and_allocating_refuse_bad_input_in_one_line(ann, images):
+    with torch.inference_mode(), pytest.raises(ValueError, match="computes gradients"):
+        quartz_plugin.convert(ann, images, calibration_method="tune")
+    with pytest.raises(ValueError, match="calibration is empty"):
+        quartz_plugin.allocate_steps(ann, images[:0], 100)
+    with pytest.raises(ValueError, match="whole number of steps"):
+        quartz_plugin.allocate_steps(ann, images, None)
+    with pytest.raises(ValueError, match="at least one choice"):
+        quartz_plugin.allocate_steps(ann, images, 100, choices=())
 
 
 def test_a_trained_network_refuses_early_spikes(ann, images):

@@ -195,19 +195,19 @@ class TestDamage:
         save_file({"weight": torch.rand(3)}, path, metadata={"format": "pt"})
         assert "holds no converted network" in refusal(path)
 
-    @pytest.mark.parametrize("text", ["", "{", "[]", "3", "null", '"text"', "{}", '{"version": 2}'])
+    @pytest.mark.parametrize("text", ["", "{", "[]", "3", "null", '"text"', "{}", '{"version": 3}'])
     def test_a_header_that_is_no_network(self, path, text):
         save_file({"weight": torch.rand(3)}, path, metadata={FORMAT: text})
         assert "damaged" in refusal(path)
 
-    @pytest.mark.parametrize("version", [0, 1, 3, "2", None, 1.5])
+    @pytest.mark.parametrize("version", [0, 2, 4, "3", None, 1.5])
     def test_another_version(self, snn, path, version):
         snn.save(path)
         header, tensors = contents(path)
         rewrite(path, header | {"version": version}, tensors)
         message = refusal(path)
         assert f"version {version!r}" in message
-        assert "reads version 2" in message
+        assert "reads version 3" in message
 
     def test_no_file(self, tmp_path):
         with pytest.raises(FileNotFoundError, match=r"no such file: .*absent"):
@@ -436,7 +436,7 @@ class TestWriting:
     def test_the_file_is_safetensors_with_readable_json(self, snn, path):
         snn.save(path)
         header, tensors = contents(path)
-        assert header["version"] == 2
+        assert header["version"] == 3
         assert header["settings"]["t_max"] == 6
         assert save(tensors)
         assert torch.equal(tensors["module.0.weight"], snn.graph_module.get_submodule("0").weight)

@@ -303,6 +303,12 @@ def scale(
         codes = draft.codes()
         if codes and not hold:
             raise ValueError("the network was trained for held neurons, which say its activations: give hold=True")
+        if codes and method.needs_images:
+            raise ValueError(
+                f"calibration_method={calibration_method!r} changes what the network was trained to say; leave it out"
+            )
+        if draft.input_code is not None and not draft.encodes_image:
+            raise ValueError('the network was trained with spikes that say the image: give first_layer="spiking"')
         own = _overrides(draft, _with_windows(layers or {}, t_max))
         trained = {path: code.window for path, code in codes.items()}
         # An image that is not encoded has no window; until its first layer is taken out, it stands here as 1.

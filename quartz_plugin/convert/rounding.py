@@ -60,6 +60,13 @@ def rounded(draft: Draft, scales: Mapping[str, Tensor], windows: Mapping[str, in
     return module
 
 
+def output_code(module: fx.GraphModule) -> str:
+    """Path of the activation that the output of a rounded network comes from."""
+    (output,) = (node for node in module.graph.nodes if node.op == "output")
+    (last,) = output.all_input_nodes
+    return str(last.target)
+
+
 def values_at(module: fx.GraphModule, images: Tensor, paths: Container[str]) -> tuple[dict[str, Tensor], Tensor]:
     """What the modules of these paths give on `images`, and what the network gives."""
     expiring = expiring_after(module)

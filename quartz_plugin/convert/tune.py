@@ -22,8 +22,8 @@ from torch.nn import functional as F
 from quartz_plugin.activation import TTFSActivation
 from quartz_plugin.convert.calibrate import chunk_size
 from quartz_plugin.convert.draft import Draft
-from quartz_plugin.convert.operators import Affine, ConversionError, Role
-from quartz_plugin.convert.rounding import OUTPUT_CODE, rounded, values_at
+from quartz_plugin.convert.operators import Affine, ConversionError, Role, ceiling_of
+from quartz_plugin.convert.rounding import output_code, rounded, values_at
 from quartz_plugin.functional import closed_form
 from quartz_plugin.graph import INPUT, call_node
 from quartz_plugin.structure import WEIGHTED
@@ -113,6 +113,8 @@ def refine(
     progress : callable
         Called with the steps done and those to do.
     """
+    if torch.is_inference_mode_enabled():
+        raise ValueError("this calibration_method computes gradients: call convert outside torch.inference_mode()")
     found = dict(scales)
     output = str(draft.last.target)
     wanted = torch.cat([draft.output(chunk).flatten(1).argmax(1) for chunk in images.split(chunk_size(images))])
@@ -230,8 +232,7 @@ def output_range(
     path = str(draft.last.target)
     module = rounded(draft, scales, windows)
     signed = draft.role_at(draft.last) is not Role.RECTIFIER
-    if signed:
-        module.set_submodule(OUTPUT_CODE, nn.Identity())
+    module.set_submodule(output_code(module), nn.Identity())
     window = windows[path]
     with torch.no_grad():
         drives = torch.cat([module(chunk).flatten(1) for chunk in images.split(chunk_size(images))])
@@ -248,7 +249,8 @@ def output_range(
                 first = levels == levels.amax(dim=1, keepdim=True)
                 share = first.gather(1, wanted.unsqueeze(1)).squeeze(1) / first.sum(dim=1)
                 best = max(best, (float(share.mean()), scale, shift))
-    return torch.tensor(best[1], dtype=torch.float64), best[2]
+    ceiling = ceiling_of(draft.module_at(draft.last))
+    return torch.tensor(min(best[1], ceiling or best[1]), dtype=torch.float64), best[2]
 
 
 def correct_biases(draft: Draft, scales: Mapping[str, Tensor], windows: Mapping[str, int], images: Tensor) -> None:
@@ -295,7 +297,9 @@ def _shift(draft: Draft, node: fx.Node, shift: Tensor) -> None:
     rectifies = draft.role_at(node) is Role.RECTIFIER
     source = node.all_input_nodes[0] if rectifies else node
     before: Any = draft.module_at(source) if source.op == "call_module" else None
-    if isinstance(before, WEIGHTED) and (not rectifies or len(source.users) == 1) and shift.numel() == _outputs(before):
+    # A linear layer's channels are its last dimension: with positions in front, shifts are those of positions.
+    fits = isinstance(before, WEIGHTED) and not (isinstance(before, nn.Linear) and shift.dim() > 1)
+    if fits and (not rectifies or len(source.users) == 1):
         _give_bias(draft, before)
         biased: Any = before
         biased.bias.data.add_(shift.flatten())
@@ -424,7 +428,7 @@ def _take_back(draft: Draft, module: fx.GraphModule, scales: Mapping[str, Tensor
         for path, scale in scales.items():
             code = module.get_submodule(path)
             if not isinstance(code, TTFSActivation):
-                code = module.get_submodule(OUTPUT_CODE)
+                code = module.get_submodule(output_code(module))
             assert isinstance(code, TTFSActivation)
             found[path] = code.scale.detach().double().cpu().reshape(scale.shape)
     if not all(bool(torch.isfinite(each).all()) for each in [*found.values(), *draft.module.state_dict().values()]):

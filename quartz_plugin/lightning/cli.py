@@ -304,7 +304,13 @@ class QuartzTrainer(lightning.Trainer):
             "first_layer": first_layer,
             "layers": layers,
         }
+        if isinstance(model.network, TrainableNetwork):
+            options["first_layer"] = model.network.first_layer
         if total_steps is not None:
+            if first_layer == "dense" or any("t_max" in own for own in (layers or {}).values()):
+                raise ValueError(
+                    "--total_steps gives all windows itself: leave out --first_layer dense, and t_max in --layers"
+                )
             _refuse_trained(model, "--total_steps gives windows to an ANN")
             options["t_max"] = self._allocated(model, datamodule, total_steps, granularity)
         snn = self._converted(model, datamodule, options)
