@@ -14,8 +14,9 @@ from quartz_plugin.convert.calibrate import Calibration, Granularity, calibrate,
 from quartz_plugin.convert.draft import Draft
 from quartz_plugin.convert.fold import Preprocessing
 from quartz_plugin.convert.operators import Role
-from quartz_plugin.convert.tune import relative_entropy, said, some_of
-from quartz_plugin.graph import INPUT, call_node
+from quartz_plugin.convert.tune import relative_entropy, run_from, some_of
+from quartz_plugin.functional import said
+from quartz_plugin.graph import INPUT
 
 CHOICES = (2, 3, 4, 5, 6, 8, 10, 12, 16, 24, 32, 48, 64)
 """The ``T`` that a layer may get."""
@@ -153,22 +154,19 @@ def _lost_by_rounding(
     values: dict[fx.Node, Any] = {}
     lost: dict[str, dict[int, float]] = {}
     with torch.no_grad():
-        for node in nodes:
-            if node.op != "output":
-                values[node] = images if node.op == "placeholder" else call_node(draft.module, node, values)
+        run_from(draft.module, nodes, values, images)
         wanted = values[draft.last].flatten(1).log_softmax(1)
         measured = [draft.input, *layers]
         for done, node in enumerate(measured):
             path = INPUT if node.op == "placeholder" else str(node.target)
-            behind = nodes[nodes.index(node) + 1 : -1]
+            behind = nodes[nodes.index(node) + 1 :]
             signed = node is draft.last and draft.role_at(node) is not Role.RECTIFIER
             lost[path] = {}
             for length in lengths:
                 one = torch.ones((), dtype=torch.float64)
                 own = one if path == INPUT else by_length[length][path]
-                tried = {**values, node: said(values[node], own, length, -length if signed else 0)}
-                for later in behind:
-                    tried[later] = call_node(draft.module, later, tried)
+                tried = {**values, node: said(values[node], own.to(values[node]), length, -length if signed else 0)}
+                run_from(draft.module, behind, tried, images)
                 lost[path][length] = float(relative_entropy(tried[draft.last].flatten(1), wanted))
             if progress is not None:
                 progress(done + 1, len(measured))

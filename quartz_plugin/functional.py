@@ -318,6 +318,17 @@ def closed_form(drive: Tensor, window: int, lowest: int = 0, *, inplace: bool = 
     return round_half_up(clipped, inplace=not clipped.requires_grad)
 
 
+def said(drive: Tensor, scale: Tensor, window: int, lowest: int = 0) -> Tensor:
+    """What held neurons of this scale and window say of their drive, in its units: the closed form of ``S y / s``.
+
+    Examples
+    --------
+    >>> said(torch.tensor([-1.0, 1.4, 1.6, 9.0]), torch.tensor(3.0), window=3)
+    tensor([0., 1., 2., 3.])
+    """
+    return closed_form(drive * (window / scale), window, lowest) * (scale / window)
+
+
 def spike_steps_of(p: TTFSParameters, levels: Tensor, fired: Tensor | None = None) -> Tensor:
     """Global steps (int32) at which neurons say these levels; :data:`NO_SPIKE` where there is no spike.
 

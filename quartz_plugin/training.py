@@ -51,11 +51,14 @@ class TrainableNetwork(nn.Module):
     @property
     def t_max(self) -> dict[str, int]:
         """Name of each layer, "input" and "output" included -> its ``T``."""
-        codes = {n: m for n, m in self.network.named_modules() if isinstance(m, TTFSActivation)}
         return {
             INPUT if path == self._input_code else "output" if code.signed else path: code.t_max
-            for path, code in codes.items()
+            for path, code in self.codes().items()
         }
+
+    def codes(self) -> dict[str, TTFSActivation]:
+        """Path -> activation, the input's and the output's included."""
+        return {path: each for path, each in self.network.named_modules() if isinstance(each, TTFSActivation)}
 
     @property
     def first_layer(self) -> FirstLayer:
@@ -222,8 +225,7 @@ def trainable(
 
 def structure_of(net: TrainableNetwork) -> dict[str, Any]:
     """What, beside the ANN and the tensors, makes a trainable network again: plain JSON values."""
-    codes = {n: m for n, m in net.network.named_modules() if isinstance(m, TTFSActivation)}
-    scales = {path: list(code.log_scale.shape) for path, code in codes.items()}
+    scales = {path: list(code.log_scale.shape) for path, code in net.codes().items()}
     return {"t_max": net.t_max, "input_shape": list(net.input_shape), "scales": scales}
 
 

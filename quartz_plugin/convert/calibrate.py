@@ -13,7 +13,7 @@ from torch import Tensor
 from quartz_plugin.coding import check_unit_interval
 from quartz_plugin.convert.draft import Draft
 from quartz_plugin.convert.operators import ConversionError, Role, ceiling_of
-from quartz_plugin.functional import closed_form
+from quartz_plugin.functional import said
 
 Granularity = Literal["layer", "channel"]
 Calibration = Tensor | Iterable[Any]
@@ -104,9 +104,7 @@ class QuantileSketch:
         index = torch.searchsorted(below, rank.unsqueeze(1).clamp(min=0)).clamp(max=self.counts.shape[1] - 1)
         count = self.counts.gather(1, index).double().clamp(min=1)
         into = (rank.unsqueeze(1) - (below.gather(1, index) - count)) / count
-        octave = index // self.bins_per_octave + (self.top_octave - self.OCTAVES + 1)
-        within = (index % self.bins_per_octave + into.clamp(0, 1)) / (2 * self.bins_per_octave) + 0.5
-        value = torch.ldexp(within, octave.double()).squeeze(1)
+        value = self._value(index, into.clamp(0, 1)).squeeze(1)
         value = torch.where(rank <= 0, torch.zeros_like(value), value)
         return torch.minimum(value, self.largest)
 
@@ -125,19 +123,23 @@ class QuantileSketch:
         if self.top_octave is None:
             return self.largest.clone()
         index = torch.arange(self.counts.shape[1])
-        octave = index // self.bins_per_octave + (self.top_octave - self.OCTAVES + 1)
-        within = (index % self.bins_per_octave + 0.5) / (2 * self.bins_per_octave) + 0.5
-        values = torch.ldexp(within.double(), octave.double())
+        values = self._value(index, torch.full(index.shape, 0.5, dtype=torch.float64))
         counts = self.counts.double()
         least = torch.full_like(self.largest, float("inf"))
         found = self.largest.clone()
         for power in range(50):
             scale = (self.largest * 0.942**power).clamp(min=1e-300).unsqueeze(1)
-            said = closed_form(values * (window / scale), window) * (scale / window)
-            lost = ((said - values).square() * counts).sum(dim=1)
+            lost = ((said(values, scale, window) - values).square() * counts).sum(dim=1)
             found = torch.where(lost < least, scale.squeeze(1), found)
             least = torch.minimum(lost, least)
         return torch.where(self.largest > 0, found, self.largest)
+
+    def _value(self, index: Tensor, into: Tensor) -> Tensor:
+        """The value at a place, from 0 to 1, in a bin of this index, float64."""
+        assert self.top_octave is not None
+        octave = index // self.bins_per_octave + (self.top_octave - self.OCTAVES + 1)
+        within = (index % self.bins_per_octave + into) / (2 * self.bins_per_octave) + 0.5
+        return torch.ldexp(within, octave.double())
 
     def _cover(self, largest: float) -> None:
         if largest <= 0.0:

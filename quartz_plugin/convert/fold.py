@@ -11,12 +11,11 @@ from torch import Tensor, fx, nn
 
 from quartz_plugin.activation import TTFSActivation
 from quartz_plugin.convert.draft import Draft
-from quartz_plugin.convert.operators import Affine, ConversionError, Role, ceiling_of, norm_as_affine
+from quartz_plugin.convert.operators import DROPOUTS, Affine, ConversionError, Role, ceiling_of, norm_as_affine
 from quartz_plugin.structure import AVERAGES, WEIGHTED, Add
 
 Preprocessing = tuple[Sequence[float] | Tensor | float, Sequence[float] | Tensor | float]
 Linear = Literal["compose", "pair"]
-DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.AlphaDropout)
 
 
 def fold(

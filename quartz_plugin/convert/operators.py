@@ -166,6 +166,8 @@ _PAD = Operator(
 _BORDER = Operator(Role.ROUTE, "routes copies of spikes to the border")
 _DROPPED = Operator(Role.NOTHING, "nothing in eval mode")
 
+DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.AlphaDropout)
+
 OPERATORS: dict[type[nn.Module], Operator] = {
     **dict.fromkeys(WEIGHTED, _CONVOLUTION),
     **dict.fromkeys((nn.BatchNorm1d, nn.BatchNorm2d), _NORM),
@@ -182,7 +184,7 @@ OPERATORS: dict[type[nn.Module], Operator] = {
     **dict.fromkeys((nn.PixelShuffle, nn.PixelUnshuffle, nn.ChannelShuffle), _ROUTE),
     **dict.fromkeys((nn.Upsample, nn.UpsamplingNearest2d), _COPIES),
     **{kind: _PAD if mode == "constant" else _BORDER for kind, mode in PADDING_MODES.items()},
-    **dict.fromkeys((nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.AlphaDropout, nn.Identity), _DROPPED),
+    **dict.fromkeys((*DROPOUTS, nn.Identity), _DROPPED),
 }
 """What each module class becomes; what stands neither here nor among the functions is refused."""
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +24,7 @@ from quartz_plugin.convert.calibrate import chunk_size
 from quartz_plugin.convert.draft import Draft
 from quartz_plugin.convert.operators import Affine, ConversionError, Role, ceiling_of
 from quartz_plugin.convert.rounding import output_code, rounded, values_at
-from quartz_plugin.functional import closed_form
+from quartz_plugin.functional import closed_form, said
 from quartz_plugin.graph import INPUT, call_node
 from quartz_plugin.structure import WEIGHTED
 
@@ -157,11 +157,10 @@ def search_scales(
     found = {path: scale.clone() for path, scale in scales.items()}
     nodes = list(module.graph.nodes)
     layers = [n for n in nodes if n.op == "call_module" and str(n.target) in found and _is_code(module, n)]
-    factors = [factor for factor in FACTORS if factor != 1.0]
     with torch.no_grad():
         wanted = F.log_softmax(draft.output(images).flatten(1), dim=1)
         values: dict[fx.Node, Any] = {}
-        _run_from(module, nodes, values, images)
+        run_from(module, nodes, values, images)
         least = _distance(values, nodes, wanted)
         kept = values
         for done, layer in enumerate(layers):
@@ -169,10 +168,10 @@ def search_scales(
             code = module.get_submodule(path)
             assert isinstance(code, TTFSActivation)
             best = 1.0
-            for factor in factors:
+            for factor in FACTORS:
                 code.log_scale.add_(math.log(factor))
                 tried = dict(values)
-                _run_from(module, nodes[place:], tried, images)
+                run_from(module, nodes[place:], tried, images)
                 code.log_scale.sub_(math.log(factor))
                 if (distance := _distance(tried, nodes, wanted)) < least:
                     least, best, kept = distance, factor, tried
@@ -187,15 +186,16 @@ def search_scales(
 SEARCH_IMAGES = 256
 """Images that the search looks at."""
 
-FACTORS = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.12, 1.26)
-"""What the search multiplies a layer's scales by."""
+FACTORS = (0.5, 0.6, 0.7, 0.8, 0.9, 1.12, 1.26)
+"""What the search multiplies a layer's scales by, besides leaving them alone."""
 
 
 def _is_code(module: fx.GraphModule, node: fx.Node) -> bool:
     return isinstance(module.get_submodule(str(node.target)), TTFSActivation)
 
 
-def _run_from(module: fx.GraphModule, nodes: list[fx.Node], values: dict[fx.Node, Any], images: Tensor) -> None:
+def run_from(module: fx.GraphModule, nodes: Sequence[fx.Node], values: dict[fx.Node, Any], images: Tensor) -> None:
+    """Put the values of these nodes, one after the other, to those that are known."""
     for node in nodes:
         if node.op != "output":
             values[node] = images if node.op == "placeholder" else call_node(module, node, values)
@@ -239,9 +239,7 @@ def output_range(
         largest = float(drives.abs().max())
         if not math.isfinite(largest) or largest == 0.0:
             return scales[path], 0.0
-        # Where the largest outputs lie is where it matters.
-        tops = drives.amax(dim=1)
-        shifts = torch.linspace(float(drives.min()), float(tops.max()), 41).tolist() if signed else [0.0]
+        shifts = torch.linspace(float(drives.min()), float(drives.max()), 41).tolist() if signed else []
         best = -1.0, largest, 0.0
         for scale in (largest * 0.93**power for power in range(44)):
             for shift in (0.0, *shifts):
@@ -271,7 +269,7 @@ def correct_biases(draft: Draft, scales: Mapping[str, Tensor], windows: Mapping[
                 break
             if node.op == "placeholder":
                 exact[node] = images
-                one = torch.ones(())
+                one = images.new_ones(())
                 spiking[node] = said(images, one, windows[INPUT]) if draft.encodes_image else images
                 continue
             path = str(node.target)
@@ -279,7 +277,8 @@ def correct_biases(draft: Draft, scales: Mapping[str, Tensor], windows: Mapping[
                 (source,) = node.all_input_nodes
                 shifts[node] = shift = _channel_means(exact[source] - spiking[source])
                 exact[node] = call_node(draft.module, node, exact)
-                spiking[node] = said(spiking[source] + shift, scales[path], windows[path])
+                drive = spiking[source] + shift
+                spiking[node] = said(drive, scales[path].to(drive), windows[path])
             else:
                 exact[node] = call_node(draft.module, node, exact)
                 spiking[node] = call_node(draft.module, node, spiking)
@@ -314,12 +313,6 @@ def _channel_means(values: Tensor) -> Tensor:
     """Mean of each channel over batch and positions, ``[C, 1, ...]``."""
     others = [dim for dim in range(values.dim()) if dim != 1]
     return values.mean(dim=others, keepdim=True)[0]
-
-
-def said(drive: Tensor, scale: Tensor, window: int, lowest: int = 0) -> Tensor:
-    """What held neurons of this scale and window say of their drive, in its units."""
-    scale = scale.to(drive)
-    return closed_form(drive * (window / scale), window, lowest) * (scale / window)
 
 
 def reconstruct(

@@ -18,6 +18,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from torchvision.transforms import v2
 
 from quartz_plugin.activation import TTFSActivation
+from quartz_plugin.convert.tune import relative_entropy
 from quartz_plugin.engines import SimulationResult
 from quartz_plugin.hardware import HOROWITZ_FLOAT32, HOROWITZ_INT8, LOIHI, EnergyProfile, paper_profile
 from quartz_plugin.lightning.comparison import Measured
@@ -166,8 +167,7 @@ class Classifier(lightning.LightningModule):
         if self.teacher and self.distillation:
             with torch.no_grad():
                 taught = F.log_softmax(self.teacher[0].to(images.device)(images), dim=1)
-            apart = F.kl_div(F.log_softmax(logits, dim=1), taught, reduction="batchmean", log_target=True)
-            loss = (1 - self.distillation) * loss + self.distillation * apart
+            loss = (1 - self.distillation) * loss + self.distillation * relative_entropy(logits, taught)
         self.log("train_loss", loss, prog_bar=True)
         return loss
 
@@ -419,11 +419,10 @@ class SpikingClassifier(lightning.LightningModule):
         figures = {name: float(value) for name, value in self.answers.compute().items()}
         figures |= {name: float(value) for name, value in self.costs.compute().items()}
         if self.first_layer is not None:
-            macs = float(self.first_layer.compute()["macs"])
-            figures["first_layer_macs"] = macs
+            totals = {name: float(value) for name, value in self.first_layer.compute().items()}
+            figures["first_layer_macs"] = totals["macs"]
             for profile in profiles(self.snn.t_max):
                 if profile.ann:
-                    totals = {name: float(self.first_layer.compute()[name]) for name in self.first_layer.quantities}
                     figures[f"energy_{profile.name}"] += profile.energy(totals, "ann")
             self.first_layer.reset()
         figures["accuracy_membrane"] = float(self.by_membrane.compute())
@@ -434,10 +433,9 @@ class SpikingClassifier(lightning.LightningModule):
         self.figures["images"] = float(self.images.compute())
         # Summed over all processes already.
         self.log_dict(self.figures, rank_zero_only=True)
-        for metric in (self.answers, self.costs, self.by_membrane, self.ties, self.images, self.counted):
+        counters = (self.by_membrane, self.ties, self.images, self.counted, self.gained, self.lost)
+        for metric in (self.answers, self.costs, *counters):
             metric.reset()
-        self.gained.reset()
-        self.lost.reset()
 
 
 class RateClassifier(lightning.LightningModule):
