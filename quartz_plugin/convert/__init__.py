@@ -118,8 +118,8 @@ def convert(
         How scales and biases are found, names joined by "+"; no labels are needed. First, where scales come from:
         "percentile", "least_squares" (rounding loses least in each layer) or "search" (the output is nearest to the
         ANN's). Then, if wanted, "bias_correction" (the mean error of rounding goes into the biases); "tune" (scales and
-        biases learn, all blocks at once, to give the ANN's activations) or "distill" (all weights learn to give the ANN's
-        activations and output); "output" (the output's range lets the first spike agree most often with the ANN).
+        biases learn, all blocks at once, to give the ANN's activations) or "distill" (all weights learn to give the
+        ANN's activations and output); "output" (the output's range lets the first spike agree most often with the ANN).
         "best" is what README's measurements recommend, :data:`~quartz_plugin.convert.tune.BEST`.
     tuning_passes : int
         How often "tune" and "distill" see every image.
