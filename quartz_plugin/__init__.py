@@ -7,7 +7,7 @@ from quartz_plugin.convert import PAPER, ConversionError, Override, check_conver
 from quartz_plugin.engines import SimulationResult
 from quartz_plugin.network import SpikingNetwork, load
 from quartz_plugin.neuron import AxonalDelay, FirstSpikeMaxPool, TTFSNeuron, reset
-from quartz_plugin.training import TrainableNetwork, prepare
+from quartz_plugin.training import Teacher, TrainableNetwork, prepare
 from quartz_plugin.verification import Verification, verify
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "SpikingNetwork",
     "TTFSActivation",
     "TTFSNeuron",
+    "Teacher",
     "TrainableNetwork",
     "Verification",
     "allocate_steps",

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn import functional as F
 
 from quartz_plugin.activation import TTFSActivation
 from quartz_plugin.convert import FirstLayer, Override, convert, scale
@@ -14,9 +16,9 @@ from quartz_plugin.convert.calibrate import Calibration, Granularity
 from quartz_plugin.convert.check import check
 from quartz_plugin.convert.fold import Preprocessing, fold
 from quartz_plugin.convert.operators import ConversionError
-from quartz_plugin.convert.rounding import rounded
+from quartz_plugin.convert.rounding import rounded, values_at
 from quartz_plugin.convert.trace import trace
-from quartz_plugin.convert.tune import CalibrationMethod
+from quartz_plugin.convert.tune import CalibrationMethod, parameter_groups, relative_entropy, unlikeness
 from quartz_plugin.functional import Rectifier
 from quartz_plugin.graph import INPUT
 from quartz_plugin.network import SpikingNetwork
@@ -60,6 +62,30 @@ class TrainableNetwork(nn.Module):
         """Path -> activation, the input's and the output's included."""
         return {path: each for path, each in self.network.named_modules() if isinstance(each, TTFSActivation)}
 
+    def parameter_groups(self, learning_rate: float = 1e-2) -> list[dict[str, Any]]:
+        """What an optimizer like Adam should learn, and how fast.
+
+        Adam moves every parameter as far as every other, so one rate for all would change layers of small weights most.
+
+        Parameters
+        ----------
+        learning_rate : float
+            As a share of the root mean square of each layer's weights; that of the logarithms of scales is 0.01.
+
+        Returns
+        -------
+        list of dict
+            Groups with a learning rate each, as optimizers take them.
+
+        Examples
+        --------
+        >>> import torch, quartz_plugin
+        >>> ann = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 2))
+        >>> net = quartz_plugin.prepare(ann, torch.rand(64, 6), t_max=4)
+        >>> optimizer = torch.optim.Adam(net.parameter_groups())
+        """
+        return parameter_groups(self.network, learning_rate)
+
     @property
     def first_layer(self) -> FirstLayer:
         """Whether spikes say the image ("spiking"), or the first layer computes on it ("dense")."""
@@ -95,6 +121,100 @@ class TrainableNetwork(nn.Module):
             weight_bits=weight_bits,
             first_layer=self.first_layer,
         )
+
+
+class Teacher(nn.Module):
+    r"""The ANN that a trainable network came from, which tells it layer by layer what to say.
+
+    To be made before the network learns: it is a copy, in eval mode, with the ReLUs where the activations are. Its loss
+    is the relative entropy of the softmax plus the squared errors of what all layers say (arXiv:1412.6550), which at
+    first are the better guide:
+
+    .. math:: KL(softmax(z_{ANN}) \,\|\, softmax(z))
+        + \lambda (1 - done) \, mean_l \frac{\|x_l - x_l^{ANN}\|^2}{\|x_l^{ANN}\|^2}
+
+    Parameters
+    ----------
+    net : TrainableNetwork
+        As :func:`prepare` made it.
+    activations : float
+        :math:`\lambda`.
+
+    Examples
+    --------
+    >>> import torch, quartz_plugin
+    >>> _ = torch.manual_seed(0)
+    >>> ann = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 2))
+    >>> images = torch.rand(64, 6)
+    >>> net = quartz_plugin.prepare(ann, images, t_max=4)
+    >>> teacher = quartz_plugin.Teacher(net)
+    >>> optimizer = torch.optim.Adam(net.parameter_groups())
+    >>> before = teacher.loss(net, images).item()
+    >>> for step in range(50):
+    ...     optimizer.zero_grad()
+    ...     teacher.loss(net, images, done=step / 50).backward()
+    ...     optimizer.step()
+    >>> teacher.loss(net, images).item() < before
+    True
+    """
+
+    def __init__(self, net: TrainableNetwork, activations: float = 1.0) -> None:
+        super().__init__()
+        self.network = copy.deepcopy(net.network)
+        self.activations = activations
+        self._paths = set()
+        for path, code in net.codes().items():
+            hidden = not code.signed and path != net._input_code
+            plain: nn.Module = nn.Identity()
+            if hidden:
+                self._paths.add(path)
+                plain = nn.ReLU() if code.ceiling is None else nn.Hardtanh(0.0, code.ceiling)
+            self.network.set_submodule(path, plain)
+        self.eval().requires_grad_(False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits ``[B, classes]`` of the ANN."""
+        logits: Tensor = self.network(images)
+        return logits
+
+    def loss(
+        self,
+        net: TrainableNetwork,
+        images: Tensor,
+        labels: Tensor | None = None,
+        *,
+        share: float = 1.0,
+        done: float = 0.0,
+    ) -> Tensor:
+        """How far a network is from its teacher, and from the labels where there are any.
+
+        Parameters
+        ----------
+        net : TrainableNetwork
+            The network that learns.
+        images : Tensor
+            Raw images, ``[B, ...]``.
+        labels : Tensor, optional
+            Classes ``[B]``.
+        share : float
+            Share of the loss that the ANN's logits have; the rest is the cross-entropy with `labels`.
+        done : float
+            How much of the training is done, 0 to 1; the layers' part of the loss goes with it.
+
+        Returns
+        -------
+        Tensor
+            Scalar, to be minimised.
+        """
+        if labels is None and share != 1.0:
+            raise ValueError(f"share={share} leaves the rest to labels: give labels, or share=1.0")
+        with torch.no_grad():
+            wanted, taught = values_at(self.network, images, self._paths)
+        given, logits = values_at(net.network, images, self._paths)
+        loss = share * relative_entropy(logits, F.log_softmax(taught, dim=1))
+        if labels is not None and share < 1:
+            loss = loss + (1 - share) * F.cross_entropy(logits, labels)
+        return loss + self.activations * (1 - done) * unlikeness(given, wanted)
 
 
 def prepare(
@@ -254,4 +374,4 @@ def restored(ann: nn.Module, structure: Mapping[str, Any], preprocessing: Prepro
     return net
 
 
-__all__ = ["TrainableNetwork", "prepare"]
+__all__ = ["Teacher", "TrainableNetwork", "prepare"]

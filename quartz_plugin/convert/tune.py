@@ -325,7 +325,6 @@ def reconstruct(
     passes: int,
     progress: TuningProgress,
     learning_rate: float = 1e-2,
-    scale_rate: float = 1e-2,
     batch: int = 50,
     activations: float = 4.0,
 ) -> dict[str, Tensor]:
@@ -341,7 +340,7 @@ def reconstruct(
         if isinstance(layer, WEIGHTED):
             _give_bias(draft, layer)
     module = rounded(draft, scales, windows)
-    groups = _parameter_groups(module, weights, learning_rate, scale_rate)
+    groups = parameter_groups(module, learning_rate, weights=weights)
     every = {str(node.target) for node in draft.layers()}
     paths = every - {output}
     if images.dim() == 4:
@@ -349,12 +348,7 @@ def reconstruct(
     optimizer = torch.optim.Adam(groups)
     steps_of_a_pass = math.ceil(len(images) / batch)
     total = passes * steps_of_a_pass
-    warmup = max(1, total // 20)
-
-    def share(step: int) -> float:
-        return min(1.0, (step + 1) / warmup) * 0.5 * (1 + math.cos(math.pi * step / total))
-
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, share)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: share_of_rate(step, total))
     generator = torch.Generator().manual_seed(0)
     with torch.enable_grad():
         for done in range(total):
@@ -368,11 +362,8 @@ def reconstruct(
             # The membranes: what the output makes of them is for its own rule.
             answers = given.pop(output)
             loss = relative_entropy(answers.flatten(1), F.log_softmax(logits.flatten(1), dim=1))
-            shares = [
-                (given[p] - wanted[p]).square().mean() / wanted[p].square().mean().clamp(min=1e-12) for p in paths
-            ]
             # At first the layers in front tell best what to do; at last the output decides.
-            loss = loss + activations * (1 - done / total) * sum(shares) / max(1, len(shares))
+            loss = loss + activations * (1 - done / total) * unlikeness(given, wanted)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
@@ -392,23 +383,55 @@ def _give_bias(draft: Draft, layer: Any) -> None:
         layer.bias = nn.Parameter(zeros, requires_grad=False)
 
 
-def _parameter_groups(
-    module: fx.GraphModule, weights: bool, learning_rate: float, scale_rate: float
-) -> list[dict[str, Any]]:
-    """What Adam learns, and how fast: weights and biases in proportion to the size of their layer's weights."""
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
+
+SCALE_RATE = 1e-2
+"""Adam's learning rate for the logarithm of a scale, whatever the others' is."""
+
+
+def parameter_groups(module: nn.Module, learning_rate: float, *, weights: bool = True) -> list[dict[str, Any]]:
+    """What Adam learns of a rounded network, and how fast: a layer's parameters in proportion to its weights' size.
+
+    Adam moves every parameter as far as every other, so with one rate for all, layers of small weights would be lost
+    first. The network is left with gradients on for these parameters alone.
+
+    Parameters
+    ----------
+    module : nn.Module
+        A network with :class:`~quartz_plugin.TTFSActivation`.
+    learning_rate : float
+        As a share of the root mean square of the layer's weights.
+    weights : bool
+        Learn weights and batch norms; otherwise only biases and scales.
+    """
     module.requires_grad_(False)
     groups: list[dict[str, Any]] = []
     for each in module.modules():
         if isinstance(each, TTFSActivation):
-            groups.append({"params": list(each.parameters()), "lr": scale_rate})
-        elif isinstance(each, WEIGHTED):
+            groups.append({"params": list(each.parameters()), "lr": SCALE_RATE})
+        elif isinstance(each, WEIGHTED) or (weights and isinstance(each, NORMS) and each.affine):
             chosen = [p for name, p in each.named_parameters() if weights or name == "bias"]
-            groups.append({"params": chosen, "lr": learning_rate * float(each.weight.square().mean().sqrt())})
+            size = float(each.weight.detach().square().mean().sqrt())
+            groups.append({"params": chosen, "lr": learning_rate * size})
     groups = [group for group in groups if group["params"]]
     for group in groups:
         for parameter in group["params"]:
             parameter.requires_grad_(True)
     return groups
+
+
+def share_of_rate(step: int, total: int) -> float:
+    """Share of the learning rate at one of `total` steps: a short warm-up, then along a cosine to 0."""
+    warmup = max(1, total // 20)
+    return min(1.0, (step + 1) / warmup) * 0.5 * (1 + math.cos(math.pi * min(1.0, step / total)))
+
+
+def unlikeness(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> Tensor:
+    """Mean over layers of the squared error of their values, as a share of the square of those `wanted`."""
+    shares = [
+        (given[path] - wanted[path]).square().mean() / wanted[path].square().mean().clamp(min=1e-12) for path in wanted
+    ]
+    return torch.stack(shares).mean() if shares else torch.zeros(())
 
 
 def _take_back(draft: Draft, module: fx.GraphModule, scales: Mapping[str, Tensor]) -> dict[str, Tensor]:

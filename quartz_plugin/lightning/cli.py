@@ -164,6 +164,7 @@ class QuartzTrainer(lightning.Trainer):
         granularity: Literal["layer", "channel"] = "channel",
         calibration_method: str = "least_squares+output",
         first_layer: FirstLayer = "spiking",
+        relative_lr: float = 0.01,
         distillation: float = 0.5,
     ) -> None:
         """Train the network, or, with t_max, the spiking network; one that cannot be converted is refused at the start.
@@ -180,9 +181,13 @@ class QuartzTrainer(lightning.Trainer):
             granularity: One scale for each layer, or for each channel, with t_max.
             calibration_method: Where the scales start, with t_max: percentile, least_squares or search, and +output.
             first_layer: With t_max, let spikes say the image (spiking), or compute the first layer on it (dense).
+            relative_lr: Adam's highest learning rate with t_max, as a share of the size of each layer's weights; it
+                stands in place of the model's own rate and decay.
             distillation: Share of the loss, with t_max, that asks for the ANN's outputs instead of the labels, where
-                there is a trained ANN.
+                there is a trained ANN; it then teaches its activations, too.
         """
+        if not relative_lr > 0:
+            raise ValueError(f"relative_lr must be greater than 0, got {relative_lr}")
         if not 0 <= distillation <= 1:
             raise ValueError(f"distillation is a share from 0 to 1, got {distillation}")
         if isinstance(model, Classifier) and isinstance(datamodule, ClassificationData):
@@ -201,7 +206,7 @@ class QuartzTrainer(lightning.Trainer):
                         first_layer=first_layer, preprocessing=model.preprocessing,
                     )
                 )  # fmt: skip
-                model.distillation = distillation
+                model.distillation, model.relative_lr = distillation, relative_lr
             _say(datamodule.summary())
         super().fit(model, train_dataloaders, val_dataloaders, datamodule, ckpt_path, weights_only=True)
         if self._best_checkpoint:
@@ -933,6 +938,7 @@ def load_checkpoint(model: Classifier, path: str) -> None:
             if not isinstance(model.network, TrainableNetwork):
                 model.train_spikes(restored(model.network, checkpoint[SPIKES], model.preprocessing))
             model.distillation = float(checkpoint[SPIKES]["distillation"])
+            model.relative_lr = float(checkpoint[SPIKES]["relative_lr"])
         model.load_state_dict(state)
     except (RuntimeError, quartz_plugin.ConversionError, KeyError) as error:
         arch = f" than --model.arch {model.arch}" if isinstance(model, ImageClassifier) else ""

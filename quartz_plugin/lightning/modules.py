@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
@@ -17,8 +16,7 @@ from torchmetrics import MeanMetric, Metric, MetricCollection, SumMetric
 from torchmetrics.classification import MulticlassAccuracy
 from torchvision.transforms import v2
 
-from quartz_plugin.activation import TTFSActivation
-from quartz_plugin.convert.tune import relative_entropy
+from quartz_plugin.convert.tune import share_of_rate
 from quartz_plugin.engines import SimulationResult
 from quartz_plugin.hardware import HOROWITZ_FLOAT32, HOROWITZ_INT8, LOIHI, EnergyProfile, paper_profile
 from quartz_plugin.lightning.comparison import Measured
@@ -39,7 +37,7 @@ from quartz_plugin.metrics import (
 )
 from quartz_plugin.network import SpikingNetwork
 from quartz_plugin.rate import RATE_COUNTS, RateCodedNetwork
-from quartz_plugin.training import TrainableNetwork, structure_of
+from quartz_plugin.training import Teacher, TrainableNetwork, structure_of
 
 FITTED_ON, CLASS_NAMES = "fitted_on", "class_names"
 """What a converted network's settings, and a checkpoint, are told of their data."""
@@ -131,9 +129,11 @@ class Classifier(lightning.LightningModule):
         self.figures: dict[str, float] = {}
         # What it decided for in the latest test, batch by batch.
         self.decisions: list[Tensor] = []
-        # The share of the loss that an ANN teaches, and that ANN (in a tuple: its weights are not this module's).
+        # Of a network that learns with the rounding of its spikes: the learning rate relative to the size of weights,
+        # the share of the loss that an ANN teaches, and that ANN (in a tuple: its weights are not this module's).
+        self.relative_lr = 0.0
         self.distillation = 0.0
-        self.teacher: tuple[nn.Module, ...] = ()
+        self.teacher: tuple[Teacher, ...] = ()
 
     @property
     def ann(self) -> nn.Module:
@@ -143,7 +143,7 @@ class Classifier(lightning.LightningModule):
     def train_spikes(self, network: TrainableNetwork) -> None:
         """Go on with a network that computes what its spikes say; the ANN so far, where it is trained, may teach it."""
         if self.fitted_on is not None:
-            self.teacher = (copy.deepcopy(self.ann).eval().requires_grad_(False),)
+            self.teacher = (Teacher(network),)
         self.network, self.preprocessing, self.normalize = network, None, nn.Identity()
 
     def forward(self, images: Tensor) -> Any:
@@ -158,18 +158,29 @@ class Classifier(lightning.LightningModule):
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Cross-entropy of one batch; auxiliary heads, as GoogLeNet's, weigh 0.3."""
         images, labels = batch
-        outputs = self(images)
-        logits, *auxiliary = outputs if isinstance(outputs, tuple) else (outputs,)
-        loss = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
-        for head in auxiliary:
-            if head is not None:
-                loss = loss + 0.3 * F.cross_entropy(head, labels, label_smoothing=self.label_smoothing)
         if self.teacher and self.distillation:
-            with torch.no_grad():
-                taught = F.log_softmax(self.teacher[0].to(images.device)(images), dim=1)
-            loss = (1 - self.distillation) * loss + self.distillation * relative_entropy(logits, taught)
+            loss = self._taught(images, labels)
+        else:
+            outputs = self(images)
+            logits, *auxiliary = outputs if isinstance(outputs, tuple) else (outputs,)
+            loss = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
+            for head in auxiliary:
+                if head is not None:
+                    loss = loss + 0.3 * F.cross_entropy(head, labels, label_smoothing=self.label_smoothing)
         self.log("train_loss", loss, prog_bar=True)
         return loss
+
+    def _taught(self, images: Tensor, labels: Tensor) -> Tensor:
+        """Loss of one batch where an ANN teaches the network with the rounding of its spikes."""
+        assert isinstance(self.network, TrainableNetwork)
+        (teacher,) = self.teacher
+        return teacher.to(images.device).loss(
+            self.network,
+            images,
+            labels,
+            share=self.distillation,
+            done=self.global_step / max(1, int(self.trainer.estimated_stepping_batches)),
+        )
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         """Loss and accuracy of one batch."""
@@ -213,19 +224,26 @@ class Classifier(lightning.LightningModule):
         self.images.reset()
 
     def configure_optimizers(self) -> Any:
-        """AdamW, one cycle over all steps."""
-        scales, others = scales_and_others(self.network)
-        groups = [{"params": others, "weight_decay": self.weight_decay}]
-        groups += [{"params": scales, "weight_decay": 0.0}] if scales else []
-        optimizer = torch.optim.AdamW(groups, lr=self.lr)
+        """AdamW, one cycle over all steps; for the rounding of spikes as :meth:`_relative_adam`."""
+        if isinstance(self.network, TrainableNetwork):
+            return self._relative_adam(self.network)
+        optimizer = torch.optim.AdamW(self.network.parameters(), lr=self.lr, weight_decay=self.weight_decay)
         steps = max(1, int(self.trainer.estimated_stepping_batches))
         cycle = torch.optim.lr_scheduler.OneCycleLR(optimizer, self.lr, total_steps=steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": cycle, "interval": "step"}}
 
+    def _relative_adam(self, network: TrainableNetwork) -> Any:
+        """Adam with a learning rate for each layer; a short warm-up, then along a cosine to 0."""
+        total = max(1, int(self.trainer.estimated_stepping_batches))
+        optimizer = torch.optim.Adam(network.parameter_groups(self.relative_lr))
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: share_of_rate(step, total))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
     def on_fit_start(self) -> None:
         """Note which data the network is fitted on; convolutions are faster with channels last."""
         if any(isinstance(module, nn.Conv2d) for module in self.network.modules()):
-            self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            for network in (self.network, *self.teacher):
+                network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.fitted_on = getattr(self.trainer.datamodule, "source", UNKNOWN_DATA)  # type: ignore[attr-defined]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -234,7 +252,9 @@ class Classifier(lightning.LightningModule):
         checkpoint[CLASS_NAMES] = list(getattr(self.trainer.datamodule, "class_names", ()))  # type: ignore[attr-defined]
         if isinstance(self.network, TrainableNetwork):
             taught = self.distillation if self.teacher else 0.0
-            checkpoint[SPIKES] = {**structure_of(self.network), "distillation": taught}
+            checkpoint[SPIKES] = {
+                **structure_of(self.network), "distillation": taught, "relative_lr": self.relative_lr,
+            }  # fmt: skip
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Read the note."""
@@ -301,11 +321,16 @@ class ImageClassifier(Classifier):
             )
 
     def configure_optimizers(self) -> Any:
-        """SGD; the learning rate rises for the warm-up and falls along a cosine, step by step."""
-        scales, trained = scales_and_others(self.network)
+        """SGD; the learning rate rises for the warm-up and falls along a cosine, step by step.
+
+        With the rounding of spikes as :meth:`_relative_adam`.
+        """
+        if isinstance(self.network, TrainableNetwork):
+            return self._relative_adam(self.network)
+        trained = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
         groups = [
             {"params": [p for p in trained if p.ndim > 1], "weight_decay": self.weight_decay},
-            {"params": [*(p for p in trained if p.ndim <= 1), *scales], "weight_decay": 0.0},
+            {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
         ]
         optimizer = torch.optim.SGD(groups, self.lr, self.momentum, nesterov=self.momentum > 0)
         total = max(1, int(self.trainer.estimated_stepping_batches))
@@ -490,18 +515,6 @@ class RateClassifier(lightning.LightningModule):
             **means,
             **energies,
         }
-
-
-def scales_and_others(network: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """Parameters that are trained: the scales of spikes, and all others."""
-    scales = {
-        parameter
-        for module in network.modules()
-        if isinstance(module, TTFSActivation)
-        for parameter in module.parameters()
-    }
-    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    return [p for p in trained if p in scales], [p for p in trained if p not in scales]
 
 
 def check_outputs(logits: Tensor, classes: int) -> None:
