@@ -9,7 +9,8 @@ For each T everything runs in one process, interleaved: ANN, engine, engine, ...
 that warms up; the table gives medians. The ANN gets images that are normalised already. `--networks` are mnist,
 vgg11, resnet20 and squeezenet. A CSV file and a picture go to runs/benchmark.
 
-"logits alone" computes no spike times but the output's; "all spikes" records those of every layer. "event, hold off"
+"logits alone" computes no spike times but the output's; "all spikes" records those of every layer; "all metrics" counts
+on them every cost that the recipes' test reports. "event, hold off"
 is logits alone, of a neuron without hold whose bias is a synapse. stepped is the paper's neuron, and so is
 to_snntorch() in a user's loop over the global clock. Rate code is the same ANN with snnTorch's Leaky (beta = 1, reset
 by subtraction) for ReLU, weights scaled by the same percentiles, currents that stay: 16 steps of a plain loop.
@@ -41,7 +42,7 @@ from torch import Tensor, nn
 from torchvision.transforms import v2
 
 import quartz_plugin
-from quartz_plugin.lightning import ResNet20, quartz_mnist, vgg11_bn_cifar10
+from quartz_plugin.lightning import ResNet20, SpikingClassifier, quartz_mnist, vgg11_bn_cifar10
 from quartz_plugin.lightning.networks import load_weights
 from quartz_plugin.network import SpikingNetwork
 from quartz_plugin.tables import format_table
@@ -293,6 +294,21 @@ def _engine(engine: str, record: bool, snn: SpikingNetwork) -> Run:
     return lambda images: snn.run(images, engine, record).logits
 
 
+def _with_metrics(engine: str, snn: SpikingNetwork) -> Run:
+    """Count every cost that the recipes' test reports."""
+    costs = None
+
+    def run(images: Tensor) -> Tensor:
+        nonlocal costs
+        result = snn.run(images, engine)
+        if costs is None:
+            costs = SpikingClassifier(snn, result.logits.shape[1]).costs
+        costs.update(result=result)
+        return result.logits
+
+    return run
+
+
 def _loop(snn: SpikingNetwork) -> Run:
     """Step a network over the global clock, as a user of snnTorch would."""
     net = snn.to_snntorch()
@@ -340,8 +356,10 @@ RATE = f"rate code in snnTorch's Leaky, {RATE_STEPS} steps"
 CONTENDERS = {
     "analytic, logits alone": Contender("hold", lambda snn: snn),
     "analytic, all spikes": Contender("hold", partial(_engine, "analytic", True)),
+    "analytic, all metrics": Contender("hold", partial(_with_metrics, "analytic")),
     "event, paper's neuron, logits alone": Contender("paper", partial(_engine, "event", False), by_event=True),
     "event, all spikes": Contender("paper", partial(_engine, "event", True), by_event=True),
+    "event, all metrics": Contender("paper", partial(_with_metrics, "event"), by_event=True),
     "event, hold off": Contender("hold off", partial(_engine, "event", False), by_event=True),
     "stepped": Contender("paper", partial(_engine, "stepped", True), is_slow=True),
     "to_snntorch() in a loop": Contender("paper", _loop, is_slow=True),
@@ -546,7 +564,10 @@ def _write(rows: Sequence[Row], csv: Path, plot: Path) -> None:
     figure.savefig(plot, dpi=150)
 
 
-COLORS = ("#0072b2", "#56b4e9", "#d55e00", "#e69f00", "#cc79a7", "#555555", "#009e73", "#000000")
+COLORS = (
+    *("#0072b2", "#56b4e9", "#004466", "#d55e00", "#e69f00", "#7f3300"),
+    *("#cc79a7", "#555555", "#009e73", "#000000"),
+)
 
 
 def draw(rows: Sequence[Row], ax: "Axes") -> "Axes":
@@ -554,7 +575,7 @@ def draw(rows: Sequence[Row], ax: "Axes") -> "Axes":
     times = sorted({row.t_max for row in rows})
     ax.axhline(1, color="#999999", linestyle=":", linewidth=1)
     for (what, color), marker in zip(
-        zip([*CONTENDERS, RATE], COLORS, strict=True), ("o", "o", "s", "s", "D", "^", "v", "*"), strict=True
+        zip([*CONTENDERS, RATE], COLORS, strict=True), ("o", "o", "P", "s", "s", "X", "D", "^", "v", "*"), strict=True
     ):
         own = [row for row in rows if row.what == what]
         if own:

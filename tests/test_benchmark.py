@@ -22,6 +22,8 @@ ENGINES = {
     "analytic, all spikes",
     "event, paper's neuron, logits alone",
     "event, all spikes",
+    "analytic, all metrics",
+    "event, all metrics",
     "event, hold off",
     "stepped",
     "to_snntorch() in a loop",

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 import quartz_plugin
+from quartz_plugin.hardware import HOROWITZ_FLOAT32, LOIHI, paper_profile
 from quartz_plugin.hardware.counter import COUNTED, OperationCounts, count_operations
 from quartz_plugin.hardware.operations import synaptic_operations
 
@@ -45,7 +46,7 @@ def nonzero(values):
 
 
 def counted(net, *inputs):
-    """All four counts of one call, in one line each."""
+    """All counts of one call."""
     with torch.no_grad(), count_operations(net) as counts:
         net(*inputs)
     return {name: getattr(counts, name) for name in COUNTED}
@@ -130,6 +131,7 @@ def test_convolutions_deliver_what_lands_tap_by_tap(convolution, batched):
 
     expected = {
         "spikes": {},
+        "neuron_updates": {},
         "synops": judged(inputs != 0),
         "graded_synops": judged((inputs != 0) & (inputs != 1)),
         "macs": judged(inputs == inputs),
@@ -617,15 +619,22 @@ def test_counts_print_as_a_table_and_divide_by_inferences():
     ):
         counts.add(path, name, number)
     assert str(counts).splitlines() == [
-        "module  spikes               synops  graded_synops  macs  outputs",
-        "------  ------  -------------------  -------------  ----  -------",
-        "fc1          -                    6              2    12        -",
-        "lif          5                    -              -     -        -",
-        "a.fc2        -  1152921504606846977              -     -        -",
-        "total        5  1152921504606846983              2    12        0",
+        "module  spikes  neuron_updates               synops  graded_synops  macs  outputs",
+        "------  ------  --------------  -------------------  -------------  ----  -------",
+        "fc1          -               -                    6              2    12        -",
+        "lif          5               -                    -              -     -        -",
+        "a.fc2        -               -  1152921504606846977              -     -        -",
+        "total        5               0  1152921504606846983              2    12        0",
     ]
     assert counts.total("synops") == 2**60 + 7
-    totals = {"spikes": 2.5, "synops": (2**60 + 7) / 2, "graded_synops": 1.0, "macs": 6.0, "outputs": 0.0}
+    totals = {
+        "neuron_updates": 0.0,
+        "spikes": 2.5,
+        "synops": (2**60 + 7) / 2,
+        "graded_synops": 1.0,
+        "macs": 6.0,
+        "outputs": 0.0,
+    }
     synops = {"synops/fc1": 3.0, "synops/a.fc2": (2**60 + 1) / 2}
     assert counts.per_inference(2) == totals | synops | {"spikes/lif": 2.5, "graded_synops/fc1": 1.0, "macs/fc1": 6.0}
     assert all(type(count) is int for name in COUNTED for count in getattr(counts, name).values())
@@ -640,5 +649,35 @@ def test_wrong_arguments_are_refused_in_one_line():
     for n in (0, -1):
         with pytest.raises(ValueError, match="1 or more, got"):
             OperationCounts().per_inference(n)
-    with pytest.raises(ValueError, match="spikes, synops, graded_synops, macs, outputs, got 'energy'"):
+    with pytest.raises(ValueError, match="spikes, neuron_updates, synops, graded_synops, macs, outputs, got 'energy'"):
         OperationCounts().total("energy")
+
+
+def test_energy_of_a_network_that_nobody_converted_is_its_counts_times_their_prices():
+    net = nn.Sequential(nn.Linear(6, 5), snntorch.Leaky(beta=0.9, init_hidden=True), nn.Linear(5, 2))
+    trains = (torch.rand(7, 3, 6) < 0.4).float()
+    with torch.no_grad(), count_operations(net) as counts:
+        for step in trains:
+            net(step)
+    assert counts.neuron_updates == {"1": 7 * 3 * 5}
+    spikes, synops = counts.total("spikes"), int(trains.sum()) * 5 + counts.total("spikes") * 2
+    assert counts.energy(LOIHI, 3) == pytest.approx((23.6 * synops + 81 * 105 + 1.7 * spikes) * 1e-12 / 3)
+    assert counts.energy(HOROWITZ_FLOAT32, 3) == pytest.approx((synops + 105) * 0.9e-12 / 3)
+    with pytest.raises(ValueError, match="needs"):
+        counts.energy(paper_profile(16), 3)
+
+
+def test_weights_in_products_of_other_shapes_are_not_left_out_in_silence():
+    class Products(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.vector, self.batched = nn.Parameter(torch.rand(4)), nn.Parameter(torch.rand(2, 4, 3))
+
+        def forward(self, x):
+            return x @ self.vector, torch.matmul(x, self.batched), torch.dot(x[0], self.vector)
+
+    net = Products()
+    with pytest.warns(UserWarning, match="act unseen") as warned, count_operations(net) as counts:
+        net(torch.rand(5, 4))
+    assert {str(each.message).split()[3] for each in warned} == {"matmul", "dot"}
+    assert counts.total("macs") == 0

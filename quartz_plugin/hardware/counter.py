@@ -22,10 +22,14 @@ from torch.nn import functional as F
 from torch.nn.utils.parametrize import ParametrizationList
 from torch.overrides import TorchFunctionMode
 
+from quartz_plugin.hardware.energy import LOIHI, EnergyProfile
 from quartz_plugin.tables import format_table
 
-COUNTED = ("spikes", "synops", "graded_synops", "macs", "outputs")
+COUNTED = ("spikes", "neuron_updates", "synops", "graded_synops", "macs", "outputs")
 """What :class:`OperationCounts` holds."""
+
+ONLY_CONVERTED = (*(name for name in LOIHI.spiking if name.endswith("_events")), "inactive_updates")
+"""Counts that are 0 in networks that were not converted."""
 
 
 class OperationCounts:
@@ -37,10 +41,12 @@ class OperationCounts:
     ----------
     spikes : dict
         Path of a neuron module -> spikes it emitted: the nonzero elements of its output.
+    neuron_updates : dict
+        Same keys: elements of its output, one for each neuron and step.
     synops : dict
         Path of a module with weights -> synaptic operations: nonzero inputs times the synapses that carry them.
     graded_synops : dict
-        Same keys: those whose input was neither 0 nor 1 (pixels, averages), so that each is a multiplication.
+        Keys of `synops`: those whose input was neither 0 nor 1 (pixels, averages), so that each is a multiplication.
     macs : dict
         Same keys: all inputs times synapses, which is what a dense pass multiplies.
     outputs : dict
@@ -75,6 +81,11 @@ class OperationCounts:
         return self._of("spikes")
 
     @property
+    def neuron_updates(self) -> dict[str, int]:
+        """Neurons times steps of each neuron module; see the class."""
+        return self._of("neuron_updates")
+
+    @property
     def synops(self) -> dict[str, int]:
         """Synaptic operations of each module with weights; see the class."""
         return self._of("synops")
@@ -98,7 +109,7 @@ class OperationCounts:
         return {path: int(sums[name]) for path, sums in self._sums.items() if name in sums}
 
     def total(self, name: str) -> int:
-        """Sum over all modules of "spikes", "synops", "graded_synops", "macs" or "outputs".
+        """Sum over all modules of "spikes", "neuron_updates", "synops", "graded_synops", "macs" or "outputs".
 
         Raises
         ------
@@ -120,7 +131,8 @@ class OperationCounts:
         Returns
         -------
         dict
-            ``spikes``, ``synops``, ``graded_synops``, ``macs``, ``outputs``, and each of them for each module.
+            ``spikes``, ``neuron_updates``, ``synops``, ``graded_synops``, ``macs``, ``outputs``, and each of them for
+            each module.
 
         Raises
         ------
@@ -133,6 +145,36 @@ class OperationCounts:
         totals = {name: sum(by_module.values()) / n for name, by_module in counts.items()}
         by_module = {f"{name}/{path}": count / n for name in COUNTED for path, count in counts[name].items()}
         return totals | by_module
+
+    def energy(self, profile: EnergyProfile, n: int) -> float:
+        """Mean energy of `n` inferences, in the profile's unit.
+
+        Every neuron counts as active at every step; readout, rectifier and what else only this package's neurons have
+        counts as none.
+
+        Parameters
+        ----------
+        profile : EnergyProfile
+            What each count costs, such as :data:`~quartz_plugin.hardware.LOIHI`.
+        n : int
+            As in :meth:`per_inference`.
+
+        Raises
+        ------
+        ValueError
+            If `n` < 1, or the profile needs counts that only a converted network has (the paper's).
+
+        Examples
+        --------
+        >>> from quartz_plugin.hardware import HOROWITZ_FLOAT32
+        >>> with count_operations(net := nn.Linear(4, 8)) as counts:
+        ...     _ = net(torch.ones(1, 4))
+        >>> round(counts.energy(HOROWITZ_FLOAT32, n=1) * 1e12, 1)  # 32 additions of 0.9 pJ
+        28.8
+        """
+        means = self.per_inference(n)
+        own = {**dict.fromkeys(ONLY_CONVERTED, 0.0), **means, "active_updates": means["neuron_updates"]}
+        return float(profile.energy(own))
 
     def __str__(self) -> str:
         counts = [self._of(name) for name in COUNTED]
@@ -190,12 +232,12 @@ def count_operations(
     ...     for spikes in torch.tensor([[[1.0, 0.0, 0.0, 0.0]], [[1.0, 1.0, 0.0, 1.0]]]):
     ...         out = net(spikes)
     >>> print(counts)
-    module  spikes  synops  graded_synops  macs  outputs
-    ------  ------  ------  -------------  ----  -------
-    0            -       8              0    16        4
-    1            2       -              -     -        -
-    2            -       6              0    12        6
-    total        2      14              0    28       10
+    module  spikes  neuron_updates  synops  graded_synops  macs  outputs
+    ------  ------  --------------  ------  -------------  ----  -------
+    0            -               -       8              0    16        4
+    1            2               4       -              -     -        -
+    2            -               -       6              0    12        6
+    total        2               4      14              0    28       10
     """
     if not isinstance(net, nn.Module):
         raise TypeError(f"operations are counted in an nn.Module, got {type(net).__name__}")
@@ -254,6 +296,7 @@ class _Counter(TorchFunctionMode):
         spikes = _first_tensor(output)
         if module in self.neurons and spikes is not None and self.neurons.isdisjoint(self.running):
             self.counts.add(self.paths[module], "spikes", (_dense(spikes) != 0).sum())
+            self.counts.add(self.paths[module], "neuron_updates", spikes.numel())
 
     def __torch_function__(
         self,
@@ -273,6 +316,8 @@ class _Counter(TorchFunctionMode):
                 deliveries = _WEIGHTED[func](result, *args, **kwargs)
                 for delivery in deliveries:
                     self._count(path, delivery)
+                if not deliveries:
+                    self._warn(path, func, [*args, *kwargs.values()])
                 written = _first_tensor(result) if deliveries else None
                 if written is not None:
                     self.counts.add(path, "outputs", written.numel())
@@ -486,6 +531,8 @@ _OPAQUE: frozenset[Any] = frozenset(
             torch.tensordot,
             torch.inner,
             Tensor.inner,
+            *(torch.dot, Tensor.dot, torch.addmv, Tensor.addmv, torch.linalg.multi_dot, torch.linalg.vecdot),
+            F.embedding_bag,
             torch.bilinear,
             torch.bmm,
             Tensor.bmm,

@@ -58,6 +58,8 @@ from quartz_plugin.lightning.modules import (
     RateClassifier,
     SpikingClassifier,
     check_outputs,
+    common_t_max,
+    inner_windows,
 )
 from quartz_plugin.metrics import ANNOperations
 from quartz_plugin.network import SpikingNetwork, load
@@ -440,7 +442,7 @@ class QuartzTrainer(lightning.Trainer):
         decisions = None if model.fitted_on is None else model.decisions
         spiking = SpikingClassifier(network, model.classes, decisions, engine, model.cost_images)
         super().test(spiking, datamodule=datamodule, verbose=False)
-        return {**spiking.figures, "t_max": float(_common_t_max(network))}
+        return {**spiking.figures, "t_max": float(common_t_max(network))}
 
     @torch.no_grad()
     def predict(  # type: ignore[override]
@@ -626,7 +628,7 @@ class QuartzTrainer(lightning.Trainer):
         figures = ann_columns(self._test_ann(model, datamodule))
         rate = RateCodedNetwork(self._converted(model, datamodule, {"t_max": min(t_max), **scales}))
         for steps in rate_steps:
-            tested = RateClassifier(rate, steps, model.classes, model.decisions)
+            tested = RateClassifier(rate, steps, model.classes, model.decisions, model.cost_images)
             super().test(tested, datamodule=datamodule, verbose=False)
             figures[f"rate code, {steps} steps"] = tested.figures
         mappings, estimates = {}, {}
@@ -976,22 +978,10 @@ def _with_notes(snn: SpikingNetwork, model: Classifier, datamodule: Any) -> Spik
     return snn
 
 
-def _inner_windows(network: SpikingNetwork) -> list[int]:
-    """``T`` of the layers between input and output; the output's where there are none."""
-    windows = [window.length + 1 for window in network.windows.values()]
-    return windows[1:-1] or windows[-1:]
-
-
-def _common_t_max(network: SpikingNetwork) -> int:
-    """``T`` of most layers, the smallest of several."""
-    inner = _inner_windows(network)
-    return max(sorted(set(inner)), key=inner.count)
-
-
 def _named(network: SpikingNetwork) -> str:
     """Its T: that of most layers, and what input and output have of their own."""
     *_, last = windows = {name: window.length + 1 for name, window in network.windows.items()}
-    inner, common = _inner_windows(network), _common_t_max(network)
+    inner, common = inner_windows(network), common_t_max(network)
     own = [f"{name} {t}" for name, t in ((INPUT, windows[INPUT]), ("output", windows[last])) if t != common]
     own += ["others differ"] if len(set(inner)) > 1 else []
     return f"SNN, T = {common}" + (f" ({', '.join(own)})" if own else "")

@@ -53,6 +53,18 @@ def profiles(t_max: int) -> list[EnergyProfile]:
     return [LOIHI, HOROWITZ_FLOAT32, HOROWITZ_INT8, paper_profile(t_max), paper_profile(t_max, strict=True)]
 
 
+def inner_windows(network: SpikingNetwork) -> list[int]:
+    """``T`` of the layers between input and output; the output's where there are none."""
+    windows = [window.length + 1 for window in network.windows.values()]
+    return windows[1:-1] or windows[-1:]
+
+
+def common_t_max(network: SpikingNetwork) -> int:
+    """``T`` of most layers, the smallest of several."""
+    inner = inner_windows(network)
+    return max(sorted(set(inner)), key=inner.count)
+
+
 class Classifier(lightning.LightningModule):
     """A ReLU network that classifies; trained with AdamW and one cycle of learning rates.
 
@@ -394,7 +406,7 @@ class SpikingClassifier(lightning.LightningModule):
             "operations": QuartzOperations(snn),
             "events": NeuronEvents(snn),
             "memory": MemoryAccesses(snn),
-            **{f"energy_{profile.name}": EnergyEstimate(snn, profile) for profile in profiles(snn.t_max)},
+            **{f"energy_{profile.name}": EnergyEstimate(snn, profile) for profile in profiles(common_t_max(snn))},
         }
         # What the first layer multiplies, where it computes on the image itself.
         self.first_layer = (
@@ -446,7 +458,7 @@ class SpikingClassifier(lightning.LightningModule):
         if self.first_layer is not None:
             totals = {name: float(value) for name, value in self.first_layer.compute().items()}
             figures["first_layer_macs"] = totals["macs"]
-            for profile in profiles(self.snn.t_max):
+            for profile in profiles(common_t_max(self.snn)):
                 if profile.ann:
                     figures[f"energy_{profile.name}"] += profile.energy(totals, "ann")
             self.first_layer.reset()
@@ -476,11 +488,20 @@ class RateClassifier(lightning.LightningModule):
         Number of classes.
     decisions : sequence of Tensor
         What the ANN decided for on the same test images, batch by batch.
+    cost_images : int, optional
+        Costs are counted on so many of the test images, evenly spread; by default on all.
     """
 
-    def __init__(self, rate: RateCodedNetwork, steps: int, classes: int, decisions: Sequence[Tensor]) -> None:
+    def __init__(
+        self,
+        rate: RateCodedNetwork,
+        steps: int,
+        classes: int,
+        decisions: Sequence[Tensor],
+        cost_images: int | None = None,
+    ) -> None:
         super().__init__()
-        self.rate, self.steps, self.decisions = rate, steps, decisions
+        self.rate, self.steps, self.decisions, self.cost_images = rate, steps, decisions, cost_images
         self.accuracy = MulticlassAccuracy(classes, average="micro")
         self.agreement = Agreement()
         self.counts = MetricCollection(
@@ -495,9 +516,13 @@ class RateClassifier(lightning.LightningModule):
         result = self.rate.run(images, self.steps)
         self.accuracy.update(result.logits, labels)
         self.agreement.update(result.logits, self.decisions[batch_idx])
+        chosen = counted(self.trainer, batch_idx, len(images), self.cost_images)
+        if not chosen:
+            return
+        costly = result if len(chosen) == len(images) else self.rate.run(images[chosen], self.steps)
         for name, metric in self.counts.items():
-            metric.update(sum(count.double().sum() for count in result.counts[name].values()))
-        self.images.update(len(images))
+            metric.update(sum(count.double().sum() for count in costly.counts[name].values()))
+        self.images.update(len(chosen))
 
     def on_test_epoch_end(self) -> None:
         """Put the figures of all images together."""
