@@ -245,10 +245,13 @@ class InferenceCounts:
         """The spiking layers."""
         return self.graph.layers
 
-    @cached_property
+    @property
     def synapses(self) -> Synapses:
-        """Who is connected to whom."""
-        return Synapses.of(self.graph)
+        """Who is connected to whom; looked up once a result, for all metrics."""
+        if "synapses" not in self._found:
+            self._found["synapses"] = Synapses.of(self.graph)
+        found: Synapses = self._found["synapses"]
+        return found
 
     @property
     def levels(self) -> dict[fx.Node, Tensor]:
