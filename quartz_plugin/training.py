@@ -15,7 +15,7 @@ from quartz_plugin.convert import FirstLayer, Override, convert, scale
 from quartz_plugin.convert.calibrate import Calibration, Granularity
 from quartz_plugin.convert.check import check
 from quartz_plugin.convert.fold import Preprocessing, fold
-from quartz_plugin.convert.operators import ConversionError
+from quartz_plugin.convert.operators import NORMS, ConversionError
 from quartz_plugin.convert.rounding import rounded, values_at
 from quartz_plugin.convert.trace import trace
 from quartz_plugin.convert.tune import CalibrationMethod, parameter_groups, relative_entropy, unlikeness
@@ -162,14 +162,11 @@ class Teacher(nn.Module):
         super().__init__()
         self.network = copy.deepcopy(net.network)
         self.activations = activations
-        self._paths = set()
-        for path, code in net.codes().items():
-            hidden = not code.signed and path != net._input_code
-            plain: nn.Module = nn.Identity()
-            if hidden:
-                self._paths.add(path)
-                plain = nn.ReLU() if code.ceiling is None else nn.Hardtanh(0.0, code.ceiling)
-            self.network.set_submodule(path, plain)
+        codes, image = net.codes(), net._input_code
+        self._paths = {path for path, code in codes.items() if not code.signed and path != image}
+        for path, code in codes.items():
+            rectifier = nn.ReLU() if code.ceiling is None else nn.Hardtanh(0.0, code.ceiling)
+            self.network.set_submodule(path, rectifier if path in self._paths else nn.Identity())
         self.eval().requires_grad_(False)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -338,7 +335,7 @@ def trainable(
     for parameter in module.parameters():
         parameter.requires_grad_(False)
     for each in module.modules():
-        if isinstance(each, (TTFSActivation, nn.BatchNorm1d, nn.BatchNorm2d, *WEIGHTED)):
+        if isinstance(each, (TTFSActivation, *NORMS, *WEIGHTED)):
             each.requires_grad_(True)
     return TrainableNetwork(module, tuple(example.shape[1:]))
 

@@ -10,10 +10,10 @@ that warms up; the table gives medians. The ANN gets images that are normalised 
 vgg11, resnet20 and squeezenet. A CSV file and a picture go to runs/benchmark.
 
 "logits alone" computes no spike times but the output's; "all spikes" records those of every layer; "all metrics" counts
-on them every cost that the recipes' test reports. "event, hold off"
-is logits alone, of a neuron without hold whose bias is a synapse. stepped is the paper's neuron, and so is
-to_snntorch() in a user's loop over the global clock. Rate code is the same ANN with snnTorch's Leaky (beta = 1, reset
-by subtraction) for ReLU, weights scaled by the same percentiles, currents that stay: 16 steps of a plain loop.
+on them every cost that the recipes' test reports. "event, hold off" is logits alone, of a neuron without hold whose
+bias is a synapse. stepped is the paper's neuron, and so is to_snntorch() in a user's loop over the global clock. Rate
+code is the same ANN with snnTorch's Leaky (beta = 1, reset by subtraction) for ReLU, weights scaled by the same
+percentiles, currents that stay: 16 steps of a plain loop.
 """
 
 import copy
@@ -42,7 +42,7 @@ from torch import Tensor, nn
 from torchvision.transforms import v2
 
 import quartz_plugin
-from quartz_plugin.lightning import ResNet20, SpikingClassifier, quartz_mnist, vgg11_bn_cifar10
+from quartz_plugin.lightning import ResNet20, cost_metrics, quartz_mnist, vgg11_bn_cifar10
 from quartz_plugin.lightning.networks import load_weights
 from quartz_plugin.network import SpikingNetwork
 from quartz_plugin.tables import format_table
@@ -296,13 +296,10 @@ def _engine(engine: str, record: bool, snn: SpikingNetwork) -> Run:
 
 def _with_metrics(engine: str, snn: SpikingNetwork) -> Run:
     """Count every cost that the recipes' test reports."""
-    costs = None
+    costs = cost_metrics(snn)
 
     def run(images: Tensor) -> Tensor:
-        nonlocal costs
         result = snn.run(images, engine)
-        if costs is None:
-            costs = SpikingClassifier(snn, result.logits.shape[1]).costs
         costs.update(result=result)
         return result.logits
 

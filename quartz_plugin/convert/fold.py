@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 
 from quartz_plugin.activation import TTFSActivation
 from quartz_plugin.convert.draft import Draft
-from quartz_plugin.convert.operators import DROPOUTS, Affine, ConversionError, Role, ceiling_of, norm_as_affine
+from quartz_plugin.convert.operators import DROPOUTS, NORMS, Affine, ConversionError, Role, ceiling_of, norm_as_affine
 from quartz_plugin.structure import AVERAGES, WEIGHTED, Add
 
 Preprocessing = tuple[Sequence[float] | Tensor | float, Sequence[float] | Tensor | float]
@@ -48,7 +48,7 @@ def fold(
         # First of all: what is normalised is no longer the input's spikes.
         _prepend(draft, preprocessing)
     for node, module in draft.steps():
-        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+        if isinstance(module, NORMS):
             node = _in_front_of_pools(draft, node, module)
             if not trainable:
                 _fold_batch_norm(draft, node, module)

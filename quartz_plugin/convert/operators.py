@@ -166,11 +166,13 @@ _PAD = Operator(
 _BORDER = Operator(Role.ROUTE, "routes copies of spikes to the border")
 _DROPPED = Operator(Role.NOTHING, "nothing in eval mode")
 
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
+
 DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.AlphaDropout)
 
 OPERATORS: dict[type[nn.Module], Operator] = {
     **dict.fromkeys(WEIGHTED, _CONVOLUTION),
-    **dict.fromkeys((nn.BatchNorm1d, nn.BatchNorm2d), _NORM),
+    **dict.fromkeys(NORMS, _NORM),
     Affine: _CONSTANTS,
     **dict.fromkeys(AVERAGES, _AVERAGE),
     Add: _ADD,

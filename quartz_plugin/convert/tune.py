@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from quartz_plugin.activation import TTFSActivation
 from quartz_plugin.convert.calibrate import chunk_size
 from quartz_plugin.convert.draft import Draft
-from quartz_plugin.convert.operators import Affine, ConversionError, Role, ceiling_of
+from quartz_plugin.convert.operators import NORMS, Affine, ConversionError, Role, ceiling_of
 from quartz_plugin.convert.rounding import output_code, rounded, values_at
 from quartz_plugin.functional import closed_form, said
 from quartz_plugin.graph import INPUT, call_node
@@ -345,10 +345,9 @@ def reconstruct(
     paths = every - {output}
     if images.dim() == 4:
         module, teacher = (each.to(memory_format=torch.channels_last) for each in (module, teacher))  # type: ignore[call-overload]
-    optimizer = torch.optim.Adam(groups)
     steps_of_a_pass = math.ceil(len(images) / batch)
     total = passes * steps_of_a_pass
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: share_of_rate(step, total))
+    optimizer, schedule = adam(groups, total)
     generator = torch.Generator().manual_seed(0)
     with torch.enable_grad():
         for done in range(total):
@@ -382,8 +381,6 @@ def _give_bias(draft: Draft, layer: Any) -> None:
         zeros = torch.zeros(_outputs(layer), dtype=draft.dtype, device=draft.device)
         layer.bias = nn.Parameter(zeros, requires_grad=False)
 
-
-NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 
 SCALE_RATE = 1e-2
 """Adam's learning rate for the logarithm of a scale, whatever the others' is."""
@@ -420,10 +417,17 @@ def parameter_groups(module: nn.Module, learning_rate: float, *, weights: bool =
     return groups
 
 
-def share_of_rate(step: int, total: int) -> float:
-    """Share of the learning rate at one of `total` steps: a short warm-up, then along a cosine to 0."""
+def adam(
+    groups: list[dict[str, Any]], total: int
+) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+    """Adam for :func:`parameter_groups`; over `total` steps a short warm-up, then along a cosine to 0."""
     warmup = max(1, total // 20)
-    return min(1.0, (step + 1) / warmup) * 0.5 * (1 + math.cos(math.pi * min(1.0, step / total)))
+
+    def share(step: int) -> float:
+        return min(1.0, (step + 1) / warmup) * 0.5 * (1 + math.cos(math.pi * min(1.0, step / total)))
+
+    optimizer = torch.optim.Adam(groups)
+    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, share)
 
 
 def unlikeness(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> Tensor:

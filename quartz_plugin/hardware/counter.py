@@ -22,14 +22,11 @@ from torch.nn import functional as F
 from torch.nn.utils.parametrize import ParametrizationList
 from torch.overrides import TorchFunctionMode
 
-from quartz_plugin.hardware.energy import LOIHI, EnergyProfile
+from quartz_plugin.hardware.energy import ONLY_CONVERTED, EnergyProfile
 from quartz_plugin.tables import format_table
 
 COUNTED = ("spikes", "neuron_updates", "synops", "graded_synops", "macs", "outputs")
 """What :class:`OperationCounts` holds."""
-
-ONLY_CONVERTED = (*(name for name in LOIHI.spiking if name.endswith("_events")), "inactive_updates")
-"""Counts that are 0 in networks that were not converted."""
 
 
 class OperationCounts:

@@ -169,10 +169,21 @@ HOROWITZ_INT8 = EnergyProfile(
 )
 """Arithmetic in 45 nm with 8-bit weights and activations, 32-bit sums."""
 
+ONLY_CONVERTED = (
+    "bias_events",
+    "readout_events",
+    "rectifier_events",
+    "hold_events",
+    "pool_events",
+    "inactive_updates",
+)
+"""Counts of profiles that other spiking networks than converted ones have none of, unless they say so."""
+
 __all__ = [
     "HOROWITZ_FLOAT32",
     "HOROWITZ_INT8",
     "LOIHI",
+    "ONLY_CONVERTED",
     "EnergyProfile",
     "add_bits",
     "mac_bits",

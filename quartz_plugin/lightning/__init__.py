@@ -10,7 +10,7 @@ except ImportError as error:
 from quartz_plugin.lightning.cli import QuartzCLI, QuartzTrainer
 from quartz_plugin.lightning.comparison import Measured
 from quartz_plugin.lightning.data import CIFAR10Data, ClassificationData, FolderData, MNISTData
-from quartz_plugin.lightning.modules import Classifier, ImageClassifier, SpikingClassifier
+from quartz_plugin.lightning.modules import Classifier, ImageClassifier, SpikingClassifier, cost_metrics
 from quartz_plugin.lightning.networks import MobileNetV1, ResNet20, quartz_mnist, vgg11_bn_cifar10, vgg_cifar10
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "QuartzTrainer",
     "ResNet20",
     "SpikingClassifier",
+    "cost_metrics",
     "quartz_mnist",
     "vgg11_bn_cifar10",
     "vgg_cifar10",

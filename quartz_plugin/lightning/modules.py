@@ -16,9 +16,10 @@ from torchmetrics import MeanMetric, Metric, MetricCollection, SumMetric
 from torchmetrics.classification import MulticlassAccuracy
 from torchvision.transforms import v2
 
-from quartz_plugin.convert.tune import share_of_rate
+from quartz_plugin.convert.tune import adam
 from quartz_plugin.engines import SimulationResult
 from quartz_plugin.hardware import HOROWITZ_FLOAT32, HOROWITZ_INT8, LOIHI, EnergyProfile, paper_profile
+from quartz_plugin.hardware.energy import ONLY_CONVERTED
 from quartz_plugin.lightning.comparison import Measured
 from quartz_plugin.lightning.data import DIGITS, FULL_MNIST, evenly, global_seed, seed_of
 from quartz_plugin.lightning.networks import build, load_weights
@@ -236,20 +237,19 @@ class Classifier(lightning.LightningModule):
         self.images.reset()
 
     def configure_optimizers(self) -> Any:
-        """AdamW, one cycle over all steps; for the rounding of spikes as :meth:`_relative_adam`."""
-        if isinstance(self.network, TrainableNetwork):
-            return self._relative_adam(self.network)
+        """:meth:`ann_optimizers`; for the rounding of spikes Adam, whose rates go with the size of weights."""
+        if not isinstance(self.network, TrainableNetwork):
+            return self.ann_optimizers()
+        steps = max(1, int(self.trainer.estimated_stepping_batches))
+        optimizer, schedule = adam(self.network.parameter_groups(self.relative_lr), steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def ann_optimizers(self) -> Any:
+        """AdamW, one cycle over all steps."""
         optimizer = torch.optim.AdamW(self.network.parameters(), lr=self.lr, weight_decay=self.weight_decay)
         steps = max(1, int(self.trainer.estimated_stepping_batches))
         cycle = torch.optim.lr_scheduler.OneCycleLR(optimizer, self.lr, total_steps=steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": cycle, "interval": "step"}}
-
-    def _relative_adam(self, network: TrainableNetwork) -> Any:
-        """Adam with a learning rate for each layer; a short warm-up, then along a cosine to 0."""
-        total = max(1, int(self.trainer.estimated_stepping_batches))
-        optimizer = torch.optim.Adam(network.parameter_groups(self.relative_lr))
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: share_of_rate(step, total))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_fit_start(self) -> None:
         """Note which data the network is fitted on; convolutions are faster with channels last."""
@@ -332,13 +332,8 @@ class ImageClassifier(Classifier):
                 "untrained: fit first, and give --ckpt_path"
             )
 
-    def configure_optimizers(self) -> Any:
-        """SGD; the learning rate rises for the warm-up and falls along a cosine, step by step.
-
-        With the rounding of spikes as :meth:`_relative_adam`.
-        """
-        if isinstance(self.network, TrainableNetwork):
-            return self._relative_adam(self.network)
+    def ann_optimizers(self) -> Any:
+        """SGD; the learning rate rises for the warm-up and falls along a cosine, step by step."""
         trained = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
         groups = [
             {"params": [p for p in trained if p.ndim > 1], "weight_decay": self.weight_decay},
@@ -356,6 +351,22 @@ class ImageClassifier(Classifier):
 
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, share)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def cost_metrics(snn: SpikingNetwork) -> MetricCollection:
+    """Every cost that a test of a spiking network reports; updated with ``result=``."""
+    costs: dict[str, Metric] = {
+        "spikes": SpikeCount(snn),
+        "spikes_per_neuron": SpikesPerNeuron(snn),
+        "early": EarlySpikeRate(snn),
+        "synops": SynapticOperations(snn),
+        "synops_factored": SynapticOperations(snn, kind="factored"),
+        "operations": QuartzOperations(snn),
+        "events": NeuronEvents(snn),
+        "memory": MemoryAccesses(snn),
+        **{f"energy_{profile.name}": EnergyEstimate(snn, profile) for profile in profiles(common_t_max(snn))},
+    }
+    return MetricCollection(costs, compute_groups=False)
 
 
 class SpikingClassifier(lightning.LightningModule):
@@ -397,23 +408,12 @@ class SpikingClassifier(lightning.LightningModule):
         self.by_membrane = MulticlassAccuracy(classes, average="micro")
         if decisions is not None:
             answers["agreement"] = Agreement()
-        costs: dict[str, Metric] = {
-            "spikes": SpikeCount(snn),
-            "spikes_per_neuron": SpikesPerNeuron(snn),
-            "early": EarlySpikeRate(snn),
-            "synops": SynapticOperations(snn),
-            "synops_factored": SynapticOperations(snn, kind="factored"),
-            "operations": QuartzOperations(snn),
-            "events": NeuronEvents(snn),
-            "memory": MemoryAccesses(snn),
-            **{f"energy_{profile.name}": EnergyEstimate(snn, profile) for profile in profiles(common_t_max(snn))},
-        }
         # What the first layer multiplies, where it computes on the image itself.
         self.first_layer = (
             None if snn.front is None else ANNOperations(snn.front, torch.zeros(1, *snn.graph.image_shape))
         )
         self.answers = MetricCollection(answers, compute_groups=False)
-        self.costs = MetricCollection(costs, compute_groups=False)
+        self.costs = cost_metrics(snn)
         self.ties, self.images, self.counted = MeanMetric(), SumMetric(), SumMetric()
         # Images that the spiking network alone gets right, and wrong.
         self.gained, self.lost = SumMetric(), SumMetric()
@@ -517,11 +517,8 @@ class RateClassifier(lightning.LightningModule):
         self.accuracy.update(result.logits, labels)
         self.agreement.update(result.logits, self.decisions[batch_idx])
         chosen = counted(self.trainer, batch_idx, len(images), self.cost_images)
-        if not chosen:
-            return
-        costly = result if len(chosen) == len(images) else self.rate.run(images[chosen], self.steps)
         for name, metric in self.counts.items():
-            metric.update(sum(count.double().sum() for count in costly.counts[name].values()))
+            metric.update(sum(count[chosen].double().sum() for count in result.counts[name].values()))
         self.images.update(len(chosen))
 
     def on_test_epoch_end(self) -> None:
@@ -529,7 +526,7 @@ class RateClassifier(lightning.LightningModule):
         images = float(self.images.compute())
         means = {name: float(total) / images for name, total in self.counts.compute().items()}
         # What this code has not: every neuron is active, and none is read out, rectified or held.
-        counts = {**dict.fromkeys(LOIHI.spiking, 0.0), **means}
+        counts = {**dict.fromkeys(ONLY_CONVERTED, 0.0), **means}
         energies = {f"energy_{p.name}": p.energy(counts) for p in profiles(2) if p.unit == "J"}
         spikes_per_neuron = means["spikes"] / (means["neuron_updates"] / self.steps)
         self.figures = {
