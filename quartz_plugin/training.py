@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -16,9 +17,16 @@ from quartz_plugin.convert.calibrate import Calibration, Granularity
 from quartz_plugin.convert.check import check
 from quartz_plugin.convert.fold import Preprocessing, fold
 from quartz_plugin.convert.operators import NORMS, ConversionError
-from quartz_plugin.convert.rounding import rounded, values_at
+from quartz_plugin.convert.rounding import output_code, rounded, values_at
 from quartz_plugin.convert.trace import trace
-from quartz_plugin.convert.tune import CalibrationMethod, parameter_groups, relative_entropy, unlikeness
+from quartz_plugin.convert.tune import (
+    CalibrationMethod,
+    best_range,
+    drives_of,
+    parameter_groups,
+    relative_entropy,
+    unlikeness,
+)
 from quartz_plugin.functional import Rectifier
 from quartz_plugin.graph import INPUT
 from quartz_plugin.network import SpikingNetwork
@@ -85,6 +93,50 @@ class TrainableNetwork(nn.Module):
         >>> optimizer = torch.optim.Adam(net.parameter_groups())
         """
         return parameter_groups(self.network, learning_rate)
+
+    def choose_output_range(self, images: Tensor, labels: Tensor) -> None:
+        """Let the output say the range of values with which the first spike is most often that of the label.
+
+        Training changes what the output is given; which range serves best then, gradients hardly tell. To be called
+        when training is done, and between epochs.
+
+        Parameters
+        ----------
+        images : Tensor
+            Training images, ``[B, ...]``.
+        labels : Tensor
+            Their classes ``[B]``.
+
+        Raises
+        ------
+        ValueError
+            If there are no images, or not a label for each.
+        """
+        if len(images) == 0 or labels.shape != images.shape[:1]:
+            raise ValueError(f"give images and a label for each, got {list(images.shape)} and {list(labels.shape)}")
+        training = self.training
+        self.eval()
+        found = best_range(self._output, drives_of(self.network, self._output, images), labels)
+        self.train(training)
+        if found is not None:
+            self.set_output_range(*found)
+
+    @property
+    def output_range(self) -> tuple[float, float]:
+        """Scale and shift of the output: it says values from ``shift - scale`` to ``shift + scale``."""
+        return float(self._output.scale), float(self._output.shift)
+
+    def set_output_range(self, scale: float, shift: float = 0.0) -> None:
+        """Let the output say values from ``shift - scale`` to ``shift + scale``; a ReLU from 0, without a shift."""
+        with torch.no_grad():
+            self._output.log_scale.fill_(math.log(scale))
+            self._output.shift.fill_(shift)
+
+    @property
+    def _output(self) -> TTFSActivation:
+        code = self.network.get_submodule(output_code(self.network))
+        assert isinstance(code, TTFSActivation)
+        return code
 
     @property
     def first_layer(self) -> FirstLayer:

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from quartz_plugin.activation import TTFSActivation
 from quartz_plugin.convert.calibrate import chunk_size
 from quartz_plugin.convert.draft import Draft
-from quartz_plugin.convert.operators import NORMS, Affine, ConversionError, Role, ceiling_of
+from quartz_plugin.convert.operators import NORMS, Affine, ConversionError, Role
 from quartz_plugin.convert.rounding import output_code, rounded, values_at
 from quartz_plugin.functional import closed_form, said
 from quartz_plugin.graph import INPUT, call_node
@@ -214,11 +214,7 @@ def relative_entropy(logits: Tensor, wanted: Tensor) -> Tensor:
 def output_range(
     draft: Draft, scales: Mapping[str, Tensor], windows: Mapping[str, int], images: Tensor, wanted: Tensor
 ) -> tuple[Tensor, float]:
-    """The output's scale and shift with which the first spike agrees most often with what the ANN decided.
-
-    Of several first spikes each counts its share. The output says values from ``shift - scale`` to ``shift + scale``
-    (a ReLU: from 0, without a shift). A narrow range clips the largest outputs to one value, a wide one rounds them to
-    one; where between them fewest are lost, depends on the window.
+    """:func:`best_range` of a network's output; where it says nothing, the scale it has.
 
     Parameters
     ----------
@@ -231,24 +227,59 @@ def output_range(
     """
     path = str(draft.last.target)
     module = rounded(draft, scales, windows)
-    signed = draft.role_at(draft.last) is not Role.RECTIFIER
-    module.set_submodule(output_code(module), nn.Identity())
-    window = windows[path]
+    code = module.get_submodule(output_code(module))
+    assert isinstance(code, TTFSActivation)
+    found = best_range(code, drives_of(module, code, images), wanted)
+    return (scales[path], 0.0) if found is None else (torch.tensor(found[0], dtype=torch.float64), found[1])
+
+
+def drives_of(module: nn.Module, code: TTFSActivation, images: Tensor) -> Tensor:
+    """What the output's activation is given on these images, ``[B, classes]``."""
+    drives: list[Tensor] = []
+    hook = code.register_forward_pre_hook(lambda _, given: drives.append(given[0].flatten(1)))
+    try:
+        with torch.no_grad():
+            for chunk in images.split(chunk_size(images)):
+                module(chunk)
+    finally:
+        hook.remove()
+    return torch.cat(drives)
+
+
+def best_range(code: TTFSActivation, drives: Tensor, wanted: Tensor) -> tuple[float, float] | None:
+    """The output's scale and shift with which the first spike decides most often as wanted.
+
+    Of several first spikes each counts its share. The output says values from ``shift - scale`` to ``shift + scale``
+    (a ReLU: from 0, without a shift). A narrow range clips the largest outputs to one value, a wide one rounds them to
+    one; where between them fewest are lost, depends on the window.
+
+    Parameters
+    ----------
+    code : TTFSActivation
+        The output's.
+    drives : Tensor
+        What it is given, ``[B, classes]``.
+    wanted : Tensor
+        Classes ``[B]``.
+
+    Returns
+    -------
+    (float, float) or None
+        None where the drives are not finite, or all 0.
+    """
+    largest, window = float(drives.abs().max()), code.window
+    if not math.isfinite(largest) or largest == 0.0:
+        return None
+    shifts = torch.linspace(float(drives.min()), float(drives.max()), 41).tolist() if code.signed else []
+    best = -1.0, largest, 0.0
     with torch.no_grad():
-        drives = torch.cat([module(chunk).flatten(1) for chunk in images.split(chunk_size(images))])
-        largest = float(drives.abs().max())
-        if not math.isfinite(largest) or largest == 0.0:
-            return scales[path], 0.0
-        shifts = torch.linspace(float(drives.min()), float(drives.max()), 41).tolist() if signed else []
-        best = -1.0, largest, 0.0
         for scale in (largest * 0.93**power for power in range(44)):
             for shift in (0.0, *shifts):
-                levels = closed_form((drives - shift) * (window / scale), window, -window if signed else 0)
+                levels = closed_form((drives - shift) * (window / scale), window, -window if code.signed else 0)
                 first = levels == levels.amax(dim=1, keepdim=True)
                 share = first.gather(1, wanted.unsqueeze(1)).squeeze(1) / first.sum(dim=1)
                 best = max(best, (float(share.mean()), scale, shift))
-    ceiling = ceiling_of(draft.module_at(draft.last))
-    return torch.tensor(min(best[1], ceiling or best[1]), dtype=torch.float64), best[2]
+    return min(best[1], code.ceiling or best[1]), best[2]
 
 
 def correct_biases(draft: Draft, scales: Mapping[str, Tensor], windows: Mapping[str, int], images: Tensor) -> None:

@@ -101,7 +101,7 @@ def run_event(graph: ConvertedGraph, input_levels: Tensor, record: bool = True) 
             if steps is not None and wanted:
                 spike_steps[layer.name] = steps
         elif node.name in plan.pools:
-            levels[node] = _pooled(plan.pools[node.name].pool, levels[node.all_input_nodes[0]])
+            levels[node] = pooled(plan.pools[node.name].pool, levels[node.all_input_nodes[0]])
         elif node.name in plan.routing:
             levels[node] = carry(module, node, levels)
         for source in [source for source in levels if last_use.get(source) is node]:
@@ -123,15 +123,15 @@ def _heard(node: fx.Node, layers: dict[fx.Node, Layer], plan: NetworkPlan) -> li
     return [n for n in node.graph.nodes if n.name in own.sources or (is_output and n in sources)]
 
 
-def _pooled(pool: Any, levels: Tensor) -> Tensor:
+def pooled(pool: Any, levels: Tensor) -> Tensor:
     """Levels of the first spikes in each window."""
     plain = isinstance(pool, nn.MaxPool2d) and levels.dim() == 4 and not pool.ceil_mode
     if (
         not (plain and pair(pool.padding) == (0, 0) and pair(pool.dilation) == (1, 1))
         or levels.shape[1] >= FEW_CHANNELS
     ):
-        pooled: Tensor = pool(levels)
-        return pooled
+        found: Tensor = pool(levels)
+        return found
     # Of few channels, torch's kernel for channels that lie side by side is slow; pictures of their windows are not.
     for dim, size, stride in zip((2, 3), pair(pool.kernel_size), pair(pool.stride), strict=True):
         windows = levels.unfold(dim, size, stride)

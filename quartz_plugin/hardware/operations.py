@@ -13,7 +13,7 @@ arXiv:2309.16795, section 4.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from importlib.util import find_spec
 from typing import Any, ClassVar, TypeVar
@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, fx
 
 from quartz_plugin.coding import NO_SPIKE
-from quartz_plugin.engines.event import LEAST_CHANGE, count_changes
+from quartz_plugin.engines.event import LEAST_CHANGE, count_changes, pooled
 from quartz_plugin.engines.result import SimulationResult
 from quartz_plugin.engines.stepped import walk_layer
 from quartz_plugin.graph import (
@@ -105,6 +105,15 @@ class Synapses:
     def shapes(self, graph: ConvertedGraph) -> dict[str, torch.Size]:
         """Name of a node -> shape of its value, without the batch."""
         return self._once("shapes", lambda: {node.name: shape for node, shape in unit_shapes(graph).items()})
+
+    def layout(self, graph: ConvertedGraph) -> dict[str, tuple[int, ...]]:
+        """Layer -> shape of its neurons, "input" first. ValueError where a node calls no module."""
+        return self._once("layout", lambda: self._find_layout(graph))
+
+    def _find_layout(self, graph: ConvertedGraph) -> dict[str, tuple[int, ...]]:
+        check_modules(graph)
+        shapes = self.shapes(graph)
+        return {INPUT: graph.input_shape, **{each.name: tuple(shapes[each.node.name]) for each in graph.layers}}
 
     def pools(self, graph: ConvertedGraph) -> dict[str, list[tuple[str, Tensor]]]:
         """Layer -> for each max pooling in front of it, the node that it pools and how many windows a unit is in.
@@ -202,10 +211,8 @@ class InferenceCounts:
             self._check()
 
     def _check(self) -> None:
-        check_modules(self.graph)
         windows = self.graph.windows()
-        shapes = self.synapses.shapes(self.graph)
-        names = {INPUT: self.graph.input_shape, **{x.name: tuple(shapes[x.node.name]) for x in self.layers}}
+        names = self.synapses.layout(self.graph)
         found = {name: tuple(steps.shape[1:]) for name, steps in self.result.spike_steps.items()}
         if windows != self.result.windows or names != found:
             raise ValueError(
@@ -224,12 +231,26 @@ class InferenceCounts:
         return name in COUNTS
 
     def __getitem__(self, name: str) -> LayerCounts:
+        return {layer: count.clone() for layer, count in self.shared(name).items()}
+
+    def shared(self, name: str) -> LayerCounts:
+        """A count as all its readers share it: not to be edited."""
         if name not in COUNTS:
             raise ValueError(f"no count is called {name!r}; there are {', '.join(COUNTS)}")
         if name not in self._found:
             with torch.no_grad():
                 self._found[name] = COUNTS[name](self)
-        return {layer: count.clone() for layer, count in self._found[name].items()}
+        found: LayerCounts = self._found[name]
+        return found
+
+    def sums(self, names: Sequence[str], layers: Sequence[str]) -> Tensor:
+        """Sums over images, int64 ``[names, layers]``; 0 for the input where it has none."""
+        kept = self._found.setdefault("sums", {})
+        for name in names:
+            if name not in kept:
+                kept[name] = sums_of(self.shared(name), self.result.windows)
+        places = [list(self.result.windows).index(layer) for layer in layers]
+        return torch.stack([kept[name] for name in names])[:, places]
 
     def mean(self, *names: str) -> dict[str, float]:
         """Means over images, in total and by layer (``synops``, ``synops/LAYER``); of all counts by default."""
@@ -278,6 +299,13 @@ class InferenceCounts:
         }
 
 
+def sums_of(counts: Mapping[str, Tensor], layers: Iterable[str]) -> Tensor:
+    """Sums over images of these layers' counts ``[B]``, int64; 0 for a layer that has none."""
+    none = torch.zeros_like(next(iter(counts.values())))
+    each = torch.stack([counts.get(layer, none) for layer in layers])
+    return each.reshape(len(each), -1).sum(dim=1)
+
+
 def source_levels(graph: ConvertedGraph, result: SimulationResult) -> dict[fx.Node, Tensor]:
     """Levels (float32) that every node emits, pools included; :data:`SILENT` where no spike comes."""
     result.check_recorded()
@@ -292,7 +320,7 @@ def source_levels(graph: ConvertedGraph, result: SimulationResult) -> dict[fx.No
             continue
         module = graph.module.get_submodule(str(node.target))
         assert isinstance(module, FirstSpikeMaxPool)
-        levels[node] = module.pool(_routed(graph.module, node.all_input_nodes[0], levels))
+        levels[node] = pooled(module.pool, _routed(graph.module, node.all_input_nodes[0], levels))
     return levels
 
 
@@ -335,7 +363,7 @@ def _synops_factored(counts: InferenceCounts) -> LayerCounts:
     module, chains_of = counts.graph.module, counts.synapses.chains(counts.graph)
     chained = counts.synapses.chained(counts.graph)
     if not chained:
-        return counts["synops"]
+        return counts.shared("synops")
     reached = {node: (value != SILENT).to(counts.graph.dtype) for node, value in counts.levels.items()}
     nodes = {node.name: node for node in module.graph.nodes}
 
@@ -352,7 +380,7 @@ def _synops_factored(counts: InferenceCounts) -> LayerCounts:
     return {
         layer: _sum([delivered(reach(nodes[before]) > 0, count) for before, count in chain], counts)
         if layer in chained
-        else counts["synops"][layer]
+        else counts.shared("synops")[layer]
         for layer, chain in chains_of.items()
     }
 
@@ -409,8 +437,8 @@ def _pool_events(counts: InferenceCounts) -> LayerCounts:
 
     def at(before: str, windows: Tensor) -> Tensor:
         layer = str(nodes[before].target)
-        if bool((windows == 1).all()) and layer in counts["spikes"]:
-            return counts["spikes"][layer]
+        if bool((windows == 1).all()) and layer in counts.shared("spikes"):
+            return counts.shared("spikes")[layer]
         return delivered(_routed(module, nodes[before], levels) != SILENT, windows)
 
     return {
@@ -423,7 +451,7 @@ def _active_updates(counts: InferenceCounts) -> LayerCounts:
     def active(layer: Layer) -> Tensor:
         steps, clock, p = counts.result.spike_steps[layer.name], layer.neuron.clock, layer.neuron.p
         last = clock.rectify if p.rectifier == "silent" else p.last_step
-        silent = counts.neurons(layer) - counts["spikes"][layer.name]
+        silent = counts.neurons(layer) - counts.shared("spikes")[layer.name]
         # The step of a silent neuron is NO_SPIKE.
         ends = per_image(steps) + silent * (last - NO_SPIKE)
         active_from: Tensor | int = _first_arrival(counts, layer)
@@ -436,15 +464,15 @@ def _active_updates(counts: InferenceCounts) -> LayerCounts:
 def _first_arrival(counts: InferenceCounts, layer: Layer) -> Any:
     """Step from which on a layer may hear a spike: its input window's first, or that of each image's earliest."""
     clock = layer.neuron.clock
-    if not any(bool(early.any()) for early in counts["early_spikes"].values()):
+    if not any(bool(early.any()) for early in counts.shared("early_spikes").values()):
         return clock.first_input
     earliest = [counts.levels[source].flatten(1).amax(dim=1) for source in layer.projection.sources]
     return (clock.readout - torch.stack(earliest).amax(dim=0)).clamp(max=clock.first_input).long()
 
 
 def _inactive_updates(counts: InferenceCounts) -> LayerCounts:
-    active = counts["active_updates"]
-    return {layer: updates - active[layer] for layer, updates in counts["neuron_updates"].items()}
+    active = counts.shared("active_updates")
+    return {layer: updates - active[layer] for layer, updates in counts.shared("neuron_updates").items()}
 
 
 def _with_updates(of_neurons: int, synops: str = "synops_merged") -> Callable[[InferenceCounts], LayerCounts]:
@@ -453,7 +481,7 @@ def _with_updates(of_neurons: int, synops: str = "synops_merged") -> Callable[[I
     def count(counts: InferenceCounts) -> LayerCounts:
         return {
             layer.name: quartz_operations(
-                counts[synops][layer.name], counts.neurons(layer), t_max_of(layer), of_neurons
+                counts.shared(synops)[layer.name], counts.neurons(layer), t_max_of(layer), of_neurons
             )
             for layer in counts.layers
         }

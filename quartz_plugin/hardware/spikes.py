@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from functools import wraps
 
+import torch
 from torch import Tensor
 
 from quartz_plugin.coding import NO_SPIKE
@@ -34,7 +35,10 @@ def _once(count: _Count) -> _Count:
 @_once
 def spike_counts(result: SimulationResult) -> dict[str, Tensor]:
     """Spikes of each layer, "input" included: layer -> int64 ``[B]``. ValueError without ``record=True``."""
-    return {name: per_image(steps != NO_SPIKE) for name, steps in result.spike_steps.items()}
+    return {
+        name: _all(steps) if _least(steps) > NO_SPIKE else per_image(steps != NO_SPIKE)
+        for name, steps in result.spike_steps.items()
+    }
 
 
 @_once
@@ -46,13 +50,16 @@ def zero_spike_counts(result: SimulationResult) -> dict[str, Tensor]:
 @_once
 def early_spike_counts(result: SimulationResult) -> dict[str, Tensor]:
     """Spikes before their layer's readout: layer -> int64 ``[B]``; the input's are never early."""
-    fired, windows = spike_counts(result), result.windows
-    # Before the readout is whoever comes before and is not silent, which is -1.
-    return {
-        name: per_image(steps < windows[name].start) - (steps[0].numel() if len(steps) else 0) + fired[name]
-        for name, steps in result.spike_steps.items()
-        if name != INPUT
-    }
+    fired = spike_counts(result)
+
+    def early(name: str, steps: Tensor) -> Tensor:
+        start = result.windows[name].start
+        if _least(steps) >= start:
+            return torch.zeros_like(fired[name])
+        # Before the readout is whoever comes before and is not silent, which is -1.
+        return per_image(steps < start) - _all(steps) + fired[name]
+
+    return {name: early(name, steps) for name, steps in result.spike_steps.items() if name != INPUT}
 
 
 def train_counts(trains: SpikeTrains) -> dict[str, Tensor]:
@@ -78,6 +85,16 @@ def train_counts(trains: SpikeTrains) -> dict[str, Tensor]:
         if train.dim() < 2:
             raise ValueError(f"the spikes of {name!r} must be [steps, B, ...], got {list(train.shape)}")
     return {name: per_image((train != 0).sum(dim=0).unsqueeze(-1)) for name, train in trains.items()}
+
+
+def _least(steps: Tensor) -> int:
+    """Least of all steps: looking for it takes less time than counting, which it often saves."""
+    return int(steps.min()) if steps.numel() else NO_SPIKE
+
+
+def _all(steps: Tensor) -> Tensor:
+    """As many as there are neurons, for each image."""
+    return torch.full((len(steps),), steps.shape[1:].numel(), dtype=torch.int64, device=steps.device)
 
 
 def per_image(counts: Tensor) -> Tensor:

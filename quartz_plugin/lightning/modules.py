@@ -48,6 +48,9 @@ SPIKES = "spikes"
 
 UNKNOWN_DATA = "unknown data"
 
+RANGE_IMAGES = 1000
+"""The latest training images, by which the output's range is chosen."""
+
 
 def profiles(t_max: int) -> list[EnergyProfile]:
     """Energy profiles that the recipes report; the paper's depends on `t_max`."""
@@ -147,6 +150,8 @@ class Classifier(lightning.LightningModule):
         self.relative_lr = 0.0
         self.distillation = 0.0
         self.teacher: tuple[Teacher, ...] = ()
+        # The latest batches it was trained on.
+        self._seen: list[tuple[Tensor, Tensor]] = []
 
     @property
     def ann(self) -> nn.Module:
@@ -171,6 +176,8 @@ class Classifier(lightning.LightningModule):
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Cross-entropy of one batch; auxiliary heads, as GoogLeNet's, weigh 0.3."""
         images, labels = batch
+        if isinstance(self.network, TrainableNetwork):
+            self._seen = [*self._seen, (images, labels)][-max(1, RANGE_IMAGES // len(images)) :]
         if self.teacher and self.distillation:
             loss = self._taught(images, labels)
         else:
@@ -194,6 +201,16 @@ class Classifier(lightning.LightningModule):
             share=self.distillation,
             done=self.global_step / max(1, int(self.trainer.estimated_stepping_batches)),
         )
+
+    def on_validation_start(self) -> None:
+        """Let the output of a network of spikes say the range that serves best by now."""
+        if not isinstance(self.network, TrainableNetwork) or not self._seen:
+            return
+        images, labels = (torch.cat(each) for each in zip(*self._seen, strict=True))
+        self._seen.clear()
+        self.network.choose_output_range(images, labels)
+        # Processes saw images of their own.
+        self.network.set_output_range(*self.trainer.strategy.broadcast(self.network.output_range))
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         """Loss and accuracy of one batch."""

@@ -50,8 +50,7 @@ class ANNOperations(PerLayerMetric):
         if len(images) == 0:
             return
         counts = count_ann(self.ann.held, images)
-        found = {"macs": counts.macs, "nonzero_macs": counts.synops, "memory_writes": counts.outputs}
-        found["memory_reads"] = {module: 2 * macs for module, macs in counts.macs.items()}
-        for quantity, by_module in found.items():
-            self.add(quantity, {module: torch.tensor(count) for module, count in by_module.items()})
+        reads = {module: 2 * macs for module, macs in counts.macs.items()}
+        found = counts.macs, counts.synops, reads, counts.outputs
+        self.add(*({module: torch.tensor(count) for module, count in each.items()} for each in found))
         self.images += len(images)

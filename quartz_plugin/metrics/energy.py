@@ -51,7 +51,7 @@ class EnergyEstimate(CountMetric):
 
     def compute(self) -> dict[str, Tensor]:
         """Energies, float64; see the class."""
-        sums = {quantity: getattr(self, quantity).double() for quantity in self.quantities}
+        sums = {quantity: self.total(quantity).double() for quantity in self.quantities}
         by_layer = self.profile.energy(sums) / self.images
         name = f"energy_{self.profile.name}"
         return {name: by_layer.sum(), **self.by_layer(name, by_layer)}

@@ -12,7 +12,7 @@ from torchmetrics import Metric
 
 from quartz_plugin.engines.result import SimulationResult
 from quartz_plugin.graph import INPUT
-from quartz_plugin.hardware.operations import COUNTS, InferenceCounts
+from quartz_plugin.hardware.operations import COUNTS, InferenceCounts, sums_of
 from quartz_plugin.network import SpikingNetwork
 
 _INSTANCES = itertools.count()
@@ -35,35 +35,44 @@ class PerLayerMetric(Metric):
     full_state_update = False
 
     images: Tensor
+    sums: Tensor
 
     def __init__(self, layers: Iterable[str], quantities: Iterable[str], **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.layers = list(layers)
         self.quantities = list(quantities)
-        for quantity in self.quantities:
-            self.add_state(quantity, torch.zeros(len(self.layers), dtype=torch.int64), dist_reduce_fx="sum")
+        none = torch.zeros(len(self.quantities), len(self.layers), dtype=torch.int64)
+        self.add_state("sums", none, dist_reduce_fx="sum")
         self.add_state("images", torch.tensor(0), dist_reduce_fx="sum")
         # Metrics that count alike on their first batch would share their state from then on in a MetricCollection.
         self.add_state("instance", torch.tensor(next(_INSTANCES)), dist_reduce_fx="max")
 
-    def add(self, quantity: str, counts: Mapping[str, Tensor]) -> None:
-        """Add the counts ``[B]`` of each layer; the input, where it is not there, has none.
+    def add(self, *counts: Mapping[str, Tensor]) -> None:
+        """Add the counts ``[B]`` of each layer, quantity by quantity; the input, where it is not there, has none.
 
         Raises
         ------
         ValueError
             If another layer is missing, or there is one too many: the result is of another network.
         """
-        strange = {INPUT, *self.layers}.symmetric_difference({INPUT, *counts})
-        if strange:
-            raise ValueError(f"what is counted is of another network: layers {self.layers}, counted {list(counts)}")
-        none = torch.zeros((), dtype=torch.int64, device=self.device)
-        sums = torch.stack([counts[layer].sum().to(self.device) if layer in counts else none for layer in self.layers])
-        setattr(self, quantity, getattr(self, quantity) + sums)
+        for by_layer in counts:
+            if {INPUT, *self.layers} != {INPUT, *by_layer}:
+                raise ValueError(
+                    f"what is counted is of another network: layers {self.layers}, counted {list(by_layer)}"
+                )
+        self.add_sums(torch.stack([sums_of(by_layer, self.layers) for by_layer in counts]))
+
+    def add_sums(self, sums: Tensor) -> None:
+        """Add ``[quantities, layers]``, summed over images."""
+        self.sums = self.sums + sums.to(self.device)
+
+    def total(self, quantity: str) -> Tensor:
+        """Sum over images so far: int64, one for each layer."""
+        return self.sums[self.quantities.index(quantity)]
 
     def per_image(self, quantity: str) -> dict[str, Tensor]:
         """Mean over images: the total under `quantity`, each layer under ``quantity/layer``."""
-        means = getattr(self, quantity).double() / self.images
+        means = self.total(quantity).double() / self.images
         return {quantity: means.sum(), **self.by_layer(quantity, means)}
 
     def by_layer(self, quantity: str, values: Tensor) -> dict[str, Tensor]:
@@ -124,7 +133,5 @@ class CountMetric(PerLayerMetric):
 
     def update(self, result: SimulationResult) -> None:
         """Add a simulation with ``record=True``."""
-        counts = InferenceCounts(self.network.held, result)
-        for quantity in self.quantities:
-            self.add(quantity, counts[quantity])
+        self.add_sums(InferenceCounts(self.network.held, result).sums(self.quantities, self.layers))
         self.images += len(result.logits)

@@ -76,18 +76,16 @@ class SpikeCount(PerLayerMetric):
     3
     """
 
-    spikes: Tensor
-    zero_spikes: Tensor
-
     def __init__(self, network: SpikingNetwork | Iterable[str], **kwargs: Any) -> None:
         quantities = ("spikes", "zero_spikes") if isinstance(network, SpikingNetwork) else ("spikes",)
         super().__init__(_layers(network), quantities, **kwargs)
 
     def update(self, result: SimulationResult | SpikeTrains) -> None:
         """Add a simulation with ``record=True``, or spike trains."""
-        self.add("spikes", _counts(result, self.layers))
+        counts = [_counts(result, self.layers)]
         if "zero_spikes" in self.quantities and isinstance(result, SimulationResult):
-            self.add("zero_spikes", zero_spike_counts(result))
+            counts.append(zero_spike_counts(result))
+        self.add(*counts)
         self.images += _images(result)
 
 
@@ -113,7 +111,6 @@ class SpikesPerNeuron(PerLayerMetric):
     """
 
     higher_is_better = False
-    spikes: Tensor
     neurons: Tensor
 
     def __init__(self, network: SpikingNetwork | Iterable[str], **kwargs: Any) -> None:
@@ -123,7 +120,7 @@ class SpikesPerNeuron(PerLayerMetric):
 
     def update(self, result: SimulationResult | SpikeTrains) -> None:
         """Add a simulation with ``record=True``, or spike trains."""
-        self.add("spikes", _counts(result, self.layers))
+        self.add(_counts(result, self.layers))
         if isinstance(result, SimulationResult):
             units = [result.spike_steps[layer].shape[1:].numel() for layer in self.layers]
         else:
@@ -134,8 +131,9 @@ class SpikesPerNeuron(PerLayerMetric):
     def compute(self) -> dict[str, Tensor]:
         """Spikes a neuron; see the class."""
         own = torch.tensor([layer != INPUT for layer in self.layers], device=self.device)
-        each = self.spikes.double() / (self.images * self.neurons)
-        whole = self.spikes[own].sum().double() / (self.images * self.neurons[own].sum())
+        spikes = self.total("spikes")
+        each = spikes.double() / (self.images * self.neurons)
+        whole = spikes[own].sum().double() / (self.images * self.neurons[own].sum())
         return {"spikes_per_neuron": whole, **self.by_layer("spikes_per_neuron", each)}
 
 
@@ -161,20 +159,18 @@ class EarlySpikeRate(PerLayerMetric):
     """
 
     higher_is_better = False
-    early: Tensor
-    fired: Tensor
 
     def __init__(self, network: SpikingNetwork, **kwargs: Any) -> None:
         super().__init__((name for name in network.windows if name != INPUT), ("early", "fired"), **kwargs)
 
     def update(self, result: SimulationResult) -> None:
         """Add a simulation with ``record=True``."""
-        self.add("early", early_spike_counts(result))
-        self.add("fired", {name: count for name, count in spike_counts(result).items() if name != INPUT})
+        self.add(early_spike_counts(result), spike_counts(result))
         self.images += len(result.logits)
 
     def compute(self) -> dict[str, Tensor]:
         """Shares in [0, 1]; see the class."""
-        shares = self.early.double() / self.fired.clamp(min=1)
-        whole = self.early.sum().double() / self.fired.sum().clamp(min=1)
+        early, fired = self.total("early"), self.total("fired")
+        shares = early.double() / fired.clamp(min=1)
+        whole = early.sum().double() / fired.sum().clamp(min=1)
         return {"early_spike_rate": whole, **self.by_layer("early_spike_rate", shares)}
