@@ -14,12 +14,15 @@ from quartz_plugin.convert.calibrate import Calibration, Granularity, calibrate,
 from quartz_plugin.convert.draft import Draft
 from quartz_plugin.convert.fold import Preprocessing
 from quartz_plugin.convert.operators import Role
-from quartz_plugin.convert.tune import relative_entropy, run_from, some_of
+from quartz_plugin.convert.tune import evenly_spread, relative_entropy, run_from, some_of
 from quartz_plugin.functional import said
 from quartz_plugin.graph import INPUT
 
 CHOICES = (2, 3, 4, 5, 6, 8, 10, 12, 16, 24, 32, 48, 64)
 """The ``T`` that a layer may get."""
+
+SCALE_IMAGES, DISTANCE_IMAGES = 1024, 256
+"""Images, evenly spread, by which scales are found for each choice, and by which distances are measured."""
 
 
 def allocate_steps(
@@ -79,7 +82,7 @@ def allocate_steps(
     batches = list(chunks(calibration))
     if not batches:
         raise ValueError("calibration is empty: give at least one batch of training images")
-    images = torch.cat(batches)
+    images = evenly_spread(torch.cat(batches), SCALE_IMAGES)
     found = scale(
         ann,
         images,
@@ -149,7 +152,7 @@ def _lost_by_rounding(
         )
         for length in lengths
     }
-    images = some_of(images)
+    images = some_of(images, DISTANCE_IMAGES)
     nodes = list(draft.module.graph.nodes)
     values: dict[fx.Node, Any] = {}
     lost: dict[str, dict[int, float]] = {}

@@ -646,7 +646,10 @@ def test_two_threads_find_what_one_finds(count, constants):
     ann, images = network("residual")
     images = fixed_point(count, *images.shape[1:])
     snn = converted(ann, images, 9, hold=False)
-    with engine_with(**constants), mock.patch.object(event, "_in_parallel", wraps=event._in_parallel) as parallel:
+    with (
+        engine_with(**constants, WORTH_THREADS=0),
+        mock.patch.object(event, "_in_parallel", wraps=event._in_parallel) as parallel,
+    ):
         two = snn.run(images, engine="event").spike_steps
         assert {call.args[1] for call in parallel.call_args_list} == {2}
         jobs = max(len(call.args[0]) for call in parallel.call_args_list)

@@ -137,12 +137,17 @@ AT_ONCE = 1 << 22
 """Input values that go through the whole network together where all of them are looked at layer by layer."""
 
 
-def some_of(images: Tensor) -> Tensor:
-    """As many images, evenly spread, as :data:`AT_ONCE` allows."""
+def some_of(images: Tensor, most: int | None = None) -> Tensor:
+    """As many images, evenly spread, as :data:`AT_ONCE` allows, and `most` at most."""
     count = max(1, AT_ONCE // max(1, images[:1].numel()))
-    if count >= len(images):
+    return evenly_spread(images, count if most is None else min(count, most))
+
+
+def evenly_spread(images: Tensor, most: int) -> Tensor:
+    """`most` images at most, whatever order they come in."""
+    if most >= len(images):
         return images
-    return images[torch.linspace(0, len(images) - 1, count, dtype=torch.float64).round().long()]
+    return images[torch.linspace(0, len(images) - 1, most, dtype=torch.float64).round().long()]
 
 
 def search_scales(
@@ -152,7 +157,7 @@ def search_scales(
 
     Nearest is least in relative entropy of the softmax.
     """
-    images = some_of(images)[:SEARCH_IMAGES]
+    images = some_of(images, SEARCH_IMAGES)
     module = rounded(draft, scales, windows)
     found = {path: scale.clone() for path, scale in scales.items()}
     nodes = list(module.graph.nodes)

@@ -12,8 +12,9 @@ A layer whose synapses are no convolutions of spikes (:mod:`quartz_plugin.engine
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial, reduce
 from typing import Any
@@ -60,10 +61,30 @@ FEW_CHANNELS = 16
 EVENT_BYTES = 2 * 1024 * 1024
 """Sorted spikes of the images that go through a layer together."""
 
+WORTH_THREADS = 10**8
+"""Synapses of a batch from which on several threads share its images."""
+
 LEAST_CHANGE = 1e-6
 """A current that changes by less has not changed: sums of floats leave as much."""
 
 NONE = np.empty(0, np.int64)
+
+
+@contextmanager
+def _threads(synapses: int) -> Iterator[int]:
+    """How many threads the kernels take for so many synapses, those of each image counted.
+
+    Where several are worth it, torch takes one meanwhile: its idle threads spin, on the kernels' cores.
+    """
+    threads = torch.get_num_threads()
+    if threads == 1 or synapses < WORTH_THREADS:
+        yield 1
+        return
+    torch.set_num_threads(1)
+    try:
+        yield threads
+    finally:
+        torch.set_num_threads(threads)
 
 
 @torch.no_grad()
@@ -79,7 +100,13 @@ def run_event(graph: ConvertedGraph, input_levels: Tensor, record: bool = True) 
     ImportError
         Without numba.
     """
-    module, plan = graph.module, _plan_of(graph)
+    plan = _plan_of(graph)
+    with _threads(len(input_levels) * plan.synapses) as threads:
+        return _run(graph, plan, input_levels, record, threads)
+
+
+def _run(graph: ConvertedGraph, plan: NetworkPlan, input_levels: Tensor, record: bool, threads: int) -> Found:
+    module = graph.module
     layers = {layer.node: layer for layer in graph.layers}
     output = list(layers.values())[-1]
     last_use = {source: node for node in module.graph.nodes for source in _heard(node, layers, plan)}
@@ -96,7 +123,7 @@ def run_event(graph: ConvertedGraph, input_levels: Tensor, record: bool = True) 
             levels[node], steps = (
                 _step(layer, levels, input_levels.dtype)
                 if own is None
-                else _fire(layer, own, levels, input_levels, wanted)
+                else _fire(layer, own, levels, input_levels, wanted, threads)
             )
             if steps is not None and wanted:
                 spike_steps[layer.name] = steps
@@ -145,23 +172,27 @@ def _step(layer: Layer, levels: dict[fx.Node, Tensor], dtype: torch.dtype) -> tu
 
 
 def _fire(
-    layer: Layer, plan: LayerPlan, levels: dict[fx.Node, Tensor], like: Tensor, record: bool
+    layer: Layer, plan: LayerPlan, levels: dict[fx.Node, Tensor], like: Tensor, record: bool, threads: int
 ) -> tuple[Tensor, Tensor | None]:
     """Levels of a layer, and its spike steps where they are wanted."""
     p, batch = layer.neuron.p, len(like)
     out = torch.empty(batch, *_channels_behind(plan.shape), dtype=like.dtype)
-    _deliver(plan, levels, out)
+    _deliver(plan, levels, out, threads)
     said = out.permute(0, 3, 1, 2).reshape(batch, *plan.shape)
     steps = spike_steps_of(p, said, said >= p.silent_level if p.signed else None) if record else None
     return (said.clamp_(min=p.silent_level) if p.signed else said), steps
 
 
 def _deliver(
-    plan: LayerPlan, levels: Mapping[fx.Node, Tensor], out: Tensor, changes: np.ndarray[Any, Any] = NONE
+    plan: LayerPlan,
+    levels: Mapping[fx.Node, Tensor],
+    out: Tensor,
+    threads: int,
+    changes: np.ndarray[Any, Any] = NONE,
 ) -> None:
     sources = {source.name: _channels_last(value) for source, value in levels.items() if source.name in plan.sources}
     for channel_range in plan.ranges:
-        channel_range.fire([sources[source] for source in channel_range.sources], out.numpy(), changes)
+        channel_range.fire([sources[source] for source in channel_range.sources], out.numpy(), threads, changes)
 
 
 def _channels_behind(shape: tuple[int, ...]) -> tuple[int, int, int]:
@@ -185,7 +216,14 @@ def count_changes(graph: ConvertedGraph, levels: Mapping[fx.Node, Tensor]) -> di
     dict
         Layer -> int64 ``[B]``; without the layers whose synapses are no convolutions of spikes.
     """
-    plan = _plan_of(graph)
+    plan, batch = _plan_of(graph), len(next(iter(levels.values())))
+    with _threads(batch * plan.synapses) as threads:
+        return _count_changes(graph, plan, levels, threads)
+
+
+def _count_changes(
+    graph: ConvertedGraph, plan: NetworkPlan, levels: Mapping[fx.Node, Tensor], threads: int
+) -> dict[str, Tensor]:
     counts = {}
     for layer in graph.layers:
         own = plan.layers[layer.name]
@@ -197,7 +235,7 @@ def count_changes(graph: ConvertedGraph, levels: Mapping[fx.Node, Tensor]) -> di
                 heard[node] = carry(graph.module, node, heard)
         batch = len(next(iter(heard.values())))
         changes = np.zeros(batch, np.int64)
-        _deliver(own, heard, torch.empty(batch, *_channels_behind(own.shape), dtype=graph.dtype), changes)
+        _deliver(own, heard, torch.empty(batch, *_channels_behind(own.shape), dtype=graph.dtype), threads, changes)
         counts[layer.name] = torch.from_numpy(changes)
     return counts
 
@@ -230,6 +268,12 @@ class NetworkPlan:
     layers: dict[str, LayerPlan | None]
     pools: dict[str, FirstSpikeMaxPool]
     routing: set[str]
+
+    @property
+    def synapses(self) -> int:
+        """About how many the planned layers have."""
+        ranges = [each for layer in self.layers.values() if layer is not None for each in layer.ranges]
+        return sum(each.synapses for each in ranges)
 
 
 _PLANS: WeakKeyDictionary[fx.GraphModule, tuple[Any, NetworkPlan]] = WeakKeyDictionary()
@@ -320,6 +364,7 @@ class Plan:
             (c for c in convolutions if p.clock.input_window < FEW_LEVELS and _is_direct(c, self.spatial)), None
         )
         self.convolutions = [c for c in convolutions if c is not self.direct]
+        self.synapses = self.outputs * height * width * sum(c.weight[0].numel() for c in convolutions)
         self.block_size = _block_size(self.outputs, self.convolutions, dtype.itemsize)
         self.row_length = _padded(width * self.block_size + LANES - 1)
         self.tile_rows = min(height, max(1, TILE_BYTES // (2 * dtype.itemsize * self.row_length)))
@@ -384,7 +429,11 @@ class Plan:
         return [c.source for c in [*self.convolutions, *([] if self.direct is None else [self.direct])]]
 
     def fire(
-        self, every_level: list[np.ndarray[Any, Any]], out: np.ndarray[Any, Any], changes: np.ndarray[Any, Any] = NONE
+        self,
+        every_level: list[np.ndarray[Any, Any]],
+        out: np.ndarray[Any, Any],
+        threads: int,
+        changes: np.ndarray[Any, Any] = NONE,
     ) -> None:
         """Write the levels that the range's neurons say, given those of each of `sources`, ``[B, H, W, C]``.
 
@@ -405,7 +454,6 @@ class Plan:
         units = sum(level[0].size for level in levels)
         ranks = min(top, units + int(stops.sum()))
         images = max(1, EVENT_BYTES // max(1, 20 * units + 8 * self.rows * (ranks + 1)))
-        threads = torch.get_num_threads()
         images = min(images, -(-batch // threads))
         jobs = [
             partial(self._fire_some, levels, direct, out, start, min(images, batch - start), stops, ranks, changes)
