@@ -69,6 +69,7 @@ def convert(
     granularity: Granularity = "layer",
     calibration_method: str = "percentile",
     tuning_passes: int = 6,
+    tuning_rate: float = 0.01,
     first_layer: FirstLayer = "spiking",
     preprocessing: Preprocessing | None = None,
     example_input: Tensor | None = None,
@@ -123,6 +124,9 @@ def convert(
         "best" is what README's measurements recommend, :data:`~quartz_plugin.convert.tune.BEST`.
     tuning_passes : int
         How often "tune" and "distill" see every image.
+    tuning_rate : float
+        How fast they learn: Adam's highest rate, as a share of the size of each layer's weights. Deep networks without
+        batch norms, and few images, want less.
     first_layer : "spiking" or "dense"
         "dense" computes the first linear map and its ReLU on the image itself, as multiplications, and encodes what
         comes out: the image is not rounded, and there is one window less.
@@ -187,6 +191,7 @@ def convert(
         granularity=granularity,
         calibration_method=calibration_method,
         tuning_passes=tuning_passes,
+        tuning_rate=tuning_rate,
         first_layer=first_layer,
         preprocessing=preprocessing,
         example_input=example_input,
@@ -213,6 +218,7 @@ def convert(
         "granularity": granularity,
         "calibration_method": calibration_method,
         "tuning_passes": tuning_passes,
+        "tuning_rate": tuning_rate,
         "first_layer": first_layer,
         "preprocessing": None
         if preprocessing is None
@@ -266,6 +272,7 @@ def scale(
     granularity: Granularity = "layer",
     calibration_method: str = "percentile",
     tuning_passes: int = 6,
+    tuning_rate: float = 0.01,
     first_layer: FirstLayer = "spiking",
     preprocessing: Preprocessing | None = None,
     example_input: Tensor | None = None,
@@ -288,6 +295,8 @@ def scale(
         raise ValueError(f'first_layer must be "spiking" or "dense", got {first_layer!r}')
     if type(tuning_passes) is not int or tuning_passes < 1:
         raise ValueError(f"tuning_passes must be a whole number of at least 1, got {tuning_passes!r}")
+    if not isinstance(tuning_rate, (int, float)) or not 0 < tuning_rate < 1:
+        raise ValueError(f"tuning_rate is a share between 0 and 1, got {tuning_rate!r}")
     _check_granularity(granularity)
     _check_percentile("percentile", percentile)
     _check_percentile("output_percentile", output_percentile)
@@ -330,8 +339,9 @@ def scale(
     )
     if method.needs_images:
         scales = refine(
-            draft, scales, lengths, torch.cat(list(chunked)), method, tuning_passes, tuning_progress or _unseen
-        )
+            draft, scales, lengths, torch.cat(list(chunked)), method, tuning_passes, tuning_rate,
+            tuning_progress or _unseen,
+        )  # fmt: skip
     return Scaled(draft, scales, lengths, example, {path: window + 1 for path, window in trained.items()})
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -92,6 +93,7 @@ def refine(
     images: Tensor,
     method: CalibrationMethod,
     passes: int,
+    rate: float,
     progress: TuningProgress,
 ) -> dict[str, Tensor]:
     """Carry out what a method names besides percentiles and least squares; returns the scales, changes the draft.
@@ -110,6 +112,8 @@ def refine(
         What to do.
     passes : int
         How often "tune" and "distill" see every image.
+    rate : float
+        How fast they learn, see :func:`parameter_groups`.
     progress : callable
         Called with the steps done and those to do.
     """
@@ -125,16 +129,60 @@ def refine(
     if "output" in method.refinements:
         found[output], draft.output_shift = output_range(draft, found, windows, images, wanted)
     if method.refinements & {"tune", "distill"}:
-        found = reconstruct(
-            draft, found, windows, images, weights="distill" in method.refinements, passes=passes, progress=progress
-        )
+        found = _nearer(draft, found, windows, images, method, passes, rate, progress)
         if "output" in method.refinements:
             found[output], draft.output_shift = output_range(draft, found, windows, images, wanted)
     return found
 
 
+def _nearer(
+    draft: Draft,
+    scales: Mapping[str, Tensor],
+    windows: Mapping[str, int],
+    images: Tensor,
+    method: CalibrationMethod,
+    passes: int,
+    rate: float,
+    progress: TuningProgress,
+) -> dict[str, Tensor]:
+    """:func:`reconstruct`; where the output is farther from the ANN's afterwards, warn and leave all as it was."""
+    judged = some_of(images, SEARCH_IMAGES)
+    wanted = F.log_softmax(draft.output(judged).flatten(1), dim=1)
+    output = str(draft.last.target)
+
+    def distance(scales: Mapping[str, Tensor]) -> float:
+        module = rounded(draft, scales, windows)
+        module.set_submodule(output_code(module), nn.Identity())
+        with torch.no_grad():
+            logits = torch.cat([module(chunk).flatten(1) for chunk in judged.split(chunk_size(judged))])
+        return float(relative_entropy(logits, wanted))
+
+    before, weights = distance(scales), copy.deepcopy(draft.module.state_dict())
+    found = reconstruct(
+        draft, scales, windows, images,
+        weights="distill" in method.refinements, passes=passes, learning_rate=rate, progress=progress,
+    )  # fmt: skip
+    after = distance({**found, output: scales[output]})
+    if after <= before:
+        return found
+    warnings.warn(
+        f"tuning moved the output away from the ANN's (relative entropy {before:.3g} before, {after:.3g} after) and is "
+        f"left out: give a lower tuning_rate than {rate:g}, or more calibration images or tuning_passes",
+        stacklevel=2,
+    )
+    with torch.no_grad():
+        for name, tensor in draft.module.state_dict().items():
+            # A bias that there was none of stays, as zeros.
+            tensor.copy_(weights[name]) if name in weights else tensor.zero_()
+    return dict(scales)
+
+
 AT_ONCE = 1 << 22
 """Input values that go through the whole network together where all of them are looked at layer by layer."""
+
+
+TUNED_AT_ONCE = 1 << 20
+"""Input values of a batch that tuning takes, 10 images at least and 50 at most."""
 
 
 def some_of(images: Tensor, most: int | None = None) -> Tensor:
@@ -360,8 +408,7 @@ def reconstruct(
     weights: bool,
     passes: int,
     progress: TuningProgress,
-    learning_rate: float = 1e-2,
-    batch: int = 50,
+    learning_rate: float,
     activations: float = 4.0,
 ) -> dict[str, Tensor]:
     """Let the rounded network learn to give what the ANN gives, in every layer and at the end; returns the scales.
@@ -381,6 +428,7 @@ def reconstruct(
     paths = every - {output}
     if images.dim() == 4:
         module, teacher = (each.to(memory_format=torch.channels_last) for each in (module, teacher))  # type: ignore[call-overload]
+    batch = max(10, min(50, TUNED_AT_ONCE // images[:1].numel()))
     steps_of_a_pass = math.ceil(len(images) / batch)
     total = passes * steps_of_a_pass
     optimizer, schedule = adam(groups, total)

@@ -268,6 +268,7 @@ class QuartzTrainer(lightning.Trainer):
         granularity: Literal["layer", "channel"] = "layer",
         calibration_method: str = "percentile",
         tuning_passes: int = 6,
+        tuning_rate: float = 0.01,
         first_layer: FirstLayer = "spiking",
         total_steps: int | None = None,
         layers: dict[str, dict[str, Any]] | None = None,
@@ -291,6 +292,7 @@ class QuartzTrainer(lightning.Trainer):
             calibration_method: Where scales come from (percentile, least_squares, search), and what follows, joined by
                 +: bias_correction, tune or distill, output; or best. No labels are needed.
             tuning_passes: How often tune and distill see every calibration image.
+            tuning_rate: How fast they learn: Adam's highest rate, as a share of the size of each layer's weights.
             first_layer: Let spikes say the image (spiking), or compute the first layer on the image itself (dense).
             total_steps: Steps that an inference may take: windows are then chosen for each layer, in place of t_max.
             layers: Options of single layers or blocks, of the input and the output: '{"input": {"percentile": 100}}'.
@@ -308,6 +310,7 @@ class QuartzTrainer(lightning.Trainer):
             "granularity": granularity,
             "calibration_method": calibration_method,
             "tuning_passes": tuning_passes,
+            "tuning_rate": tuning_rate,
             "first_layer": first_layer,
             "layers": layers,
         }
