@@ -16,6 +16,7 @@ from torchmetrics import MeanMetric, Metric, MetricCollection, SumMetric
 from torchmetrics.classification import MulticlassAccuracy
 from torchvision.transforms import v2
 
+from quartz_plugin.convert.operators import DROPOUTS
 from quartz_plugin.convert.tune import adam
 from quartz_plugin.engines import SimulationResult
 from quartz_plugin.hardware import HOROWITZ_FLOAT32, HOROWITZ_INT8, LOIHI, EnergyProfile, paper_profile
@@ -193,6 +194,10 @@ class Classifier(lightning.LightningModule):
     def _taught(self, images: Tensor, labels: Tensor) -> Tensor:
         """Loss of one batch where an ANN teaches the network with the rounding of its spikes."""
         assert isinstance(self.network, TrainableNetwork)
+        # The teacher leaves nothing out, so what is left out here could not be learnt from it.
+        for module in self.network.modules():
+            if isinstance(module, DROPOUTS):
+                module.eval()
         (teacher,) = self.teacher
         return teacher.to(images.device).loss(
             self.network,
