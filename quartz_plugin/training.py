@@ -124,7 +124,7 @@ class TrainableNetwork(nn.Module):
     @property
     def output_range(self) -> tuple[float, float]:
         """Scale and shift of the output: it says values from ``shift - scale`` to ``shift + scale``."""
-        return float(self._output.scale), float(self._output.shift)
+        return float(self._output.scale.detach()), float(self._output.shift)
 
     def set_output_range(self, scale: float, shift: float = 0.0) -> None:
         """Let the output say values from ``shift - scale`` to ``shift + scale``; a ReLU from 0, without a shift."""
@@ -244,7 +244,7 @@ class Teacher(nn.Module):
         images : Tensor
             Raw images, ``[B, ...]``.
         labels : Tensor, optional
-            Classes ``[B]``.
+            Classes ``[B]``, or shares of them ``[B, classes]``.
         share : float
             Share of the loss that the ANN's logits have; the rest is the cross-entropy with `labels`.
         done : float

@@ -1,6 +1,7 @@
 """Few steps: calibration that tunes, networks that train with the rounding of their spikes, windows of their own."""
 
 import math
+from unittest import mock
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from torch.nn import functional as F
 
 import quartz_plugin
 from quartz_plugin import ConversionError, TTFSActivation
+from quartz_plugin.convert import tune
 from quartz_plugin.convert.calibrate import QuantileSketch
 from quartz_plugin.convert.check import check
 from quartz_plugin.convert.fold import fold
@@ -235,6 +237,41 @@ def test_best_is_a_method_of_names():
 def test_passes_are_counted(ann, images, passes):
     with pytest.raises(ValueError, match="tuning_passes"):
         quartz_plugin.convert(ann, images, calibration_method="tune", tuning_passes=passes)
+
+
+@pytest.mark.parametrize("rate", [0, -0.1, 1.0, "fast"])
+def test_the_tuning_rate_is_a_share(ann, images, rate):
+    with pytest.raises(ValueError, match="tuning_rate"):
+        quartz_plugin.convert(ann, images, calibration_method="tune", tuning_rate=rate)
+
+
+@pytest.mark.parametrize("method", ["tune", "distill"])
+def test_tuning_that_leads_away_from_the_ann_is_left_out(ann, images, method):
+    options = {"preprocessing": PREPROCESSING, "tuning_passes": 1, "tuning_rate": 0.9}
+    plain = quartz_plugin.convert(ann, images, 32, preprocessing=PREPROCESSING)
+    with mock.patch.object(tune, "SCALE_RATE", 5.0), pytest.warns(UserWarning, match="lower tuning_rate"):
+        tuned = quartz_plugin.convert(ann, images, 32, calibration_method=method, **options)
+    assert torch.allclose(tuned(images), plain(images), atol=1e-5)
+
+
+def test_the_output_range_is_chosen_by_the_labels(ann, images):
+    net = quartz_plugin.prepare(ann, images, 4, preprocessing=PREPROCESSING, calibration_method="percentile")
+    mean, std = (torch.tensor(value).view(1, 3, 1, 1) for value in PREPROCESSING)
+    labels = ann((images - mean) / std).argmax(1)
+
+    def right():
+        net.eval()
+        return float((net(images).argmax(1) == labels).float().mean())
+
+    net.set_output_range(1000.0)
+    before = right()
+    net.train().choose_output_range(images, labels)
+    assert net.training
+    assert right() > before
+    assert net.output_range[0] < 1000.0
+    assert torch.allclose(net.eval().to_spiking()(images), net(images), atol=1e-4)
+    with pytest.raises(ValueError, match="label for each"):
+        net.choose_output_range(images, labels[:3])
 
 
 def test_tuning_of_several_processes_is_refused(ann, images):

@@ -412,6 +412,27 @@ def test_readout_weights_make_up_for_all_inputs():
     assert populations["input"].largest_readout_weight is None
 
 
+def test_a_readout_weight_beyond_two_synapses_of_8_bits_is_named():
+    many = nn.Sequential(nn.Linear(1000, 2), nn.ReLU(), nn.Linear(2, 2))
+    nn.init.constant_(many[0].weight, 0.01)
+    nn.init.zeros_(many[0].bias)
+    snn = quartz_plugin.convert(many, torch.rand(30, 1000), 5)
+    weight = snn.graph_module.get_submodule("0").weight.abs().max()
+    times = by_name(map_to_loihi(snn))["1"].largest_readout_weight / weight
+    assert times > 256
+    (note,) = (note for note in map_to_loihi(snn).notes if "readout" in note)
+    assert note.startswith(f"1: the readout weight is up to {times:,.0f} times")
+    few = quartz_plugin.convert(nn.Sequential(nn.Linear(3, 2), nn.ReLU(), nn.Linear(2, 2)), torch.rand(30, 3), 5)
+    assert not [note for note in map_to_loihi(few).notes if "readout" in note]
+
+
+def test_a_first_layer_on_the_image_is_said_to_be_off_the_chip():
+    ann = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    dense = quartz_plugin.convert(ann, torch.rand(30, 3), 5, first_layer="dense")
+    assert any("off the chip" in note for note in map_to_loihi(dense).notes)
+    assert not any("off the chip" in note for note in map_to_loihi(quartz_plugin.convert(ann, torch.rand(30, 3))).notes)
+
+
 # --------------------------------------------------------------------------------------- what it says
 
 

@@ -232,6 +232,7 @@ def test_metrics_work_in_a_collection_and_batches_add_up_to_the_whole(small):
                 "spikes": SpikeCount(snn),
                 "early": EarlySpikeRate(snn),
                 "synops": SynapticOperations(snn),
+                "merged": SynapticOperations(snn, kind="merged"),
                 "operations": QuartzOperations(snn),
                 "latency": DecisionLatency(),
             },
@@ -308,7 +309,7 @@ COUNTING = {
     "synops": (SynapticOperations, {}, ["synops"]),
     "factored": (SynapticOperations, {"kind": "factored"}, ["synops_factored"]),
     "merged": (SynapticOperations, {"kind": "merged"}, ["synops_merged"]),
-    "operations": (QuartzOperations, {}, ["operations", "synops_merged", "operations_strict"]),
+    "operations": (QuartzOperations, {}, ["operations", "operations_strict"]),
     "memory": (MemoryAccesses, {}, ["memory_reads", "memory_writes", "memory_reads_strict", "memory_writes_strict"]),
     "events": (
         NeuronEvents,

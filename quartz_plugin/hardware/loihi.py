@@ -332,7 +332,10 @@ def map_to_loihi(snn: SpikingNetwork, shared_weights: bool = True, chip: LoihiCh
     bits = graph.settings.get("weight_bits")
     if bits is None or bits > chip.weight_bits:
         notes.append(f"the weights are finer than the chip's: weight_bits={chip.weight_bits} shows what that costs")
+    if graph.front is not None:
+        notes.append("the first layer computes on the image itself, off the chip: what it costs is not in here")
     units = list(_units(graph, shared_weights, chip))
+    notes += _coarse_readouts(graph, units, chip)
     outgoing = {unit.name: 0 for unit in units}
     populations: list[Population] = []
     for unit in reversed(units):
@@ -600,6 +603,22 @@ def _largest_readout_weight(graph: ConvertedGraph, layer: Layer, shapes: dict[st
         if bias is not None:
             total = total + (torch.ones_like(bias) if layer.neuron.p.bias_code == "spike" else bias)
     return float((1 - total).abs().max())
+
+
+def _coarse_readouts(graph: ConvertedGraph, units: Sequence[_Unit], chip: LoihiChip) -> list[str]:
+    """Name the layers whose readout weight a coarse and a fine synapse cannot say as finely as the weights."""
+    readouts = {unit.name: unit.readout for unit in units if unit.readout is not None}
+    notes = []
+    for layer in graph.layers:
+        maps = [graph.module.get_submodule(str(node.target)) for node in layer.projection.nodes]
+        largest = max((float(each.weight.abs().max()) for each in maps if isinstance(each, WEIGHTED)), default=0.0)
+        if layer.name in readouts and readouts[layer.name] > 2**chip.weight_bits * largest > 0:
+            notes.append(
+                f"{layer.name}: the readout weight is up to {readouts[layer.name] / largest:,.0f} times the largest "
+                f"weight; a coarse and a fine synapse of {chip.weight_bits} bits reach {2**chip.weight_bits} times in "
+                "the weights' own steps, and farther in coarser ones, which round the membrane"
+            )
+    return notes
 
 
 def _cut(unit: _Unit, outgoing: int, chip: LoihiChip, misfits: list[str]) -> _Cut:

@@ -168,6 +168,7 @@ class QuartzTrainer(lightning.Trainer):
         first_layer: FirstLayer = "spiking",
         relative_lr: float = 0.01,
         distillation: float = 0.5,
+        mixup: float = 0.0,
     ) -> None:
         """Train the network, or, with t_max, the spiking network; one that cannot be converted is refused at the start.
 
@@ -187,11 +188,14 @@ class QuartzTrainer(lightning.Trainer):
                 stands in place of the model's own rate and decay.
             distillation: Share of the loss, with t_max, that asks for the ANN's outputs instead of the labels, where
                 there is a trained ANN; it then teaches its activations, too.
+            mixup: Where an ANN teaches, mix at most this share of another image into each (arXiv:1710.09412).
         """
         if not relative_lr > 0:
             raise ValueError(f"relative_lr must be greater than 0, got {relative_lr}")
         if not 0 <= distillation <= 1:
             raise ValueError(f"distillation is a share from 0 to 1, got {distillation}")
+        if not 0 <= mixup <= 1:
+            raise ValueError(f"mixup is a share from 0 to 1, got {mixup}")
         if isinstance(model, Classifier) and isinstance(datamodule, ClassificationData):
             image = datamodule.training_images(1)
             quartz_plugin.check_convertible(model.network, image, model.preprocessing)
@@ -208,7 +212,7 @@ class QuartzTrainer(lightning.Trainer):
                         first_layer=first_layer, preprocessing=model.preprocessing,
                     )
                 )  # fmt: skip
-                model.distillation, model.relative_lr = distillation, relative_lr
+                model.distillation, model.relative_lr, model.mixup = distillation, relative_lr, mixup
             _say(datamodule.summary())
         super().fit(model, train_dataloaders, val_dataloaders, datamodule, ckpt_path, weights_only=True)
         if self._best_checkpoint:
@@ -944,6 +948,7 @@ def load_checkpoint(model: Classifier, path: str) -> None:
                 model.train_spikes(restored(model.network, checkpoint[SPIKES], model.preprocessing))
             model.distillation = float(checkpoint[SPIKES]["distillation"])
             model.relative_lr = float(checkpoint[SPIKES]["relative_lr"])
+            model.mixup = float(checkpoint[SPIKES]["mixup"])
         model.load_state_dict(state)
     except (RuntimeError, quartz_plugin.ConversionError, KeyError) as error:
         arch = f" than --model.arch {model.arch}" if isinstance(model, ImageClassifier) else ""

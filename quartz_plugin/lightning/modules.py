@@ -147,9 +147,11 @@ class Classifier(lightning.LightningModule):
         # What it decided for in the latest test, batch by batch.
         self.decisions: list[Tensor] = []
         # Of a network that learns with the rounding of its spikes: the learning rate relative to the size of weights,
-        # the share of the loss that an ANN teaches, and that ANN (in a tuple: its weights are not this module's).
+        # the share of the loss that an ANN teaches, how much of another image is mixed into each, at most, and that ANN
+        # (in a tuple: its weights are not this module's).
         self.relative_lr = 0.0
         self.distillation = 0.0
+        self.mixup = 0.0
         self.teacher: tuple[Teacher, ...] = ()
         # The latest batches it was trained on.
         self._seen: list[tuple[Tensor, Tensor]] = []
@@ -199,6 +201,8 @@ class Classifier(lightning.LightningModule):
             if isinstance(module, DROPOUTS):
                 module.eval()
         (teacher,) = self.teacher
+        if self.mixup:
+            images, labels = mixed(images, F.one_hot(labels, self.classes).to(images.dtype), self.mixup)
         return teacher.to(images.device).loss(
             self.network,
             images,
@@ -287,7 +291,8 @@ class Classifier(lightning.LightningModule):
         if isinstance(self.network, TrainableNetwork):
             taught = self.distillation if self.teacher else 0.0
             checkpoint[SPIKES] = {
-                **structure_of(self.network), "distillation": taught, "relative_lr": self.relative_lr,
+                **structure_of(self.network),
+                "distillation": taught, "relative_lr": self.relative_lr, "mixup": self.mixup,
             }  # fmt: skip
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -383,6 +388,7 @@ def cost_metrics(snn: SpikingNetwork) -> MetricCollection:
         "early": EarlySpikeRate(snn),
         "synops": SynapticOperations(snn),
         "synops_factored": SynapticOperations(snn, kind="factored"),
+        "synops_merged": SynapticOperations(snn, kind="merged"),
         "operations": QuartzOperations(snn),
         "events": NeuronEvents(snn),
         "memory": MemoryAccesses(snn),
@@ -559,6 +565,16 @@ class RateClassifier(lightning.LightningModule):
             **means,
             **energies,
         }
+
+
+def mixed(images: Tensor, labels: Tensor, most: float) -> tuple[Tensor, Tensor]:
+    """Images ``[B, ...]`` and shares of classes ``[B, classes]`` with a part of another image in each.
+
+    The parts are random, `most` at most (arXiv:1710.09412).
+    """
+    part = most * torch.rand(len(images), device=images.device, dtype=images.dtype)
+    of_images = part.view(-1, *[1] * (images.dim() - 1))
+    return torch.lerp(images, images.flip(0), of_images), torch.lerp(labels, labels.flip(0), part.unsqueeze(1))
 
 
 def check_outputs(logits: Tensor, classes: int) -> None:
