@@ -109,7 +109,7 @@ def trained(images, tmp_path_factory):
         recipe("imagenet", "fit", "--trainer.max_epochs=3", "--model.lr=0.1", *small(images))
         ann = ("--model.weights=runs/imagenet/best.ckpt", *small(images))
         recipe("imagenet", "sweep", "--t_max=[3]", "--hold=[true]", "--rectifier=[spike]", "--bias=[synapse]",
-               "--calibration_method=[percentile, least_squares+tune+output]", "--tuning_passes=20", *ann)  # fmt: skip
+               "--calibration_method=[percentile, least_squares+tune+output]", "--tuning_passes=1", *ann)  # fmt: skip
     return folder / "runs"
 
 

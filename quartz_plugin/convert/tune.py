@@ -145,7 +145,7 @@ def _nearer(
     rate: float,
     progress: TuningProgress,
 ) -> dict[str, Tensor]:
-    """:func:`reconstruct`; where the output is farther from the ANN's afterwards, warn and leave all as it was."""
+    """:func:`reconstruct`; where the output is twice as far from the ANN's afterwards, warn and leave all as it was."""
     judged = some_of(images, SEARCH_IMAGES)
     wanted = F.log_softmax(draft.output(judged).flatten(1), dim=1)
     output = str(draft.last.target)
@@ -163,7 +163,7 @@ def _nearer(
         weights="distill" in method.refinements, passes=passes, learning_rate=rate, progress=progress,
     )  # fmt: skip
     after = distance({**found, output: scales[output]})
-    if after <= before:
+    if after <= 2 * before:
         return found
     warnings.warn(
         f"tuning moved the output away from the ANN's (relative entropy {before:.3g} before, {after:.3g} after) and is "
