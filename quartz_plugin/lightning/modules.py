@@ -442,9 +442,10 @@ class SpikingClassifier(lightning.LightningModule):
         )
         self.answers = MetricCollection(answers, compute_groups=False)
         self.costs = cost_metrics(snn)
-        self.ties, self.images, self.counted = MeanMetric(), SumMetric(), SumMetric()
+        self.ties = MeanMetric().set_dtype(torch.float64)
+        self.images, self.counted = (SumMetric().set_dtype(torch.float64) for _ in range(2))
         # Images that the spiking network alone gets right, and wrong.
-        self.gained, self.lost = SumMetric(), SumMetric()
+        self.gained, self.lost = (SumMetric().set_dtype(torch.float64) for _ in range(2))
         self.figures: dict[str, float] = {}
 
     def forward(self, images: Tensor) -> Tensor:
@@ -476,7 +477,7 @@ class SpikingClassifier(lightning.LightningModule):
             if self.first_layer is not None:
                 self.first_layer.update(images[chosen])
         self.counted.update(len(chosen))
-        self.ties.update(result.ties.float())
+        self.ties.update(result.ties.double())
         self.images.update(len(images))
 
     def on_test_epoch_end(self) -> None:
