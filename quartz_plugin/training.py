@@ -133,13 +133,6 @@ class TrainableNetwork(nn.Module):
             self._output.shift.fill_(shift)
 
     @property
-    def _membranes(self) -> str | None:
-        """Path of what the output is given; None where it is a ReLU, whose membranes are no logits."""
-        path = output_code(self.network)
-        (node,) = (node for node in self.network.graph.nodes if node.op == "call_module" and node.target == path)
-        return str(node.all_input_nodes[0].target) if self._output.signed else None
-
-    @property
     def _output(self) -> TTFSActivation:
         code = self.network.get_submodule(output_code(self.network))
         assert isinstance(code, TTFSActivation)
@@ -266,10 +259,7 @@ class Teacher(nn.Module):
             raise ValueError(f"share={share} leaves the rest to labels: give labels, or share=1.0")
         with torch.no_grad():
             wanted, taught = values_at(self.network, images, self._paths)
-        # The output's membranes: training through its few values would bend them to its range of the moment.
-        membranes = net._membranes
-        given, logits = values_at(net.network, images, self._paths | ({membranes} if membranes else set()))
-        logits = given.pop(membranes).flatten(1) if membranes else logits
+        given, logits = values_at(net.network, images, self._paths)
         loss = share * relative_entropy(logits, F.log_softmax(taught, dim=1))
         if labels is not None and share < 1:
             loss = loss + (1 - share) * F.cross_entropy(logits, labels)
