@@ -154,7 +154,8 @@ def test_training_for_few_steps_from_an_ann_to_a_picture(images, here, capsys, t
 
     methods = [row["calibration_method"] for row in rows_of("runs/imagenet/sweep.csv")]
     assert methods == ["percentile", "least_squares+tune+output"]
-    recipe("imagenet", "figures", '--trained=["runs/few/test.json"]', *common)
+    few_steps = '["runs/few/test.json"]'
+    recipe("imagenet", "figures", f"--trained={few_steps}", f"--calibrated={few_steps}", *common)
     assert Path("runs/imagenet/error_steps.png").read_bytes().startswith(b"\x89PNG")
 
 

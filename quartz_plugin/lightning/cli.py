@@ -509,6 +509,7 @@ class QuartzTrainer(lightning.Trainer):
         model: Classifier,
         datamodule: Any,
         sweep: str | None = None,
+        calibrated: list[str] | None = None,
         trained: list[str] | None = None,
         output: str | None = None,
     ) -> None:
@@ -518,7 +519,8 @@ class QuartzTrainer(lightning.Trainer):
             model: The classifier, which knows the published figures.
             datamodule: Not used.
             sweep: CSV file that sweep wrote; default sweep.csv in the trainer's folder.
-            trained: JSON files that test wrote of networks trained with t_max, on the same images.
+            calibrated: JSON files that test wrote of networks that convert tuned, on the same images.
+            trained: The same, of networks trained with t_max.
             output: Folder for the pictures; default the file's.
         """
         path = self._file(sweep, "sweep.csv")
@@ -532,9 +534,13 @@ class QuartzTrainer(lightning.Trainer):
         drawn = [row for row in rows if all(row.get(name) == rows[0].get(name) for name in same)]
         if len(drawn) < len(rows):
             _say(f"{len(rows) - len(drawn)} rows of other networks, images or layers are left out")
-        others = {"trained": [figures for file in trained or [] for figures in _spiking_figures(file)]}
-        if strange := {figures["images"] for figures in others["trained"]} - {rows[0]["images"]}:
-            raise ValueError(f"the sweep is of {rows[0]['images']:.0f} images, and --trained of {strange}")
+        others = {
+            name: [figures for file in files or [] for figures in _spiking_figures(file)]
+            for name, files in (("calibrated", calibrated), ("trained", trained))
+        }
+        for name, found in others.items():
+            if strange := {figures["images"] for figures in found} - {rows[0]["images"]}:
+                raise ValueError(f"the sweep is of {rows[0]['images']:.0f} images, and --{name} of {strange}")
         self._draw_sweep(model, drawn, Path(output) if output is not None else path.parent, others)
 
     def _draw_sweep(
