@@ -437,11 +437,12 @@ def error_curves(
     if ann_accuracy is not None:
         errors.append(_error(ann_accuracy))
         ax.axhline(errors[-1], color=NEUTRAL, linestyle="--", linewidth=1, label=f"ANN, {errors[-1]:.3g} %")
-    for (publication, points), color in zip(theirs.items(), cycle(PUBLISHED), strict=False):
-        # Filled stars lie below our open markers, which they would hide.
+    # Colours and markers have other periods: none comes with the same partner soon.
+    for (publication, points), color, marker in zip(theirs.items(), cycle(PUBLISHED), cycle("*PdX"), strict=False):
+        # Filled, they lie below our open markers, which they would hide.
         _error_curve(
             ax, points, next(corners), label=publication, color=color,
-            marker="*", linestyle=":", markersize=8, zorder=1.9,
+            marker=marker, linestyle=":", markersize=8, zorder=1.9,
         )  # fmt: skip
         for error in their_anns[publication]:
             errors.append(error)

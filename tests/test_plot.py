@@ -406,7 +406,7 @@ class TestErrorCurves:
         ax = error_curves(MEMORY, published=publications)
         looks = {line.get_label(): (line.get_linestyle(), line.get_marker(), line.get_color()) for line in ax.lines}
         colors = [looks[name][2] for name in ("one", "two")]
-        assert [looks[name] for name in ("one", "two")] == [(":", "*", color) for color in colors]
+        assert [looks[name] for name in ("one", "two")] == [(":", *look) for look in zip("*P", colors, strict=True)]
         assert [looks[f"{name}, ANN, 5 %"][2] for name in ("one", "two")] == colors
         assert len({*colors, *plot.PALETTE}) == 2 + len(plot.PALETTE)
         filled = {line.get_label(): line.get_markerfacecolor() for line in ax.lines}
