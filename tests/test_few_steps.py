@@ -1,5 +1,6 @@
 """Few steps: calibration that tunes, networks that train with the rounding of their spikes, windows of their own."""
 
+import copy
 import math
 from unittest import mock
 
@@ -22,6 +23,8 @@ from quartz_plugin.convert.rounding import values_at
 from quartz_plugin.convert.trace import trace
 from quartz_plugin.convert.tune import CalibrationMethod, output_range
 from quartz_plugin.graph import module_nodes
+from quartz_plugin.lightning import Classifier
+from quartz_plugin.lightning.modules import mixed
 
 PREPROCESSING = ((0.4, 0.5, 0.6), (0.2, 0.25, 0.3))
 
@@ -272,6 +275,38 @@ def test_the_output_range_is_chosen_by_the_labels(ann, images):
     assert torch.allclose(net.eval().to_spiking()(images), net(images), atol=1e-4)
     with pytest.raises(ValueError, match="label for each"):
         net.choose_output_range(images, labels[:3])
+
+
+def test_images_are_mixed_with_their_labels(images):
+    labels = F.one_hot(torch.arange(64) % 4, 4).float()
+    found, shares = mixed(images, labels, 0.5)
+    assert torch.allclose(shares.sum(dim=1), torch.ones(64))
+    part = 1 - (shares * labels).sum(dim=1)
+    # Where both images are of one class, the shares do not tell.
+    told = (labels != labels.flip(0)).any(dim=1)
+    assert bool(told.any())
+    assert 0 < float(part[told].max()) <= 0.5
+    expected = torch.lerp(images, images.flip(0), part.view(-1, 1, 1, 1))
+    assert torch.allclose(found[told], expected[told], atol=1e-6)
+    assert torch.equal(mixed(images, labels, 0.0)[0], images)
+
+
+def test_a_taught_network_learns_without_dropout_and_alone_with_it(ann, images):
+    labels = torch.randint(4, (64,))
+
+    def trained(taught):
+        model = Classifier(copy.deepcopy(ann), 4, preprocessing=PREPROCESSING)
+        model.fitted_on = "these" if taught else None
+        model.train_spikes(quartz_plugin.prepare(model.network, images, 4, preprocessing=PREPROCESSING))
+        model.distillation = 0.5
+        model.train()
+        model.log = lambda *args, **options: None
+        model.trainer = mock.Mock(estimated_stepping_batches=10, global_step=0)
+        model.training_step((images, labels), 0)
+        return [each.training for each in model.network.modules() if isinstance(each, nn.Dropout)]
+
+    assert trained(taught=True) == [False]
+    assert trained(taught=False) == [True]
 
 
 def test_tuning_of_several_processes_is_refused(ann, images):
