@@ -1,8 +1,9 @@
-"""Modules that torch.nn lacks: what joins, routes and weighs the spikes of a network that is not a chain."""
+"""Modules that torch.nn lacks, which join, route and weigh spikes where a network is no chain; and their modes."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,18 @@ PADDING_MODES: dict[type[nn.Module], str] = {
     **dict.fromkeys((nn.CircularPad1d, nn.CircularPad2d), "circular"),
 }
 """Padding modules, with their mode of ``torch.nn.functional.pad``."""
+
+
+@contextmanager
+def in_eval_mode(net: nn.Module) -> Iterator[None]:
+    """Put a network into eval mode, and afterwards each of its modules back into its own."""
+    was_training = [module for module in net.modules() if module.training]
+    net.eval()
+    try:
+        yield
+    finally:
+        for module in was_training:
+            module.training = True
 
 
 class OneToOne(nn.Module):

@@ -30,7 +30,7 @@ from quartz_plugin.convert.tune import (
 from quartz_plugin.functional import Rectifier
 from quartz_plugin.graph import INPUT
 from quartz_plugin.network import SpikingNetwork
-from quartz_plugin.structure import WEIGHTED
+from quartz_plugin.structure import WEIGHTED, in_eval_mode
 
 
 class TrainableNetwork(nn.Module):
@@ -114,10 +114,8 @@ class TrainableNetwork(nn.Module):
         """
         if len(images) == 0 or labels.shape != images.shape[:1]:
             raise ValueError(f"give images and a label for each, got {list(images.shape)} and {list(labels.shape)}")
-        training = self.training
-        self.eval()
-        found = best_range(self._output, drives_of(self.network, self._output, images), labels)
-        self.train(training)
+        with in_eval_mode(self):
+            found = best_range(self._output, drives_of(self.network, self._output, images), labels)
         if found is not None:
             self.set_output_range(*found)
 

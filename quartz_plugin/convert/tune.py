@@ -129,52 +129,13 @@ def refine(
     if "output" in method.refinements:
         found[output], draft.output_shift = output_range(draft, found, windows, images, wanted)
     if method.refinements & {"tune", "distill"}:
-        found = _nearer(draft, found, windows, images, method, passes, rate, progress)
+        found = reconstruct(
+            draft, found, windows, images,
+            weights="distill" in method.refinements, passes=passes, learning_rate=rate, progress=progress,
+        )  # fmt: skip
         if "output" in method.refinements:
             found[output], draft.output_shift = output_range(draft, found, windows, images, wanted)
     return found
-
-
-def _nearer(
-    draft: Draft,
-    scales: Mapping[str, Tensor],
-    windows: Mapping[str, int],
-    images: Tensor,
-    method: CalibrationMethod,
-    passes: int,
-    rate: float,
-    progress: TuningProgress,
-) -> dict[str, Tensor]:
-    """:func:`reconstruct`; where the output is twice as far from the ANN's afterwards, warn and leave all as it was."""
-    judged = some_of(images, SEARCH_IMAGES)
-    wanted = F.log_softmax(draft.output(judged).flatten(1), dim=1)
-    output = str(draft.last.target)
-
-    def distance(scales: Mapping[str, Tensor]) -> float:
-        module = rounded(draft, scales, windows)
-        module.set_submodule(output_code(module), nn.Identity())
-        with torch.no_grad():
-            logits = torch.cat([module(chunk).flatten(1) for chunk in judged.split(chunk_size(judged))])
-        return float(relative_entropy(logits, wanted))
-
-    before, weights = distance(scales), copy.deepcopy(draft.module.state_dict())
-    found = reconstruct(
-        draft, scales, windows, images,
-        weights="distill" in method.refinements, passes=passes, learning_rate=rate, progress=progress,
-    )  # fmt: skip
-    after = distance({**found, output: scales[output]})
-    if after <= 2 * before:
-        return found
-    warnings.warn(
-        f"tuning moved the output away from the ANN's (relative entropy {before:.3g} before, {after:.3g} after) and is "
-        f"left out: give a lower tuning_rate than {rate:g}, or more calibration images or tuning_passes",
-        stacklevel=2,
-    )
-    with torch.no_grad():
-        for name, tensor in draft.module.state_dict().items():
-            # A bias that there was none of stays, as zeros.
-            tensor.copy_(weights[name]) if name in weights else tensor.zero_()
-    return dict(scales)
 
 
 AT_ONCE = 1 << 22
@@ -413,6 +374,8 @@ def reconstruct(
 ) -> dict[str, Tensor]:
     """Let the rounded network learn to give what the ANN gives, in every layer and at the end; returns the scales.
 
+    Where its output is twice as far from the ANN's afterwards, warn and leave all as it was.
+
     Raises
     ------
     ConversionError
@@ -432,6 +395,16 @@ def reconstruct(
     steps_of_a_pass = math.ceil(len(images) / batch)
     total = passes * steps_of_a_pass
     optimizer, schedule = adam(groups, total)
+    judged = some_of(images, SEARCH_IMAGES)
+
+    def distance() -> float:
+        chunks = judged.split(chunk_size(judged))
+        with torch.no_grad():
+            answers = torch.cat([values_at(module, chunk, {output})[0][output].flatten(1) for chunk in chunks])
+            wanted = torch.cat([teacher(chunk).flatten(1) for chunk in chunks])
+        return float(relative_entropy(answers, F.log_softmax(wanted, dim=1)))
+
+    before = distance()
     generator = torch.Generator().manual_seed(0)
     with torch.enable_grad():
         for done in range(total):
@@ -452,6 +425,15 @@ def reconstruct(
             optimizer.step()
             schedule.step()
             progress(min(done + 1, total), total)
+    after = distance()
+    if after > 2 * before:
+        warnings.warn(
+            f"tuning moved the output away from the ANN's (relative entropy {before:.3g} before, {after:.3g} after) "
+            f"and is left out: give a lower tuning_rate than {learning_rate:g}, or more calibration images or "
+            "tuning_passes",
+            stacklevel=2,
+        )
+        return dict(scales)
     return _take_back(draft, module, scales)
 
 

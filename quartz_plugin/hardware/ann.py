@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 from torch import Tensor, nn
 
 from quartz_plugin.hardware.counter import OperationCounts, count_operations
+from quartz_plugin.structure import in_eval_mode
 
 
 def ann_costs(ann: nn.Module, images: Tensor) -> dict[str, float]:
@@ -65,16 +63,4 @@ def count_ann(ann: nn.Module, images: Tensor) -> OperationCounts:
     return counts
 
 
-@contextmanager
-def in_eval_mode(ann: nn.Module) -> Iterator[None]:
-    """Put a network into eval mode, and afterwards each of its modules back into its own."""
-    was_training = [module for module in ann.modules() if module.training]
-    ann.eval()
-    try:
-        yield
-    finally:
-        for module in was_training:
-            module.training = True
-
-
-__all__ = ["ann_costs", "count_ann", "in_eval_mode"]
+__all__ = ["ann_costs", "count_ann"]

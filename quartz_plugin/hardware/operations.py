@@ -249,7 +249,8 @@ class InferenceCounts:
         for name in names:
             if name not in kept:
                 kept[name] = sums_of(self.shared(name), self.result.windows)
-        places = [list(self.result.windows).index(layer) for layer in layers]
+        order = list(self.result.windows)
+        places = [order.index(layer) for layer in layers]
         return torch.stack([kept[name] for name in names])[:, places]
 
     def mean(self, *names: str) -> dict[str, float]:

@@ -36,7 +36,6 @@ from quartz_plugin.convert import FirstLayer
 from quartz_plugin.functional import BiasCode, Rectifier
 from quartz_plugin.graph import INPUT
 from quartz_plugin.hardware import map_to_loihi
-from quartz_plugin.hardware.ann import in_eval_mode
 from quartz_plugin.io import write_atomically
 from quartz_plugin.lightning.comparison import (
     Figures,
@@ -64,6 +63,7 @@ from quartz_plugin.lightning.modules import (
 from quartz_plugin.metrics import ANNOperations
 from quartz_plugin.network import SpikingNetwork, load
 from quartz_plugin.rate import RateCodedNetwork
+from quartz_plugin.structure import in_eval_mode
 from quartz_plugin.tables import format_table
 from quartz_plugin.training import TrainableNetwork, restored
 

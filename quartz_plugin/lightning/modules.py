@@ -139,7 +139,7 @@ class Classifier(lightning.LightningModule):
             raise ValueError(f"{weights} holds the weights of another number of classes ({', '.join(fresh)})")
         self.val_accuracy = MulticlassAccuracy(classes, average="micro")
         self.test_accuracy = MulticlassAccuracy(classes, average="micro")
-        self.images, self.counted = SumMetric(), SumMetric()
+        self.images, self.counted = exact_sum(), exact_sum()
         self.cost_images: int | None = None
         # Counted while testing, where there is one.
         self.costs: ANNOperations | None = None
@@ -380,6 +380,12 @@ class ImageClassifier(Classifier):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
+def exact_sum() -> SumMetric:
+    """A sum that counts whole numbers exactly, float64."""
+    total: SumMetric = SumMetric().set_dtype(torch.float64)
+    return total
+
+
 def cost_metrics(snn: SpikingNetwork) -> MetricCollection:
     """Every cost that a test of a spiking network reports; updated with ``result=``."""
     costs: dict[str, Metric] = {
@@ -443,9 +449,9 @@ class SpikingClassifier(lightning.LightningModule):
         self.answers = MetricCollection(answers, compute_groups=False)
         self.costs = cost_metrics(snn)
         self.ties = MeanMetric().set_dtype(torch.float64)
-        self.images, self.counted = (SumMetric().set_dtype(torch.float64) for _ in range(2))
+        self.images, self.counted = exact_sum(), exact_sum()
         # Images that the spiking network alone gets right, and wrong.
-        self.gained, self.lost = (SumMetric().set_dtype(torch.float64) for _ in range(2))
+        self.gained, self.lost = exact_sum(), exact_sum()
         self.figures: dict[str, float] = {}
 
     def forward(self, images: Tensor) -> Tensor:
@@ -533,10 +539,8 @@ class RateClassifier(lightning.LightningModule):
         self.rate, self.steps, self.decisions, self.cost_images = rate, steps, decisions, cost_images
         self.accuracy = MulticlassAccuracy(classes, average="micro")
         self.agreement = Agreement()
-        self.counts = MetricCollection(
-            {name: SumMetric().set_dtype(torch.float64) for name in RATE_COUNTS}, compute_groups=False
-        )
-        self.images = SumMetric().set_dtype(torch.float64)
+        self.counts = MetricCollection({name: exact_sum() for name in RATE_COUNTS}, compute_groups=False)
+        self.images = exact_sum()
         self.figures: dict[str, float] = {}
 
     def test_step(self, batch: Any, batch_idx: int) -> None:
