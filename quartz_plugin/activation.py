@@ -34,6 +34,14 @@ class _Rounding(torch.autograd.Function):
         return through, by_scale, None, None
 
 
+def check_range(scale: Tensor, shift: float, signed: bool) -> None:
+    """Raise ValueError where no activation says values of this scale and shift."""
+    if not bool(torch.isfinite(scale).all() and (scale > 0).all()):
+        raise ValueError(f"scale must be positive and finite, got {scale.tolist()}")
+    if not math.isfinite(shift) or (shift and not signed):
+        raise ValueError(f"shift must be a finite number, and 0 unless signed, got {shift}")
+
+
 class TTFSActivation(nn.Module):
     r"""What held neurons say of their drive: clipped and rounded, with straight-through gradients.
 
@@ -86,10 +94,7 @@ class TTFSActivation(nn.Module):
         super().__init__()
         self.window = window_length(t_max)
         scale = torch.as_tensor(scale, dtype=torch.get_default_dtype()).detach()
-        if not bool(torch.isfinite(scale).all() and (scale > 0).all()):
-            raise ValueError(f"scale must be positive and finite, got {scale.tolist()}")
-        if not math.isfinite(shift) or (shift and not signed):
-            raise ValueError(f"shift must be a finite number, and 0 unless signed, got {shift}")
+        check_range(scale, shift, signed)
         self.signed, self.ceiling = signed, ceiling
         self.register_buffer("shift", torch.tensor(float(shift)))
         if learned:

@@ -10,11 +10,11 @@ from torch import Tensor, fx, nn
 
 from quartz_plugin.coding import window_length
 from quartz_plugin.convert import scale
-from quartz_plugin.convert.calibrate import Calibration, Granularity, calibrate, chunk_size, chunks
+from quartz_plugin.convert.calibrate import Calibration, Granularity, calibrate, chunk_size, chunks, evenly
 from quartz_plugin.convert.draft import Draft
 from quartz_plugin.convert.fold import Preprocessing
 from quartz_plugin.convert.operators import Role
-from quartz_plugin.convert.tune import evenly_spread, relative_entropy, run_from, some_of
+from quartz_plugin.convert.tune import relative_entropy, run_from, some_of
 from quartz_plugin.functional import said
 from quartz_plugin.graph import INPUT
 
@@ -46,7 +46,8 @@ def allocate_steps(
     Parameters
     ----------
     ann, calibration, granularity, preprocessing, example_input
-        As in :func:`~quartz_plugin.convert`; scales are those of least squares.
+        As in :func:`~quartz_plugin.convert`; scales are those of least squares. Of the images, 1,024 are looked at for
+        scales and 256 for distances, evenly spread (of large ones fewer).
     steps : int
         What an inference may take, ``snn.n_steps``.
     choices : sequence of int
@@ -82,7 +83,8 @@ def allocate_steps(
     batches = list(chunks(calibration))
     if not batches:
         raise ValueError("calibration is empty: give at least one batch of training images")
-    images = evenly_spread(torch.cat(batches), SCALE_IMAGES)
+    given = torch.cat(batches)
+    images = given[evenly(len(given), SCALE_IMAGES)]
     found = scale(
         ann,
         images,

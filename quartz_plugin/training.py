@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from quartz_plugin.activation import TTFSActivation
+from quartz_plugin.activation import TTFSActivation, check_range
 from quartz_plugin.convert import FirstLayer, Override, convert, scale
 from quartz_plugin.convert.calibrate import Calibration, Granularity
 from quartz_plugin.convert.check import check
 from quartz_plugin.convert.fold import Preprocessing, fold
-from quartz_plugin.convert.operators import NORMS, ConversionError
+from quartz_plugin.convert.operators import DROPOUTS, NORMS, ConversionError
 from quartz_plugin.convert.rounding import output_code, rounded, values_at
 from quartz_plugin.convert.trace import trace
 from quartz_plugin.convert.tune import (
@@ -78,7 +78,7 @@ class TrainableNetwork(nn.Module):
         Parameters
         ----------
         learning_rate : float
-            As a share of the root mean square of each layer's weights; that of the logarithms of scales is 0.01.
+            As a share of the root mean square of each layer's weights, and of a scale.
 
         Returns
         -------
@@ -125,7 +125,14 @@ class TrainableNetwork(nn.Module):
         return float(self._output.scale.detach()), float(self._output.shift)
 
     def set_output_range(self, scale: float, shift: float = 0.0) -> None:
-        """Let the output say values from ``shift - scale`` to ``shift + scale``; a ReLU from 0, without a shift."""
+        """Let the output say values from ``shift - scale`` to ``shift + scale``; a ReLU from 0, without a shift.
+
+        Raises
+        ------
+        ValueError
+            If the scale is not positive and finite, or a ReLU is to be shifted.
+        """
+        check_range(torch.as_tensor(scale), shift, self._output.signed)
         with torch.no_grad():
             self._output.log_scale.fill_(math.log(scale))
             self._output.shift.fill_(shift)
@@ -235,6 +242,8 @@ class Teacher(nn.Module):
     ) -> Tensor:
         """How far a network is from its teacher, and from the labels where there are any.
 
+        Dropout is off in it: the teacher leaves nothing out, so what the network leaves out could not be learnt.
+
         Parameters
         ----------
         net : TrainableNetwork
@@ -252,11 +261,19 @@ class Teacher(nn.Module):
         -------
         Tensor
             Scalar, to be minimised.
+
+        Raises
+        ------
+        ValueError
+            If `share` leaves a part to labels that are not given.
         """
         if labels is None and share != 1.0:
             raise ValueError(f"share={share} leaves the rest to labels: give labels, or share=1.0")
         with torch.no_grad():
             wanted, taught = values_at(self.network, images, self._paths)
+        for module in net.modules():
+            if isinstance(module, DROPOUTS):
+                module.eval()
         given, logits = values_at(net.network, images, self._paths)
         loss = share * relative_entropy(logits, F.log_softmax(taught, dim=1))
         if labels is not None and share < 1:

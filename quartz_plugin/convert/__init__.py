@@ -121,12 +121,14 @@ def convert(
         ANN's). Then, if wanted, "bias_correction" (the mean error of rounding goes into the biases); "tune" (scales and
         biases learn, all blocks at once, to give the ANN's activations) or "distill" (all weights learn to give the
         ANN's activations and output); "output" (the output's range lets the first spike agree most often with the ANN).
-        "best" is what README's measurements recommend, :data:`~quartz_plugin.convert.tune.BEST`.
+        "best" is what README's measurements recommend, :data:`~quartz_plugin.convert.tune.BEST`. Tuning after which
+        the output is twice as far from the ANN's is left out with a warning; ``snn.graph.settings["calibrated_by"]``
+        names what was done.
     tuning_passes : int
         How often "tune" and "distill" see every image.
     tuning_rate : float
-        How fast they learn: Adam's highest rate, as a share of the size of each layer's weights. Deep networks without
-        batch norms, and few images, want less.
+        How fast they learn: Adam's highest rate, as a share of the size of each layer's weights, and of its scale. Deep
+        networks without batch norms, and few images, want less.
     first_layer : "spiking" or "dense"
         "dense" computes the first linear map and its ReLU on the image itself, as multiplications, and encodes what
         comes out: the image is not rounded, and there is one window less.
@@ -217,6 +219,7 @@ def convert(
         "output_percentile": output_percentile,
         "granularity": granularity,
         "calibration_method": calibration_method,
+        "calibrated_by": scaled.calibrated_by,
         "tuning_passes": tuning_passes,
         "tuning_rate": tuning_rate,
         "first_layer": first_layer,
@@ -251,6 +254,8 @@ class Scaled:
         One input, ``[1, ...]``, of the ANN's type.
     trained : dict
         Path of each layer that was trained to say rounded values, and "input" -> its ``T``.
+    calibrated_by : str
+        Names of the strategies that the scales come from, joined by "+", or "training".
     """
 
     draft: Draft
@@ -258,6 +263,7 @@ class Scaled:
     windows: dict[str, int]
     example: Tensor
     trained: dict[str, int]
+    calibrated_by: str
 
 
 def scale(
@@ -338,11 +344,12 @@ def scale(
         distributed=distributed,
     )
     if method.needs_images:
-        scales = refine(
+        scales, method = refine(
             draft, scales, lengths, torch.cat(list(chunked)), method, tuning_passes, tuning_rate,
             tuning_progress or _unseen,
         )  # fmt: skip
-    return Scaled(draft, scales, lengths, example, {path: window + 1 for path, window in trained.items()})
+    own_t_max = {path: window + 1 for path, window in trained.items()}
+    return Scaled(draft, scales, lengths, example, own_t_max, "training" if codes else str(method))
 
 
 def check_convertible(

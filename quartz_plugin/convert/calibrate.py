@@ -373,6 +373,18 @@ def chunk_size(images: Tensor) -> int:
     return min(64, max(1, CHUNK_VALUES // max(1, images[:1].numel())))
 
 
+def evenly(count: int, wanted: int) -> list[int]:
+    """At most `wanted` indices below `count`, evenly spread.
+
+    Examples
+    --------
+    >>> evenly(10, 4), evenly(2, 4)
+    ([1, 3, 6, 8], [0, 1])
+    """
+    wanted = min(count, wanted)
+    return [(2 * index + 1) * count // (2 * wanted) for index in range(wanted)]
+
+
 def peek(images: Iterator[Tensor]) -> tuple[Tensor | None, Iterator[Tensor]]:
     """Return the first chunk (None where there is none), and the chunks with it in front."""
     first = next(images, None)

@@ -13,7 +13,7 @@ import copy
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -21,9 +21,9 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from quartz_plugin.activation import TTFSActivation
-from quartz_plugin.convert.calibrate import chunk_size
+from quartz_plugin.convert.calibrate import chunk_size, evenly
 from quartz_plugin.convert.draft import Draft
-from quartz_plugin.convert.operators import NORMS, Affine, ConversionError, Role
+from quartz_plugin.convert.operators import NORMS, Affine, Role
 from quartz_plugin.convert.rounding import output_code, rounded, values_at
 from quartz_plugin.functional import closed_form, said
 from quartz_plugin.graph import INPUT, call_node
@@ -34,6 +34,9 @@ SCALE_RULES = ("percentile", "least_squares", "search")
 
 REFINEMENTS = ("bias_correction", "tune", "distill", "output")
 """What may follow, in this order."""
+
+TUNING = {"tune", "distill"}
+"""Those that learn."""
 
 BEST = "least_squares+distill+output"
 """What the measurements in README recommend."""
@@ -73,12 +76,15 @@ class CalibrationMethod:
         names = (BEST if given == "best" else given).split("+") if isinstance(given, str) else [given]
         rules = [name for name in names if name in SCALE_RULES]
         unknown = [name for name in names if name not in (*SCALE_RULES, *REFINEMENTS)]
-        if unknown or len(rules) > 1 or len(set(names)) < len(names) or {"tune", "distill"} <= set(names):
+        if unknown or len(rules) > 1 or len(set(names)) < len(names) or set(names) >= TUNING:
             raise ValueError(
                 f"calibration_method must be one of {SCALE_RULES} and any of {REFINEMENTS} (tune or distill) joined "
                 f'by "+", or "best" ({BEST!r}), got {given!r}'
             )
         return cls(rules[0] if rules else "percentile", frozenset(names) - set(SCALE_RULES))
+
+    def __str__(self) -> str:
+        return "+".join((self.scale, *(name for name in REFINEMENTS if name in self.refinements)))
 
     @property
     def needs_images(self) -> bool:
@@ -95,8 +101,8 @@ def refine(
     passes: int,
     rate: float,
     progress: TuningProgress,
-) -> dict[str, Tensor]:
-    """Carry out what a method names besides percentiles and least squares; returns the scales, changes the draft.
+) -> tuple[dict[str, Tensor], CalibrationMethod]:
+    """Carry out what a method names besides percentiles and least squares; changes the draft.
 
     Parameters
     ----------
@@ -116,6 +122,11 @@ def refine(
         How fast they learn, see :func:`parameter_groups`.
     progress : callable
         Called with the steps done and those to do.
+
+    Returns
+    -------
+    dict, CalibrationMethod
+        The scales, and what they come from: the method without what was left out.
     """
     if torch.is_inference_mode_enabled():
         raise ValueError("this calibration_method computes gradients: call convert outside torch.inference_mode()")
@@ -128,14 +139,17 @@ def refine(
         correct_biases(draft, found, windows, images)
     if "output" in method.refinements:
         found[output], draft.output_shift = output_range(draft, found, windows, images, wanted)
-    if method.refinements & {"tune", "distill"}:
-        found = reconstruct(
+    if method.refinements & TUNING:
+        tuned = reconstruct(
             draft, found, windows, images,
             weights="distill" in method.refinements, passes=passes, learning_rate=rate, progress=progress,
         )  # fmt: skip
+        if tuned is None:
+            return found, replace(method, refinements=method.refinements - TUNING)
+        found = tuned
         if "output" in method.refinements:
             found[output], draft.output_shift = output_range(draft, found, windows, images, wanted)
-    return found
+    return found, method
 
 
 AT_ONCE = 1 << 22
@@ -149,14 +163,7 @@ TUNED_AT_ONCE = 1 << 20
 def some_of(images: Tensor, most: int | None = None) -> Tensor:
     """As many images, evenly spread, as :data:`AT_ONCE` allows, and `most` at most."""
     count = max(1, AT_ONCE // max(1, images[:1].numel()))
-    return evenly_spread(images, count if most is None else min(count, most))
-
-
-def evenly_spread(images: Tensor, most: int) -> Tensor:
-    """`most` images at most, whatever order they come in."""
-    if most >= len(images):
-        return images
-    return images[torch.linspace(0, len(images) - 1, most, dtype=torch.float64).round().long()]
+    return images[evenly(len(images), count if most is None else min(count, most))]
 
 
 def search_scales(
@@ -371,15 +378,10 @@ def reconstruct(
     progress: TuningProgress,
     learning_rate: float,
     activations: float = 4.0,
-) -> dict[str, Tensor]:
+) -> dict[str, Tensor] | None:
     """Let the rounded network learn to give what the ANN gives, in every layer and at the end; returns the scales.
 
-    Where its output is twice as far from the ANN's afterwards, warn and leave all as it was.
-
-    Raises
-    ------
-    ConversionError
-        If it diverges.
+    Where its output is twice as far from the ANN's afterwards, or no number, warn, leave all as it was, return None.
     """
     teacher, output = copy.deepcopy(draft.module), str(draft.last.target)
     for _, layer in draft.steps():
@@ -395,7 +397,7 @@ def reconstruct(
     steps_of_a_pass = math.ceil(len(images) / batch)
     total = passes * steps_of_a_pass
     optimizer, schedule = adam(groups, total)
-    judged = some_of(images, SEARCH_IMAGES)
+    judged = images[evenly(len(images), SEARCH_IMAGES)]
 
     def distance() -> float:
         chunks = judged.split(chunk_size(judged))
@@ -426,14 +428,15 @@ def reconstruct(
             schedule.step()
             progress(min(done + 1, total), total)
     after = distance()
-    if after > 2 * before:
+    # Also where it is no number.
+    if not after <= 2 * before + NO_DISTANCE:
         warnings.warn(
             f"tuning moved the output away from the ANN's (relative entropy {before:.3g} before, {after:.3g} after) "
             f"and is left out: give a lower tuning_rate than {learning_rate:g}, or more calibration images or "
             "tuning_passes",
             stacklevel=2,
         )
-        return dict(scales)
+        return None
     return _take_back(draft, module, scales)
 
 
@@ -448,8 +451,8 @@ def _give_bias(draft: Draft, layer: Any) -> None:
         layer.bias = nn.Parameter(zeros, requires_grad=False)
 
 
-SCALE_RATE = 1e-2
-"""Adam's learning rate for the logarithm of a scale, whatever the others' is."""
+NO_DISTANCE = 1e-6
+"""Relative entropy, nats, that is none: what single precision makes of two outputs that are alike."""
 
 
 def parameter_groups(module: nn.Module, learning_rate: float, *, weights: bool = True) -> list[dict[str, Any]]:
@@ -463,7 +466,7 @@ def parameter_groups(module: nn.Module, learning_rate: float, *, weights: bool =
     module : nn.Module
         A network with :class:`~quartz_plugin.TTFSActivation`.
     learning_rate : float
-        As a share of the root mean square of the layer's weights.
+        As a share of the root mean square of the layer's weights, and of a scale.
     weights : bool
         Learn weights and batch norms; otherwise only biases and scales.
     """
@@ -471,7 +474,7 @@ def parameter_groups(module: nn.Module, learning_rate: float, *, weights: bool =
     groups: list[dict[str, Any]] = []
     for each in module.modules():
         if isinstance(each, TTFSActivation):
-            groups.append({"params": list(each.parameters()), "lr": SCALE_RATE})
+            groups.append({"params": list(each.parameters()), "lr": learning_rate})
         elif isinstance(each, WEIGHTED) or (weights and isinstance(each, NORMS) and each.affine):
             chosen = [p for name, p in each.named_parameters() if weights or name == "bias"]
             size = float(each.weight.detach().square().mean().sqrt())
@@ -517,6 +520,4 @@ def _take_back(draft: Draft, module: fx.GraphModule, scales: Mapping[str, Tensor
                 code = module.get_submodule(output_code(module))
             assert isinstance(code, TTFSActivation)
             found[path] = code.scale.detach().double().cpu().reshape(scale.shape)
-    if not all(bool(torch.isfinite(each).all()) for each in [*found.values(), *draft.module.state_dict().values()]):
-        raise ConversionError("tuning diverged: the weights are not finite any more")
     return found

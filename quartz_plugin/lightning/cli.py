@@ -121,11 +121,25 @@ class AtomicCheckpoints(TorchCheckpointIO):
         write_atomically(path, data.getvalue())
 
 
+class BestCheckpoint(ModelCheckpoint):
+    """The checkpoint that a QuartzTrainer keeps unless it is given others."""
+
+    def of_spikes(self) -> BestCheckpoint:
+        """The same for a network of spikes, whose output says few values, rounded for the most right answers.
+
+        Its loss would rank these values by other standards.
+        """
+        return BestCheckpoint(
+            self.dirpath, self.filename, monitor="val_accuracy", mode="max", enable_version_counter=False
+        )
+
+
 class QuartzTrainer(lightning.Trainer):
     """Lightning's Trainer, which also converts.
 
     Logs go to `default_root_dir` as CSV, and to TensorBoard where it is installed; the best and the last
-    checkpoint are kept there as ``best.ckpt`` and ``last.ckpt``.
+    checkpoint are kept there as ``best.ckpt`` and ``last.ckpt``. The best ANN is that of the least validation loss, the
+    best network of spikes the most accurate one.
     """
 
     def __init__(
@@ -146,7 +160,7 @@ class QuartzTrainer(lightning.Trainer):
         ):
             # Lightning's save_last writes only when there is a new best.
             callbacks += [
-                ModelCheckpoint(default_root_dir, "best", monitor="val_loss", enable_version_counter=False),
+                BestCheckpoint(default_root_dir, "best", monitor="val_loss", enable_version_counter=False),
                 ModelCheckpoint(default_root_dir, "last", enable_version_counter=False, save_on_train_epoch_end=True),
             ]
         if kwargs.get("enable_progress_bar") is not False and sys.stdout.isatty():
@@ -188,7 +202,7 @@ class QuartzTrainer(lightning.Trainer):
                 stands in place of the model's own rate and decay.
             distillation: Share of the loss, with t_max, that asks for the ANN's outputs instead of the labels, where
                 there is a trained ANN; it then teaches its activations, too.
-            mixup: Where an ANN teaches, mix at most this share of another image into each (arXiv:1710.09412).
+            mixup: Where an ANN teaches, mix a random share of another image into each, this at most (arXiv:1710.09412).
         """
         if not relative_lr > 0:
             raise ValueError(f"relative_lr must be greater than 0, got {relative_lr}")
@@ -213,6 +227,14 @@ class QuartzTrainer(lightning.Trainer):
                     )
                 )  # fmt: skip
                 model.distillation, model.relative_lr, model.mixup = distillation, relative_lr, mixup
+            if isinstance(model.network, TrainableNetwork):
+                callbacks: list[lightning.Callback] = self.callbacks  # type: ignore[has-type]
+                self.callbacks = [each.of_spikes() if isinstance(each, BestCheckpoint) else each for each in callbacks]
+            if mixup and not (model.teacher and model.distillation):
+                raise ValueError(
+                    "--mixup mixes images where an ANN teaches: give --t_max and --model.weights, and a --distillation "
+                    "greater than 0, or leave it out"
+                )
             _say(datamodule.summary())
         super().fit(model, train_dataloaders, val_dataloaders, datamodule, ckpt_path, weights_only=True)
         if self._best_checkpoint:
@@ -332,6 +354,7 @@ class QuartzTrainer(lightning.Trainer):
             path.parent.mkdir(parents=True, exist_ok=True)
             snn.save(path)
             print(snn.report)
+            print(f"scales from {snn.graph.settings['calibrated_by']}")
             if verify_images:
                 images = datamodule.training_images(verify_images)
                 print(f"\nagainst the ANN, on {len(images)} training images:")
@@ -689,6 +712,7 @@ class QuartzTrainer(lightning.Trainer):
         granularity: Literal["layer", "channel"] = "layer",
         calibration_method: list[str] = ["percentile"],  # noqa: B006
         tuning_passes: int = 6,
+        tuning_rate: float = 0.01,
         layers: dict[str, dict[str, Any]] | None = None,
         output: str | None = None,
         resume: bool = True,
@@ -708,6 +732,7 @@ class QuartzTrainer(lightning.Trainer):
             granularity: One scale for each layer, or for each channel.
             calibration_method: As of convert, one or several.
             tuning_passes: How often tune and distill see every calibration image.
+            tuning_rate: How fast they learn, as of convert.
             layers: Options of single layers or blocks, of the input and the output, as of convert.
             output: File to write; default sweep.csv in the trainer's folder, pictures beside it.
             resume: Take the rows of that file that are of this network, these images and these options, and leave the
@@ -741,6 +766,7 @@ class QuartzTrainer(lightning.Trainer):
             "cost_images": ann["cost_images"],
             "calibration_images": len(datamodule.calibration_dataloader().dataset),
             "tuning_passes": tuning_passes,
+            "tuning_rate": tuning_rate,
             "ann_accuracy": ann["accuracy"],
             "ann_macs": ann["macs"],
         }
@@ -750,9 +776,11 @@ class QuartzTrainer(lightning.Trainer):
             asked = {**options, **fixed}
             row = next((old for old in done if _same(old, asked)), None)
             if row is None:
-                snn = self._converted(model, datamodule, {**options, "tuning_passes": tuning_passes, "layers": layers})
+                tuning = {"tuning_passes": tuning_passes, "tuning_rate": tuning_rate}
+                snn = self._converted(model, datamodule, {**options, **tuning, "layers": layers})
                 figures = self._test_spiking(model, snn, datamodule)
-                row = {**asked, **{column: figures[column] for column in SWEPT}}
+                calibrated = {"calibrated_by": snn.graph.settings["calibrated_by"]}
+                row = {**asked, **calibrated, **{column: figures[column] for column in SWEPT}}
                 took = f"{time.perf_counter() - started:.0f} s"
             else:
                 took = "kept"
@@ -954,7 +982,7 @@ def load_checkpoint(model: Classifier, path: str) -> None:
                 model.train_spikes(restored(model.network, checkpoint[SPIKES], model.preprocessing))
             model.distillation = float(checkpoint[SPIKES]["distillation"])
             model.relative_lr = float(checkpoint[SPIKES]["relative_lr"])
-            model.mixup = float(checkpoint[SPIKES]["mixup"])
+            model.mixup = float(checkpoint[SPIKES].get("mixup", 0.0))
         model.load_state_dict(state)
     except (RuntimeError, quartz_plugin.ConversionError, KeyError) as error:
         arch = f" than --model.arch {model.arch}" if isinstance(model, ImageClassifier) else ""

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, DistributedSampler, TensorDataset
 
+from quartz_plugin.convert.calibrate import evenly
 from quartz_plugin.lightning.demo import demo_folder
 
 FULL_MNIST = "MNIST (60,000 + 10,000)"
@@ -616,18 +617,6 @@ def _split(samples: Sequence[Sample], share: float) -> tuple[list[Sample], list[
     chosen = set(evenly(len(samples), max(1, round(share * len(samples)))) if samples else ())
     rest = [sample for index, sample in enumerate(samples) if index not in chosen]
     return rest, [samples[index] for index in sorted(chosen)]
-
-
-def evenly(count: int, wanted: int) -> list[int]:
-    """At most `wanted` indices below `count`, evenly spread.
-
-    Examples
-    --------
-    >>> evenly(10, 4), evenly(2, 4)
-    ([1, 3, 6, 8], [0, 1])
-    """
-    wanted = min(count, wanted)
-    return [(2 * index + 1) * count // (2 * wanted) for index in range(wanted)]
 
 
 def load_digits() -> tuple[Tensor, Tensor]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import lightning
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -16,13 +17,13 @@ from torchmetrics import MeanMetric, Metric, MetricCollection, SumMetric
 from torchmetrics.classification import MulticlassAccuracy
 from torchvision.transforms import v2
 
-from quartz_plugin.convert.operators import DROPOUTS
+from quartz_plugin.convert.calibrate import evenly
 from quartz_plugin.convert.tune import adam
 from quartz_plugin.engines import SimulationResult
 from quartz_plugin.hardware import HOROWITZ_FLOAT32, HOROWITZ_INT8, LOIHI, EnergyProfile, paper_profile
 from quartz_plugin.hardware.energy import ONLY_CONVERTED
 from quartz_plugin.lightning.comparison import Measured
-from quartz_plugin.lightning.data import DIGITS, FULL_MNIST, evenly, global_seed, seed_of
+from quartz_plugin.lightning.data import DIGITS, FULL_MNIST, global_seed, seed_of
 from quartz_plugin.lightning.networks import build, load_weights
 from quartz_plugin.metrics import (
     Agreement,
@@ -49,8 +50,8 @@ SPIKES = "spikes"
 
 UNKNOWN_DATA = "unknown data"
 
-RANGE_IMAGES = 1000
-"""The latest training images, by which the output's range is chosen."""
+RANGE_IMAGES, RANGE_VALUES = 1000, 1 << 25
+"""The latest training images, by which the output's range is chosen, and the most values they may have."""
 
 
 def profiles(t_max: int) -> list[EnergyProfile]:
@@ -180,7 +181,8 @@ class Classifier(lightning.LightningModule):
         """Cross-entropy of one batch; auxiliary heads, as GoogLeNet's, weigh 0.3."""
         images, labels = batch
         if isinstance(self.network, TrainableNetwork):
-            self._seen = [*self._seen, (images, labels)][-max(1, RANGE_IMAGES // len(images)) :]
+            most = max(1, min(RANGE_IMAGES // len(images), RANGE_VALUES // images.numel()))
+            self._seen = [*self._seen, (images, labels)][-most:]
         if self.teacher and self.distillation:
             loss = self._taught(images, labels)
         else:
@@ -196,10 +198,6 @@ class Classifier(lightning.LightningModule):
     def _taught(self, images: Tensor, labels: Tensor) -> Tensor:
         """Loss of one batch where an ANN teaches the network with the rounding of its spikes."""
         assert isinstance(self.network, TrainableNetwork)
-        # The teacher leaves nothing out, so what is left out here could not be learnt from it.
-        for module in self.network.modules():
-            if isinstance(module, DROPOUTS):
-                module.eval()
         (teacher,) = self.teacher
         if self.mixup:
             images, labels = mixed(images, F.one_hot(labels, self.classes).to(images.dtype), self.mixup)
@@ -212,7 +210,16 @@ class Classifier(lightning.LightningModule):
         )
 
     def on_validation_start(self) -> None:
-        """Let the output of a network of spikes say the range that serves best by now."""
+        """While it is trained, let the output of a network of spikes say the range that serves best by now."""
+        if self.trainer.state.fn == TrainerFn.FITTING:
+            self._choose_output_range()
+
+    def on_train_epoch_end(self) -> None:
+        """The same where nothing was validated."""
+        self._choose_output_range()
+
+    def _choose_output_range(self) -> None:
+        """By the latest training images, once for any of them."""
         if not isinstance(self.network, TrainableNetwork) or not self._seen:
             return
         images, labels = (torch.cat(each) for each in zip(*self._seen, strict=True))
@@ -277,8 +284,13 @@ class Classifier(lightning.LightningModule):
         cycle = torch.optim.lr_scheduler.OneCycleLR(optimizer, self.lr, total_steps=steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": cycle, "interval": "step"}}
 
+    def on_fit_end(self) -> None:
+        """Let go of the images that chose the output's range."""
+        self._seen.clear()
+
     def on_fit_start(self) -> None:
         """Note which data the network is fitted on; convolutions are faster with channels last."""
+        self._seen.clear()
         if any(isinstance(module, nn.Conv2d) for module in self.network.modules()):
             for network in (self.network, *self.teacher):
                 network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -575,7 +587,7 @@ class RateClassifier(lightning.LightningModule):
 def mixed(images: Tensor, labels: Tensor, most: float) -> tuple[Tensor, Tensor]:
     """Images ``[B, ...]`` and shares of classes ``[B, classes]`` with a part of another image in each.
 
-    The parts are random, `most` at most (arXiv:1710.09412).
+    The parts are random, uniform from 0 to `most` (arXiv:1710.09412 draws them from a Beta distribution).
     """
     part = most * torch.rand(len(images), device=images.device, dtype=images.dtype)
     of_images = part.view(-1, *[1] * (images.dim() - 1))
