@@ -160,7 +160,7 @@ def _lost_by_rounding(
     lost: dict[str, dict[int, float]] = {}
     with torch.no_grad():
         run_from(draft.module, nodes, values, images)
-        wanted = values[draft.last].flatten(1).log_softmax(1)
+        wanted = values[draft.last].flatten(1)
         measured = [draft.input, *layers]
         for done, node in enumerate(measured):
             path = INPUT if node.op == "placeholder" else str(node.target)

@@ -20,6 +20,7 @@ from quartz_plugin.convert.operators import DROPOUTS, NORMS, ConversionError
 from quartz_plugin.convert.rounding import output_code, rounded, values_at
 from quartz_plugin.convert.trace import trace
 from quartz_plugin.convert.tune import (
+    TEMPERATURE,
     CalibrationMethod,
     best_range,
     drives_of,
@@ -184,10 +185,10 @@ class Teacher(nn.Module):
     r"""The ANN that a trainable network came from, which tells it layer by layer what to say.
 
     To be made before the network learns: it is a copy, in eval mode, with the ReLUs where the activations are. Its loss
-    is the relative entropy of the softmax plus the squared errors of what all layers say (arXiv:1412.6550), which at
-    first are the better guide:
+    is the relative entropy of the softmax at temperature :math:`\tau = 4` (arXiv:1503.02531) plus the squared errors of
+    what all layers say (arXiv:1412.6550), which at first are the better guide:
 
-    .. math:: KL(softmax(z_{ANN}) \,\|\, softmax(z))
+    .. math:: \tau^2 KL(softmax(z_{ANN} / \tau) \,\|\, softmax(z / \tau))
         + \lambda (1 - done) \, mean_l \frac{\|x_l - x_l^{ANN}\|^2}{\|x_l^{ANN}\|^2}
 
     Parameters
@@ -275,7 +276,7 @@ class Teacher(nn.Module):
             if isinstance(module, DROPOUTS):
                 module.eval()
         given, logits = values_at(net.network, images, self._paths)
-        loss = share * relative_entropy(logits, F.log_softmax(taught, dim=1))
+        loss = share * relative_entropy(logits, taught, TEMPERATURE)
         if labels is not None and share < 1:
             loss = loss + (1 - share) * F.cross_entropy(logits, labels)
         return loss + self.activations * (1 - done) * unlikeness(given, wanted)

@@ -179,7 +179,7 @@ def search_scales(
     nodes = list(module.graph.nodes)
     layers = [n for n in nodes if n.op == "call_module" and str(n.target) in found and _is_code(module, n)]
     with torch.no_grad():
-        wanted = F.log_softmax(draft.output(images).flatten(1), dim=1)
+        wanted = draft.output(images).flatten(1)
         values: dict[fx.Node, Any] = {}
         run_from(module, nodes, values, images)
         least = _distance(values, nodes, wanted)
@@ -227,9 +227,17 @@ def _distance(values: dict[fx.Node, Any], nodes: list[fx.Node], wanted: Tensor) 
     return float(relative_entropy(values[last].flatten(1), wanted))
 
 
-def relative_entropy(logits: Tensor, wanted: Tensor) -> Tensor:
-    """Of the softmax of logits ``[B, classes]``, from wanted log-probabilities; mean over images."""
-    return F.kl_div(F.log_softmax(logits, dim=1), wanted, reduction="batchmean", log_target=True)
+def relative_entropy(logits: Tensor, wanted: Tensor, temperature: float = 1.0) -> Tensor:
+    """Of the softmax of logits ``[B, classes]``, from that of the wanted logits; mean over images.
+
+    Both are divided by the temperature, and what comes out is multiplied by its square (arXiv:1503.02531).
+    """
+    given, wanted = (F.log_softmax(each / temperature, dim=1) for each in (logits, wanted))
+    return temperature**2 * F.kl_div(given, wanted, reduction="batchmean", log_target=True)
+
+
+TEMPERATURE = 4.0
+"""That of what is learned: an ANN that is sure of its training images says little else at 1."""
 
 
 def output_range(
@@ -404,7 +412,7 @@ def reconstruct(
         with torch.no_grad():
             answers = torch.cat([values_at(module, chunk, {output})[0][output].flatten(1) for chunk in chunks])
             wanted = torch.cat([teacher(chunk).flatten(1) for chunk in chunks])
-        return float(relative_entropy(answers, F.log_softmax(wanted, dim=1)))
+        return float(relative_entropy(answers, wanted))
 
     before = distance()
     generator = torch.Generator().manual_seed(0)
@@ -419,7 +427,7 @@ def reconstruct(
             given, _ = values_at(module, chosen, every)
             # The membranes: what the output makes of them is for its own rule.
             answers = given.pop(output)
-            loss = relative_entropy(answers.flatten(1), F.log_softmax(logits.flatten(1), dim=1))
+            loss = relative_entropy(answers.flatten(1), logits.flatten(1), TEMPERATURE)
             # At first the layers in front tell best what to do; at last the output decides.
             loss = loss + activations * (1 - done / total) * unlikeness(given, wanted)
             optimizer.zero_grad(set_to_none=True)
