@@ -65,9 +65,10 @@ class Window(NamedTuple):
         """Global steps (int32) at which these levels are said; same shape."""
         return (self.end - levels).to(torch.int32)
 
-    def levels_at(self, steps: Tensor, silent: int = 0) -> Tensor:
-        """Levels said by spikes at these global steps (int32); `silent` where there is none."""
-        return torch.where(steps == NO_SPIKE, silent, self.end - steps)
+    def levels_at(self, steps: Tensor, silent: int | None = 0, dtype: torch.dtype = torch.int32) -> Tensor:
+        """Levels said by spikes at these global steps; `silent` where there is none (None: all have spikes)."""
+        levels = torch.sub(torch.tensor(self.end, dtype=dtype, device=steps.device), steps)
+        return levels if silent is None else levels.masked_fill_(steps == NO_SPIKE, silent)
 
     def delayed(self, steps: int) -> Window:
         """Return the same window, seen behind an axonal delay."""

@@ -262,7 +262,7 @@ def _settings(module: nn.Module) -> tuple[Any, ...]:
     return tuple(
         (name, str(value))
         for name, value in vars(module).items()
-        if isinstance(value, plain) and not name.startswith("_") and name != "training"
+        if name[0] != "_" and name != "training" and isinstance(value, plain)
     )
 
 

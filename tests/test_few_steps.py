@@ -15,7 +15,6 @@ from torch.nn import functional as F
 
 import quartz_plugin
 from quartz_plugin import ConversionError, TTFSActivation
-from quartz_plugin.convert import tune
 from quartz_plugin.convert.calibrate import QuantileSketch
 from quartz_plugin.convert.check import check
 from quartz_plugin.convert.fold import fold

@@ -543,6 +543,19 @@ def test_energy_estimates_say_what_is_wrong_with_a_profile(small):
         EnergyEstimate(snn, EnergyProfile("ann only", "", ann={"macs": 1.0}))
     with pytest.raises(ValueError, match=r"no counts are called \['sinops'\]; there are spikes"):
         EnergyEstimate(snn, EnergyProfile("mine", "", spiking={"synops": 1.0, "sinops": 1.0}))
+    for profiles in ([], [LOIHI, LOIHI]):
+        with pytest.raises(ValueError, match="one, or several of different names"):
+            EnergyEstimate(snn, profiles)
+
+
+def test_one_estimate_of_several_profiles_is_that_of_each(pooled):
+    snn, images = pooled
+    several = [LOIHI, HOROWITZ_INT8, paper_profile(snn.t_max)]
+    estimates = [EnergyEstimate(snn, profile) for profile in (several, *several)]
+    for estimate in estimates:
+        estimate.update(snn.run(images))
+    together, *each = (estimate.compute() for estimate in estimates)
+    assert together == {name: energy for of_one in each for name, energy in of_one.items()}
 
 
 def test_every_counting_metric_refuses_a_result_without_all_spikes(pooled):

@@ -161,8 +161,11 @@ def pooled(pool: Any, levels: Tensor) -> Tensor:
         return found
     # Of few channels, torch's kernel for channels that lie side by side is slow; pictures of their windows are not.
     for dim, size, stride in zip((2, 3), pair(pool.kernel_size), pair(pool.stride), strict=True):
-        windows = levels.unfold(dim, size, stride)
-        levels = reduce(torch.maximum, windows.unbind(-1))
+        behind_last_window = (levels.shape[dim] - size) // stride * stride + 1
+        every_nth = [
+            levels[(slice(None),) * dim + (slice(first, first + behind_last_window, stride),)] for first in range(size)
+        ]
+        levels = reduce(torch.maximum, every_nth)
     return levels
 
 

@@ -36,7 +36,13 @@ from quartz_plugin.graph import (
     is_spike_source,
     structure_of,
 )
-from quartz_plugin.hardware.spikes import early_spike_counts, per_image, spike_counts, zero_spike_counts
+from quartz_plugin.hardware.spikes import (
+    early_spike_counts,
+    per_image,
+    spike_counts,
+    sum_of_steps,
+    zero_spike_counts,
+)
 from quartz_plugin.neuron import FirstSpikeMaxPool
 from quartz_plugin.structure import AVERAGES, WEIGHTED, Add, OneToOne
 from quartz_plugin.synapses import Chain, FanOut, chains, fan_outs, of_ones, pool_fan_out, unit_shapes
@@ -293,11 +299,12 @@ class InferenceCounts:
 
     def alike(self, of_layer: Callable[[Layer], int]) -> LayerCounts:
         """Counts that are the same for every image."""
+        return {layer.name: self.all_images(of_layer(layer)) for layer in self.layers}
+
+    def all_images(self, count: int) -> Tensor:
+        """A number for each image."""
         like = self.result.logits
-        return {
-            layer.name: torch.full((len(like),), of_layer(layer), dtype=torch.int64, device=like.device)
-            for layer in self.layers
-        }
+        return torch.full((len(like),), count, dtype=torch.int64, device=like.device)
 
 
 def sums_of(counts: Mapping[str, Tensor], layers: Iterable[str]) -> Tensor:
@@ -309,7 +316,7 @@ def sums_of(counts: Mapping[str, Tensor], layers: Iterable[str]) -> Tensor:
 
 def source_levels(graph: ConvertedGraph, result: SimulationResult) -> dict[fx.Node, Tensor]:
     """Levels (float32) that every node emits, pools included; :data:`SILENT` where no spike comes."""
-    result.check_recorded()
+    spikes = spike_counts(result)
     levels: dict[fx.Node, Tensor] = {}
     names = {layer.node: layer.name for layer in graph.layers}
     for node in graph.module.graph.nodes:
@@ -317,7 +324,9 @@ def source_levels(graph: ConvertedGraph, result: SimulationResult) -> dict[fx.No
             continue
         if node.op == "placeholder" or node in names:
             name = names.get(node, INPUT)
-            levels[node] = result.windows[name].levels_at(result.spike_steps[name], SILENT).to(graph.dtype)
+            window, steps = result.windows[name], result.spike_steps[name]
+            all_fire = bool((spikes[name] == steps.shape[1:].numel()).all())
+            levels[node] = window.levels_at(steps, None if all_fire else SILENT, graph.dtype)
             continue
         module = graph.module.get_submodule(str(node.target))
         assert isinstance(module, FirstSpikeMaxPool)
@@ -341,18 +350,22 @@ def delivered(spikes: Tensor, fan_out: Tensor) -> Tensor:
 
 
 def _sum(parts: list[Tensor], counts: InferenceCounts) -> Tensor:
-    zero = torch.zeros(len(counts.result.logits), dtype=torch.int64, device=counts.result.logits.device)
-    return sum(parts, zero)
+    return sum(parts, counts.all_images(0))
 
 
 def _synops(counts: InferenceCounts) -> LayerCounts:
     levels = {node.name: value for node, value in counts.levels.items()}
-    fired: dict[str, Tensor] = {}
+    fired: dict[str, Tensor | None] = {}
 
     def of_source(source: str, fan_out: Tensor) -> Tensor:
         if source not in fired:
-            fired[source] = levels[source] != SILENT
-        return delivered(fired[source], fan_out)
+            # Where all fire, all synapses deliver.
+            said = levels[source]
+            fired[source] = None if said.numel() and bool(said.min() > SILENT) else said != SILENT
+        these = fired[source]
+        if these is None:
+            return counts.all_images(int(fan_out.sum()))
+        return delivered(these, fan_out)
 
     return {
         layer: _sum([of_source(source, fan_out) for source, fan_out in by_source.items()], counts)
@@ -421,7 +434,10 @@ def biased_neurons(layer: Layer, shape: torch.Size) -> int:
     bias = layer.neuron.p.bias
     if bias is None:
         return 0
-    return shape.numel() if layer.neuron.p.bias_code == "spike" else int((bias != 0).expand(shape).sum())
+    if layer.neuron.p.bias_code == "spike":
+        return shape.numel()
+    # Each number of a bias is that of as many neurons.
+    return int(bias.count_nonzero()) * (shape.numel() // max(1, bias.numel()))
 
 
 def _rectifier_events(counts: InferenceCounts) -> LayerCounts:
@@ -449,24 +465,24 @@ def _pool_events(counts: InferenceCounts) -> LayerCounts:
 
 
 def _active_updates(counts: InferenceCounts) -> LayerCounts:
+    any_early = any(bool(early.any()) for early in counts.shared("early_spikes").values())
+
     def active(layer: Layer) -> Tensor:
         steps, clock, p = counts.result.spike_steps[layer.name], layer.neuron.clock, layer.neuron.p
         last = clock.rectify if p.rectifier == "silent" else p.last_step
         silent = counts.neurons(layer) - counts.shared("spikes")[layer.name]
         # The step of a silent neuron is NO_SPIKE.
-        ends = per_image(steps) + silent * (last - NO_SPIKE)
-        active_from: Tensor | int = _first_arrival(counts, layer)
+        ends = sum_of_steps(steps, counts.result.n_steps) + silent * (last - NO_SPIKE)
+        active_from: Tensor | int = _first_arrival(counts, layer) if any_early else clock.first_input
         updates: Tensor = ends + counts.neurons(layer) * (1 - active_from)
         return updates
 
     return {layer.name: active(layer) for layer in counts.layers}
 
 
-def _first_arrival(counts: InferenceCounts, layer: Layer) -> Any:
+def _first_arrival(counts: InferenceCounts, layer: Layer) -> Tensor:
     """Step from which on a layer may hear a spike: its input window's first, or that of each image's earliest."""
     clock = layer.neuron.clock
-    if not any(bool(early.any()) for early in counts.shared("early_spikes").values()):
-        return clock.first_input
     earliest = [counts.levels[source].flatten(1).amax(dim=1) for source in layer.projection.sources]
     return (clock.readout - torch.stack(earliest).amax(dim=0)).clamp(max=clock.first_input).long()
 

@@ -8,7 +8,6 @@ from functools import wraps
 import torch
 from torch import Tensor
 
-from quartz_plugin.coding import NO_SPIKE
 from quartz_plugin.engines.result import SimulationResult
 from quartz_plugin.graph import INPUT
 
@@ -35,31 +34,31 @@ def _once(count: _Count) -> _Count:
 @_once
 def spike_counts(result: SimulationResult) -> dict[str, Tensor]:
     """Spikes of each layer, "input" included: layer -> int64 ``[B]``. ValueError without ``record=True``."""
-    return {
-        name: _all(steps) if _least(steps) > NO_SPIKE else per_image(steps != NO_SPIKE)
-        for name, steps in result.spike_steps.items()
-    }
+    return {name: at_or_after(0, steps) for name, steps in result.spike_steps.items()}
 
 
 @_once
 def zero_spike_counts(result: SimulationResult) -> dict[str, Tensor]:
     """Spikes that say the value zero: layer -> int64 ``[B]``. ValueError without ``record=True``."""
-    return {name: per_image(steps == result.windows[name].end) for name, steps in result.spike_steps.items()}
+
+    def zeros(name: str, steps: Tensor) -> Tensor:
+        zero = result.windows[name].end
+        # Only a signed output says anything later.
+        negative = at_or_after(zero + 1, steps) if name == result.output and result.signed_output else 0
+        return at_or_after(zero, steps) - negative
+
+    return {name: zeros(name, steps) for name, steps in result.spike_steps.items()}
 
 
 @_once
 def early_spike_counts(result: SimulationResult) -> dict[str, Tensor]:
     """Spikes before their layer's readout: layer -> int64 ``[B]``; the input's are never early."""
     fired = spike_counts(result)
-
-    def early(name: str, steps: Tensor) -> Tensor:
-        start = result.windows[name].start
-        if _least(steps) >= start:
-            return torch.zeros_like(fired[name])
-        # Before the readout is whoever comes before and is not silent, which is -1.
-        return per_image(steps < start) - _all(steps) + fired[name]
-
-    return {name: early(name, steps) for name, steps in result.spike_steps.items() if name != INPUT}
+    return {
+        name: fired[name] - at_or_after(result.windows[name].start, steps)
+        for name, steps in result.spike_steps.items()
+        if name != INPUT
+    }
 
 
 def train_counts(trains: SpikeTrains) -> dict[str, Tensor]:
@@ -87,14 +86,17 @@ def train_counts(trains: SpikeTrains) -> dict[str, Tensor]:
     return {name: per_image((train != 0).sum(dim=0).unsqueeze(-1)) for name, train in trains.items()}
 
 
-def _least(steps: Tensor) -> int:
-    """Least of all steps: looking for it takes less time than counting, which it often saves."""
-    return int(steps.min()) if steps.numel() else NO_SPIKE
+def at_or_after(step: int, steps: Tensor) -> Tensor:
+    """How many of an image's steps ``[B, ...]`` are `step` or later: int64 ``[B]``."""
+    # A sum of clamped integers takes a third of the time that it takes to compare and count them.
+    units = steps.shape[1:].numel()
+    return sum_of_steps(steps.clamp(step - 1, step), step) - (step - 1) * units
 
 
-def _all(steps: Tensor) -> Tensor:
-    """As many as there are neurons, for each image."""
-    return torch.full((len(steps),), steps.shape[1:].numel(), dtype=torch.int64, device=steps.device)
+def sum_of_steps(steps: Tensor, latest: int) -> Tensor:
+    """Sum of an image's steps ``[B, ...]``, none of them later than `latest`: int64 ``[B]``."""
+    fits = steps.shape[1:].numel() * max(1, latest) < 2**31
+    return steps.flatten(1).sum(dim=1, dtype=torch.int32 if fits else torch.int64).long()
 
 
 def per_image(counts: Tensor) -> Tensor:

@@ -410,7 +410,7 @@ def cost_metrics(snn: SpikingNetwork) -> MetricCollection:
         "operations": QuartzOperations(snn),
         "events": NeuronEvents(snn),
         "memory": MemoryAccesses(snn),
-        **{f"energy_{profile.name}": EnergyEstimate(snn, profile) for profile in profiles(common_t_max(snn))},
+        "energy": EnergyEstimate(snn, profiles(common_t_max(snn))),
     }
     return MetricCollection(costs, compute_groups=False)
 

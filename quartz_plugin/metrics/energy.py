@@ -21,13 +21,13 @@ class EnergyEstimate(CountMetric):
     ----------
     network : SpikingNetwork
         The network whose results are counted.
-    profile : EnergyProfile
+    profile : EnergyProfile or several
         What each count costs.
 
     Raises
     ------
     TypeError, ValueError
-        For something else than a profile, or one that knows no spiking networks or unknown counts.
+        For something else than a profile, one that knows no spiking networks or unknown counts, none, or two of a name.
 
     Examples
     --------
@@ -41,17 +41,29 @@ class EnergyEstimate(CountMetric):
     ['energy_45nm_float32', 'energy_45nm_float32/input', 'energy_45nm_float32/1', 'energy_45nm_float32/output']
     """
 
-    def __init__(self, network: SpikingNetwork, profile: EnergyProfile, **kwargs: Any) -> None:
-        if not isinstance(profile, EnergyProfile):
-            raise TypeError(f"profile must be an EnergyProfile, got {profile!r}")
-        if not profile.spiking:
-            raise ValueError(f"profile {profile.name!r} has no energies for spiking networks")
-        super().__init__(network, list(profile.spiking), with_input=True, **kwargs)
-        self.profile = profile
+    def __init__(
+        self,
+        network: SpikingNetwork,
+        profile: EnergyProfile | list[EnergyProfile] | tuple[EnergyProfile, ...],
+        **kwargs: Any,
+    ) -> None:
+        self.profiles: list[EnergyProfile] = list(profile) if isinstance(profile, (list, tuple)) else [profile]
+        for each in self.profiles:
+            if not isinstance(each, EnergyProfile):
+                raise TypeError(f"profile must be an EnergyProfile, got {each!r}")
+            if not each.spiking:
+                raise ValueError(f"profile {each.name!r} has no energies for spiking networks")
+        names = [each.name for each in self.profiles]
+        if not names or len(set(names)) < len(names):
+            raise ValueError(f"profile must be one, or several of different names, got {names}")
+        counts = list(dict.fromkeys(count for each in self.profiles for count in each.spiking))
+        super().__init__(network, counts, with_input=True, **kwargs)
 
     def compute(self) -> dict[str, Tensor]:
         """Energies, float64; see the class."""
         sums = {quantity: self.total(quantity).double() for quantity in self.quantities}
-        by_layer = self.profile.energy(sums) / self.images
-        name = f"energy_{self.profile.name}"
-        return {name: by_layer.sum(), **self.by_layer(name, by_layer)}
+        energies: dict[str, Tensor] = {}
+        for profile in self.profiles:
+            name, by_layer = f"energy_{profile.name}", profile.energy(sums) / self.images
+            energies |= {name: by_layer.sum(), **self.by_layer(name, by_layer)}
+        return energies
