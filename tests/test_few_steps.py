@@ -254,6 +254,7 @@ def test_tuning_that_leads_away_from_the_ann_is_left_out(ann, images, method):
     with pytest.warns(UserWarning, match="lower tuning_rate"):
         tuned = quartz_plugin.convert(ann, images, 32, calibration_method=method, **options)
     assert torch.allclose(tuned(images), plain(images), atol=1e-5)
+    assert tuned.graph.settings["calibration_method"] == "percentile"
 
 
 def test_the_output_range_is_chosen_by_the_labels(ann, images):

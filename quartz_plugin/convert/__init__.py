@@ -122,8 +122,8 @@ def convert(
         biases learn, all blocks at once, to give the ANN's activations) or "distill" (all weights learn to give the
         ANN's activations and output); "output" (the output's range lets the first spike agree most often with the ANN).
         "best" is what README's measurements recommend, :data:`~quartz_plugin.convert.tune.BEST`. Tuning after which
-        the output is twice as far from the ANN's is left out with a warning; ``snn.graph.settings["calibrated_by"]``
-        names what was done.
+        the output is twice as far from the ANN's is left out with a warning, and in
+        ``snn.graph.settings["calibration_method"]``.
     tuning_passes : int
         How often "tune" and "distill" see every image.
     tuning_rate : float
@@ -218,8 +218,7 @@ def convert(
         "percentile": percentile,
         "output_percentile": output_percentile,
         "granularity": granularity,
-        "calibration_method": calibration_method,
-        "calibrated_by": scaled.calibrated_by,
+        "calibration_method": scaled.calibration_method,
         "tuning_passes": tuning_passes,
         "tuning_rate": tuning_rate,
         "first_layer": first_layer,
@@ -254,8 +253,8 @@ class Scaled:
         One input, ``[1, ...]``, of the ANN's type.
     trained : dict
         Path of each layer that was trained to say rounded values, and "input" -> its ``T``.
-    calibrated_by : str
-        Names of the strategies that the scales come from, joined by "+", or "training".
+    calibration_method : str
+        The one asked for, without what was left out.
     """
 
     draft: Draft
@@ -263,7 +262,7 @@ class Scaled:
     windows: dict[str, int]
     example: Tensor
     trained: dict[str, int]
-    calibrated_by: str
+    calibration_method: str
 
 
 def scale(
@@ -344,12 +343,13 @@ def scale(
         distributed=distributed,
     )
     if method.needs_images:
-        scales, method = refine(
+        scales, done = refine(
             draft, scales, lengths, torch.cat(list(chunked)), method, tuning_passes, tuning_rate,
             tuning_progress or _unseen,
         )  # fmt: skip
+        calibration_method = calibration_method if done == method else str(done)
     own_t_max = {path: window + 1 for path, window in trained.items()}
-    return Scaled(draft, scales, lengths, example, own_t_max, "training" if codes else str(method))
+    return Scaled(draft, scales, lengths, example, own_t_max, calibration_method)
 
 
 def check_convertible(

@@ -30,7 +30,7 @@ REGISTERS = 8
 """Vectors of currents that are in registers together."""
 
 
-def _compiled(function: Any) -> Any:
+def compiled(function: Any) -> Any:
     """Compile to run without Python's lock; later processes reuse the machine code where a folder can be written."""
     try:
         return njit(nogil=True, cache=True)(function)
@@ -238,42 +238,46 @@ def _add_arriving(
 
 
 @intrinsic
-def _changed(typing_context: Any, i: Any, before: Any, at: Any, vectors: Any, neurons: Any, least: Any) -> Any:
-    """Count the currents, of so many from a place on, that differ by more than `least` from `before`, then the same.
-
-    All of so many vectors are copied; lanes behind the last of the neurons are not counted.
-    """
+def _changed(typing_context: Any, i: Any, before: Any, at: Any, neurons: Any, least: Any) -> Any:
+    """Count the currents, of so many from a place on, that differ by more than `least` from `before`, then the same."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        i_, before_, at_, vectors_, neurons_, least_ = args
+        i_, before_, at_, neurons_, least_ = args
         number = context.get_data_type(signature.args[0].dtype)
         vector, byte = ir.VectorType(number, LANES), ir.IntType(LANES)
         all_least = _everywhere(builder, vector, least_)
         index = neurons_.type
         name = f"llvm.fabs.v{LANES}f{8 * context.get_abi_sizeof(number)}"
         magnitude = cgutils.get_or_insert_function(builder.module, ir.FunctionType(vector, [vector]), name)
+        lanes = ir.Constant(index, LANES)
         count = cgutils.alloca_once_value(builder, ir.Constant(index, 0))
-        with cgutils.for_range(builder, vectors_) as loop:
-            behind = builder.mul(loop.index, ir.Constant(index, LANES))
+
+        def changed_at(behind: Any) -> Any:
+            """Which lanes of a vector have changed, as bits."""
             offset = builder.add(at_, behind)
             now, align = _vector_at(context, builder, signature.args[0], i_, offset)
             then, _ = _vector_at(context, builder, signature.args[1], before_, offset)
             current = builder.load(now, align=align)
             change = builder.call(magnitude, [builder.fsub(current, builder.load(then, align=align))])
             builder.store(current, then, align=align)
-            mask = builder.bitcast(builder.fcmp_ordered(">", change, all_least), byte)
-            left = builder.sub(neurons_, behind)
-            few = builder.icmp_signed("<", left, ir.Constant(index, LANES))
+            return builder.bitcast(builder.fcmp_ordered(">", change, all_least), byte)
+
+        def add(mask: Any) -> None:
+            builder.store(builder.add(builder.load(count), builder.zext(builder.ctpop(mask), index)), count)
+
+        whole = builder.udiv(neurons_, lanes)
+        with cgutils.for_range(builder, whole) as loop:
+            add(changed_at(builder.mul(loop.index, lanes)))
+        left = builder.urem(neurons_, lanes)
+        with builder.if_then(builder.icmp_unsigned("!=", left, ir.Constant(index, 0))):
             low = builder.sub(builder.shl(ir.Constant(byte, 1), builder.trunc(left, byte)), ir.Constant(byte, 1))
-            mask = builder.select(few, builder.and_(mask, low), mask)
-            bits = builder.zext(builder.ctpop(mask), index)
-            builder.store(builder.add(builder.load(count), bits), count)
+            add(builder.and_(changed_at(builder.mul(whole, lanes)), low))
         return builder.load(count)
 
-    return types.intp(i, before, types.intp, types.intp, types.intp, i.dtype), generate
+    return types.intp(i, before, types.intp, types.intp, i.dtype), generate
 
 
-@_compiled
+@compiled
 def collect(
     levels: Any,
     image: int,
@@ -305,7 +309,7 @@ def collect(
     return at
 
 
-@_compiled
+@compiled
 def sort_by_level(
     event_level: Any,
     event: Any,
@@ -354,7 +358,7 @@ def sort_by_level(
                 place[ranked[b, k]] = 0
 
 
-@_compiled
+@compiled
 def _note_early(
     v: Any,
     i: Any,
@@ -388,7 +392,7 @@ def _note_early(
     return early
 
 
-@_compiled
+@compiled
 def _changed_from_readout(
     i: Any,
     start: int,
@@ -415,7 +419,7 @@ def _changed_from_readout(
     return count
 
 
-@_compiled
+@compiled
 def fire(
     out: Any,
     image: int,
@@ -481,7 +485,6 @@ def fire(
     number = weights.dtype.type
     threshold = number(theta)
     row_vectors, row_neurons = row_length // LANES, width * block_size
-    changing = (row_neurons + LANES - 1) // LANES
     for block in range((outputs + block_size - 1) // block_size):
         channels = min(block_size, outputs - block * block_size)
         block_weights = block * block_length
@@ -493,10 +496,11 @@ def fire(
                 rows = min(tile_rows, height - first_row)
                 i[:] = 0
                 before[:] = 0
-                v[:] = -np.inf
                 early = 0
-                for row in range(rows):
-                    v[row * row_length : row * row_length + row_neurons] = 0
+                if not counting:
+                    v[:] = -np.inf
+                    for row in range(rows):
+                        v[row * row_length : row * row_length + row_neurons] = 0
                 since[:] = ranked[b, 0] if distinct[b] else 0
                 for k in range(distinct[b]):
                     level, first_start = ranked[b, k], b * image_starts + k
@@ -505,9 +509,7 @@ def fire(
                         for row in range(rows):
                             if since[row] > level:
                                 if counting:
-                                    changes[image + b] += _changed(
-                                        i, before, row * row_length, changing, row_neurons, least
-                                    )
+                                    changes[image + b] += _changed(i, before, row * row_length, row_neurons, least)
                                 elif _advance(
                                     v, i, row * row_length, row_vectors, number(since[row] - level), threshold
                                 ):
@@ -558,9 +560,7 @@ def fire(
                                 row = _at(pairs, 3 * pair + 2)
                                 if _at(since, row) > level:
                                     if counting:
-                                        changes[image + b] += _changed(
-                                            i, before, row * row_length, changing, row_neurons, least
-                                        )
+                                        changes[image + b] += _changed(i, before, row * row_length, row_neurons, least)
                                     elif _advance(
                                         v, i, row * row_length, row_vectors, number(since[row] - level), threshold
                                     ):
@@ -608,7 +608,12 @@ def fire(
                                 begin = stop
                 if counting:
                     for row in range(rows):
-                        changes[image + b] += _changed(i, before, row * row_length, changing, row_neurons, least)
+                        changes[image + b] += _changed(i, before, row * row_length, row_neurons, least)
+                        if channels == block_size and not late:
+                            # All become 1.
+                            before[row * row_length : (row + 1) * row_length] = 1
+                            changes[image + b] += _changed(i, before, row * row_length, row_neurons, least)
+                            continue
                         place = bias_start + (first_row + row) * bias_row_length
                         changes[image + b] += _changed_from_readout(
                             i, row * row_length, width, block_size, channels, bias_level, place, late, last_level, least

@@ -22,7 +22,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, fx
 
-from quartz_plugin.coding import NO_SPIKE
+from quartz_plugin.coding import NO_SPIKE, Window
 from quartz_plugin.engines.event import LEAST_CHANGE, count_changes, pooled
 from quartz_plugin.engines.result import SimulationResult
 from quartz_plugin.engines.stepped import walk_layer
@@ -40,7 +40,7 @@ from quartz_plugin.hardware.spikes import (
     early_spike_counts,
     per_image,
     spike_counts,
-    sum_of_steps,
+    sums_of_steps,
     zero_spike_counts,
 )
 from quartz_plugin.neuron import FirstSpikeMaxPool
@@ -120,6 +120,10 @@ class Synapses:
         check_modules(graph)
         shapes = self.shapes(graph)
         return {INPUT: graph.input_shape, **{each.name: tuple(shapes[each.node.name]) for each in graph.layers}}
+
+    def windows(self, graph: ConvertedGraph) -> dict[str, Window]:
+        """Layer -> window of its spikes, "input" first."""
+        return self._once("windows", graph.windows)
 
     def pools(self, graph: ConvertedGraph) -> dict[str, list[tuple[str, Tensor]]]:
         """Layer -> for each max pooling in front of it, the node that it pools and how many windows a unit is in.
@@ -217,7 +221,7 @@ class InferenceCounts:
             self._check()
 
     def _check(self) -> None:
-        windows = self.graph.windows()
+        windows = self.synapses.windows(self.graph)
         names = self.synapses.layout(self.graph)
         found = {name: tuple(steps.shape[1:]) for name, steps in self.result.spike_steps.items()}
         if windows != self.result.windows or names != found:
@@ -465,14 +469,15 @@ def _pool_events(counts: InferenceCounts) -> LayerCounts:
 
 
 def _active_updates(counts: InferenceCounts) -> LayerCounts:
+    sums = sums_of_steps(counts.result)
     any_early = any(bool(early.any()) for early in counts.shared("early_spikes").values())
 
     def active(layer: Layer) -> Tensor:
-        steps, clock, p = counts.result.spike_steps[layer.name], layer.neuron.clock, layer.neuron.p
+        clock, p = layer.neuron.clock, layer.neuron.p
         last = clock.rectify if p.rectifier == "silent" else p.last_step
         silent = counts.neurons(layer) - counts.shared("spikes")[layer.name]
         # The step of a silent neuron is NO_SPIKE.
-        ends = sum_of_steps(steps, counts.result.n_steps) + silent * (last - NO_SPIKE)
+        ends = sums[layer.name] + silent * (last - NO_SPIKE)
         active_from: Tensor | int = _first_arrival(counts, layer) if any_early else clock.first_input
         updates: Tensor = ends + counts.neurons(layer) * (1 - active_from)
         return updates

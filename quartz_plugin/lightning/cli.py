@@ -354,7 +354,7 @@ class QuartzTrainer(lightning.Trainer):
             path.parent.mkdir(parents=True, exist_ok=True)
             snn.save(path)
             print(snn.report)
-            print(f"scales from {snn.graph.settings['calibrated_by']}")
+            print(f"calibration_method {snn.graph.settings['calibration_method']}")
             if verify_images:
                 images = datamodule.training_images(verify_images)
                 print(f"\nagainst the ANN, on {len(images)} training images:")
@@ -779,8 +779,8 @@ class QuartzTrainer(lightning.Trainer):
                 tuning = {"tuning_passes": tuning_passes, "tuning_rate": tuning_rate}
                 snn = self._converted(model, datamodule, {**options, **tuning, "layers": layers})
                 figures = self._test_spiking(model, snn, datamodule)
-                calibrated = {"calibrated_by": snn.graph.settings["calibrated_by"]}
-                row = {**asked, **calibrated, **{column: figures[column] for column in SWEPT}}
+                calibrated_by = snn.graph.settings["calibration_method"]
+                row = {**asked, "calibrated_by": calibrated_by, **{column: figures[column] for column in SWEPT}}
                 took = f"{time.perf_counter() - started:.0f} s"
             else:
                 took = "kept"
