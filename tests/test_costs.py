@@ -2,6 +2,8 @@
 
 import copy
 import math
+from importlib.util import find_spec
+from unittest import mock
 
 import pytest
 import torch
@@ -17,12 +19,14 @@ import quartz_plugin
 from quartz_plugin import AxonalDelay, FirstSpikeMaxPool, TTFSNeuron
 from quartz_plugin.engines.event import count_changes
 from quartz_plugin.hardware import COUNTS, InferenceCounts, neuron_count, synaptic_operations
+from quartz_plugin.hardware import spikes as spike_counting
 from quartz_plugin.hardware.operations import (
     changes_step_by_step,
     merged_operations,
     quartz_operations,
     source_levels,
 )
+from quartz_plugin.hardware.spikes import early_spike_counts, spike_counts, sums_of_steps, zero_spike_counts
 from quartz_plugin.structure import AVERAGES, WEIGHTED, Add, OneToOne
 
 MAPS = (*WEIGHTED, *AVERAGES, OneToOne)
@@ -262,6 +266,29 @@ def test_factored_operations_of_a_chain_are_those_of_each_map_that_software_runs
     result = snn.run(chain.images)
     counted = InferenceCounts(snn.graph, result)["synops_factored"]
     assert as_lists(counted) == OneByOne(snn, result).synops_factored()
+
+
+@SOME
+@given(conversions(exact=True), st.booleans())
+def test_spikes_are_counted_one_by_one_with_and_without_numba(conversion, compiled):
+    net, snn = conversion
+    with mock.patch.object(spike_counting, "find_spec", find_spec if compiled else lambda name: None):
+        result = snn.run(net.images)
+        found = {
+            count.__name__: as_lists(count(result))
+            for count in (spike_counts, zero_spike_counts, early_spike_counts, sums_of_steps)
+        }
+    for name, steps in result.spike_steps.items():
+        images = [image.flatten().tolist() for image in steps]
+        window = result.windows[name]
+        assert found["spike_counts"][name] == [sum(step >= 0 for step in image) for image in images]
+        assert found["zero_spike_counts"][name] == [image.count(window.end) for image in images]
+        assert found["sums_of_steps"][name] == [sum(image) for image in images]
+        if name != "input":
+            assert found["early_spike_counts"][name] == [
+                sum(0 <= step < window.start for step in image) for image in images
+            ]
+    assert "input" not in found["early_spike_counts"]
 
 
 @SOME

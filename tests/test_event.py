@@ -410,13 +410,18 @@ NO_CONVOLUTIONS = {
 }
 
 
-@pytest.mark.parametrize("option", OPTIONS)
-@pytest.mark.parametrize("name", NO_CONVOLUTIONS)
-def test_what_is_no_convolution_of_spikes_is_stepped(name, option):
+def no_convolution(name):
+    """A network with such a map between two layers, and images of it."""
     ann = nn.Sequential(
         nn.Conv2d(2, 4, 1), nn.ReLU(), NO_CONVOLUTIONS[name](), nn.ReLU(), nn.Flatten(), nn.LazyLinear(3)
     )
-    images = fixed_point(3, 2, 8, 4)
+    return ann, fixed_point(3, 2, 8, 4)
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+@pytest.mark.parametrize("name", NO_CONVOLUTIONS)
+def test_what_is_no_convolution_of_spikes_is_stepped(name, option):
+    ann, images = no_convolution(name)
     snn = converted(ann, images, 6, **OPTIONS[option])
     assert [layer for layer, plan in plans(snn).items() if plan is None] == ["3"]
     assert_events_are_steps(snn, images)
@@ -651,12 +656,39 @@ def test_two_threads_find_what_one_finds(count, constants):
         mock.patch.object(event, "_in_parallel", wraps=event._in_parallel) as parallel,
     ):
         two = snn.run(images, engine="event").spike_steps
-        assert {call.args[1] for call in parallel.call_args_list} == {2}
+        assert {call.args[1] for call in parallel.call_args_list} == {min(2, count)}
         jobs = max(len(call.args[0]) for call in parallel.call_args_list)
         assert jobs == (count if constants is SMALL else min(2, count))
         torch.set_num_threads(1)
         assert_same_spikes(snn.run(images, engine="event").spike_steps, two)
     assert_same_spikes(snn.run(images, engine="stepped").spike_steps, two)
+
+
+@pytest.mark.usefixtures("two_threads")
+@pytest.mark.parametrize(
+    ("name", "count", "worth", "expected"),
+    [
+        ("residual", 3, 0, (2, 1)),
+        ("residual", 3, 10**9, (1, 2)),
+        ("residual", 1, 0, (1, 2)),
+        # What is stepped wants torch's threads.
+        ("padded in between", 3, 0, (2, 2)),
+    ],
+    ids=["worth it", "few synapses", "one image", "partly stepped"],
+)
+def test_kernels_take_several_threads_where_images_share_them(name, count, worth, expected):
+    ann, images = no_convolution(name) if name in NO_CONVOLUTIONS else network(name)
+    snn = converted(ann, images, 9, hold=False)
+    taken = set()
+
+    def noted(jobs, threads):
+        taken.add((threads, torch.get_num_threads()))
+        raise MemoryError
+
+    with engine_with(WORTH_THREADS=worth), mock.patch.object(event, "_in_parallel", noted), pytest.raises(MemoryError):
+        snn.run(images[:1].expand(count, *images.shape[1:]), engine="event")
+    assert taken == {expected}
+    assert torch.get_num_threads() == 2
 
 
 @pytest.mark.parametrize("name", ["residual", "side by side", "linear", "average and conv"])

@@ -426,6 +426,24 @@ def test_a_readout_weight_beyond_two_synapses_of_8_bits_is_named():
     assert not [note for note in map_to_loihi(few).notes if "readout" in note]
 
 
+def test_readout_weights_are_beside_those_of_the_composed_map():
+    ann = nn.Sequential(nn.ReLU(), nn.AvgPool2d(20), nn.Flatten(), nn.Linear(2, 2))
+    with torch.no_grad():
+        ann[3].weight.copy_(torch.tensor([[0.5, 0.2], [0.1, -0.3]]))
+        ann[3].bias.zero_()
+    snn = quartz_plugin.convert(ann, torch.rand(30, 2, 20, 20), 5)
+    # Each of 400 units of a channel weighs 400th of what their mean does.
+    layer = snn.graph.layers[-1]
+    with torch.no_grad():
+        one = torch.zeros(1, 2, 20, 20)
+        one[0, 0, 0, 0] = 1
+        largest = float(layer.projection(dict.fromkeys(layer.projection.sources, one)).abs().max())
+    times = by_name(map_to_loihi(snn))["output"].largest_readout_weight / largest
+    assert times > 256
+    (note,) = (note for note in map_to_loihi(snn).notes if "readout" in note)
+    assert note.startswith(f"output: the readout weight is up to {times:,.0f} times")
+
+
 def test_a_first_layer_on_the_image_is_said_to_be_off_the_chip():
     ann = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
     dense = quartz_plugin.convert(ann, torch.rand(30, 3), 5, first_layer="dense")

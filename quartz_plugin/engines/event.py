@@ -71,20 +71,22 @@ NONE = np.empty(0, np.int64)
 
 
 @contextmanager
-def _threads(synapses: int) -> Iterator[int]:
-    """How many threads the kernels take for so many synapses, those of each image counted.
+def _threads(plan: NetworkPlan, batch: int) -> Iterator[int]:
+    """How many threads the kernels take for so many images: they share the images, where those are worth it.
 
-    Where several are worth it, torch takes one meanwhile: its idle threads spin, on the kernels' cores.
+    Unless torch steps layers between, it takes one thread meanwhile: its idle ones spin, on the kernels' cores.
     """
     threads = torch.get_num_threads()
-    if threads == 1 or synapses < WORTH_THREADS:
+    if threads == 1 or batch == 1 or batch * plan.synapses < WORTH_THREADS:
         yield 1
-        return
-    torch.set_num_threads(1)
-    try:
+    elif None in plan.layers.values():
         yield threads
-    finally:
-        torch.set_num_threads(threads)
+    else:
+        torch.set_num_threads(1)
+        try:
+            yield threads
+        finally:
+            torch.set_num_threads(threads)
 
 
 @torch.no_grad()
@@ -101,7 +103,7 @@ def run_event(graph: ConvertedGraph, input_levels: Tensor, record: bool = True) 
         Without numba.
     """
     plan = _plan_of(graph)
-    with _threads(len(input_levels) * plan.synapses) as threads:
+    with _threads(plan, len(input_levels)) as threads:
         return _run(graph, plan, input_levels, record, threads)
 
 
@@ -220,7 +222,7 @@ def count_changes(graph: ConvertedGraph, levels: Mapping[fx.Node, Tensor]) -> di
         Layer -> int64 ``[B]``; without the layers whose synapses are no convolutions of spikes.
     """
     plan, batch = _plan_of(graph), len(next(iter(levels.values())))
-    with _threads(batch * plan.synapses) as threads:
+    with _threads(plan, batch) as threads:
         return _count_changes(graph, plan, levels, threads)
 
 

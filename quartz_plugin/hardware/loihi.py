@@ -23,14 +23,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx, nn
 
-from quartz_plugin.engines.convolutions import as_image
+from quartz_plugin.engines.convolutions import as_image, convolutions_of
 from quartz_plugin.graph import INPUT, ConvertedGraph, Layer, Projection, called_by, is_spike_source
 from quartz_plugin.hardware.energy import LOIHI, EnergyProfile
 from quartz_plugin.hardware.operations import Synapses, biased_neurons, spike_sources
 from quartz_plugin.network import SpikingNetwork
 from quartz_plugin.neuron import AxonalDelay, FirstSpikeMaxPool
 from quartz_plugin.structure import AVERAGES, WEIGHTED, Add, OneToOne
-from quartz_plugin.synapses import of_ones, pool_relation, relation_to
+from quartz_plugin.synapses import of_ones, pool_relation, relation_to, unit_shapes
 from quartz_plugin.tables import format_table
 
 SUPPORT = "support"
@@ -608,10 +608,10 @@ def _largest_readout_weight(graph: ConvertedGraph, layer: Layer, shapes: dict[st
 def _coarse_readouts(graph: ConvertedGraph, units: Sequence[_Unit], chip: LoihiChip) -> list[str]:
     """Name the layers whose readout weight a coarse and a fine synapse cannot say as finely as the weights."""
     readouts = {unit.name: unit.readout for unit in units if unit.readout is not None}
+    shapes = unit_shapes(graph)
     notes = []
     for layer in graph.layers:
-        maps = [graph.module.get_submodule(str(node.target)) for node in layer.projection.nodes]
-        largest = max((float(each.weight.abs().max()) for each in maps if isinstance(each, WEIGHTED)), default=0.0)
+        largest = _largest_weight(layer, shapes)
         if layer.name in readouts and readouts[layer.name] > 2**chip.weight_bits * largest > 0:
             notes.append(
                 f"{layer.name}: the readout weight is up to {readouts[layer.name] / largest:,.0f} times the largest "
@@ -619,6 +619,17 @@ def _coarse_readouts(graph: ConvertedGraph, units: Sequence[_Unit], chip: LoihiC
                 "the weights' own steps, and farther in coarser ones, which round the membrane"
             )
     return notes
+
+
+def _largest_weight(layer: Layer, shapes: dict[fx.Node, torch.Size]) -> float:
+    """Size of the largest weight into a layer: of the composed map, or of its factors where that is no convolution."""
+    convolutions = convolutions_of(layer, shapes) if len(shapes[layer.node]) in (1, 2, 3) else None
+    if convolutions is None:
+        factors = [layer.projection.module.get_submodule(str(node.target)) for node in layer.projection.nodes]
+        weights = [factor.weight for factor in factors if isinstance(factor, WEIGHTED)]
+    else:
+        weights = [each.weight for each in convolutions]
+    return max((float(weight.abs().max()) for weight in weights), default=0.0)
 
 
 def _cut(unit: _Unit, outgoing: int, chip: LoihiChip, misfits: list[str]) -> _Cut:
