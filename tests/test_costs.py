@@ -558,6 +558,7 @@ class TestEdits:
         assert before["relu"][2] - counts["synops"]["relu"][2] == 27
         assert [a == b for a, b in zip(before["relu"], counts["synops"]["relu"].tolist(), strict=True)].count(True) == 5
         assert counts["synops"]["m1"].tolist() == before["m1"]
+        assert counts.sums(["spikes", "synops"], ["m1"]).tolist() == [[287], [sum(before["m1"])]]
 
     def test_spikes_put_in_the_place_of_others_are_counted_each_time(self, images):
         snn = converted()

@@ -2,12 +2,14 @@
 
 import copy
 import math
+from types import SimpleNamespace
 from unittest import mock
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from lightning.pytorch.trainer.states import TrainerFn
 from random_chains import SOME
 from random_graphs import random_nets
 from torch import nn
@@ -15,6 +17,7 @@ from torch.nn import functional as F
 
 import quartz_plugin
 from quartz_plugin import ConversionError, TTFSActivation
+from quartz_plugin.convert import tune
 from quartz_plugin.convert.calibrate import QuantileSketch
 from quartz_plugin.convert.check import check
 from quartz_plugin.convert.fold import fold
@@ -22,7 +25,7 @@ from quartz_plugin.convert.rounding import values_at
 from quartz_plugin.convert.trace import trace
 from quartz_plugin.convert.tune import CalibrationMethod, output_range
 from quartz_plugin.graph import module_nodes
-from quartz_plugin.lightning import Classifier
+from quartz_plugin.lightning import Classifier, modules
 from quartz_plugin.lightning.modules import mixed
 
 PREPROCESSING = ((0.4, 0.5, 0.6), (0.2, 0.25, 0.3))
@@ -277,6 +280,65 @@ def test_the_output_range_is_chosen_by_the_labels(ann, images):
         net.choose_output_range(images, labels[:3])
 
 
+@pytest.mark.parametrize("scale", [0.0, -1.0, math.nan, math.inf])
+def test_an_output_range_is_positive_and_finite(ann, images, scale):
+    net = quartz_plugin.prepare(ann, images, 4)
+    before = net.output_range
+    with pytest.raises(ValueError, match="scale must be positive and finite"):
+        net.set_output_range(scale)
+    assert net.output_range == before
+
+
+@pytest.fixture
+def in_training(ann, images):
+    """A classifier that learns to spike, its output's range far too wide, and its trainer's stand-in."""
+    model = Classifier(ann, 4, preprocessing=PREPROCESSING)
+    model.train_spikes(quartz_plugin.prepare(model.network, images, 4, preprocessing=PREPROCESSING))
+    model.network.set_output_range(1000.0)
+    model.log = lambda *args, **options: None
+    model.trainer = SimpleNamespace(
+        state=SimpleNamespace(fn=TrainerFn.FITTING), strategy=SimpleNamespace(broadcast=lambda given: given)
+    )
+    return model
+
+
+@pytest.mark.parametrize("hook", ["on_validation_start", "on_train_epoch_end"])
+def test_the_output_range_is_chosen_while_training_by_the_latest_images_once(in_training, images, hook):
+    labels = torch.randint(4, (64,))
+    getattr(in_training, hook)()
+    assert in_training.network.output_range[0] == pytest.approx(1000.0)
+    in_training.training_step((images, labels), 0)
+    in_training.trainer.strategy.broadcast = lambda given: (given[0], 0.25)
+    getattr(in_training, hook)()
+    chosen = in_training.network.output_range
+    assert chosen[0] < 100.0
+    # All processes take that of the first.
+    assert chosen[1] == 0.25
+    in_training.network.set_output_range(1000.0)
+    getattr(in_training, hook)()
+    assert in_training.network.output_range[0] == pytest.approx(1000.0)
+
+
+def test_validation_alone_leaves_the_output_range(in_training, images):
+    in_training.training_step((images, torch.randint(4, (64,))), 0)
+    in_training.trainer.state.fn = TrainerFn.VALIDATING
+    in_training.on_validation_start()
+    assert in_training.network.output_range[0] == pytest.approx(1000.0)
+    in_training.on_fit_end()
+    in_training.trainer.state.fn = TrainerFn.FITTING
+    in_training.on_validation_start()
+    assert in_training.network.output_range[0] == pytest.approx(1000.0)
+
+
+@pytest.mark.parametrize(("bound", "kept"), [({"RANGE_IMAGES": 1000}, 4), ({"RANGE_IMAGES": 32}, 2), ({"RANGE_VALUES": 1}, 1)])
+def test_few_images_are_kept_for_the_output_range(in_training, images, bound, kept):
+    with mock.patch.multiple(modules, **bound):
+        for start in range(0, 64, 16):
+            in_training.training_step((images[start : start + 16], torch.randint(4, (16,))), 0)
+        assert len(in_training._seen) == kept
+    assert torch.equal(in_training._seen[-1][0], images[48:])
+
+
 def test_images_are_mixed_with_their_labels(images):
     labels = F.one_hot(torch.arange(64) % 4, 4).float()
     found, shares = mixed(images, labels, 0.5)
@@ -307,6 +369,25 @@ def test_a_taught_network_learns_without_dropout_and_alone_with_it(ann, images):
 
     assert trained(taught=True) == [False]
     assert trained(taught=False) == [True]
+    net = quartz_plugin.prepare(ann, images, 4, preprocessing=PREPROCESSING).train()
+    teacher = quartz_plugin.Teacher(net)
+    assert torch.equal(teacher.loss(net, images), teacher.loss(net, images))
+
+
+def test_small_images_are_tuned_fifty_at_a_time_and_large_ones_ten(ann, images):
+    def steps_of_two_passes(values_at_once):
+        seen = []
+        with mock.patch.object(tune, "TUNED_AT_ONCE", values_at_once):
+            quartz_plugin.convert(
+                ann, images, 4, calibration_method="tune", tuning_passes=2,
+                tuning_progress=lambda done, total: seen.append((done, total)),
+            )  # fmt: skip
+        assert seen[-1][0] == seen[-1][1] == len(seen)
+        return len(seen)
+
+    assert steps_of_two_passes(10**9) == 2 * 2
+    assert steps_of_two_passes(20 * images[0].numel()) == 2 * 4
+    assert steps_of_two_passes(1) == 2 * 7
 
 
 def test_tuning_of_several_processes_is_refused(ann, images):

@@ -24,7 +24,7 @@ pytest.importorskip("lightning", reason="needs the extra recipes")
 from conftest import SHARED
 
 import quartz_plugin
-from quartz_plugin.lightning import FolderData, ImageClassifier
+from quartz_plugin.lightning import Classifier, FolderData, ImageClassifier
 from quartz_plugin.lightning.networks import build
 
 ROOT = Path(__file__).parents[1]
@@ -119,13 +119,15 @@ def test_training_for_few_steps_from_an_ann_to_a_picture(images, here, capsys, t
     ann = "--model.weights=runs/imagenet/best.ckpt"
     few = ("--trainer.default_root_dir=runs/few", "--model.lr=0.02", ann, *common)
     windows = '--t_max={"default": 3, "input": 16}'
-    recipe("imagenet", "fit", "--trainer.max_epochs=1", windows, *few)
+    recipe("imagenet", "fit", "--trainer.max_epochs=1", "--mixup=0.25", windows, *few)
     recipe("imagenet", "fit", "--trainer.max_epochs=2", "--ckpt_path=runs/few/last.ckpt", *few)
     said = capsys.readouterr().out
     assert "wrote runs/few/snn.safetensors" in said
     told = torch.load("runs/few/best.ckpt", weights_only=True)["spikes"]
     assert told["t_max"] == {"input": 16, "2": 3, "output": 3}
     assert told["distillation"] == 0.5
+    # As the run that was gone on with.
+    assert told["mixup"] == 0.25
     spikes = quartz_plugin.load("runs/few/snn.safetensors")
     assert [window.length + 1 for window in spikes.windows.values()] == [16, 3, 3]
     assert spikes.graph.settings["class_names"] == ["ant", "bee", "cow"]
@@ -159,6 +161,36 @@ def test_training_for_few_steps_from_an_ann_to_a_picture(images, here, capsys, t
     assert Path("runs/imagenet/error_steps.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_checkpoint_of_a_version_without_mixup_is_read(images, here, trained):
+    common = small(images)
+    shutil.copytree(trained, "runs")
+    few = ("--trainer.default_root_dir=runs/few", "--model.weights=runs/imagenet/best.ckpt", *common)
+    recipe("imagenet", "fit", "--trainer.max_epochs=1", "--t_max=3", *few)
+    checkpoint = torch.load("runs/few/last.ckpt", weights_only=True)
+    del checkpoint["spikes"]["mixup"]
+    torch.save(checkpoint, "older.ckpt")
+    recipe("imagenet", "fit", "--trainer.max_epochs=2", "--ckpt_path=older.ckpt", *few)
+    assert torch.load("runs/few/last.ckpt", weights_only=True)["spikes"]["mixup"] == 0.0
+
+
+def test_the_best_ann_has_the_least_loss_and_the_best_network_of_spikes_is_the_most_accurate(
+    images, here, trained, monkeypatch
+):
+    common = small(images)
+    shutil.copytree(trained, "runs")
+
+    def less_loss_and_less_accuracy(self, batch, batch_idx):
+        falling = 1 / (1 + self.current_epoch)
+        self.log_dict({"val_loss": falling, "val_accuracy": falling})
+
+    monkeypatch.setattr(Classifier, "validation_step", less_loss_and_less_accuracy)
+    ann = "--model.weights=runs/imagenet/best.ckpt"
+    for options, best in ((("--t_max=3",), 0), ((), 2)):
+        recipe("imagenet", "fit", "--trainer.max_epochs=3", "--trainer.default_root_dir=here", ann, *options, *common)
+        assert torch.load("here/best.ckpt", weights_only=True)["epoch"] == best
+        assert torch.load("here/last.ckpt", weights_only=True)["epoch"] == 2
+
+
 def test_steps_are_spent_and_a_first_layer_counted_from_the_command_line(images, here, capsys, trained):
     common = small(images)
     shutil.copytree(trained, "runs")
@@ -179,14 +211,19 @@ def test_steps_are_spent_and_a_first_layer_counted_from_the_command_line(images,
         (("convert", "--calibration_method=fastest"), "calibration_method must be one of"),
         (("convert", '--t_max={"input": 4}'), "t_max names no window for the layer"),
         (("fit", "--t_max=4", "--distillation=2"), "distillation is a share from 0 to 1"),
+        (("fit", "--t_max=4", "--mixup=2"), "mixup is a share from 0 to 1"),
+        (("fit", "--t_max=4", "--mixup=0.2", "--distillation=0"), "--mixup mixes images where an ANN teaches"),
+        (("fit", "--mixup=0.2"), "--mixup mixes images where an ANN teaches"),
         (("fit", "--t_max=1"), "t_max must be a whole number of at least 2"),
         (("fit", "--t_max=4", "--ckpt_path=runs/imagenet/last.ckpt"), "is of an ANN: to train from it with t_max"),
         (("figures", "--trained=[nobody.json]"), "no file nobody.json: test writes test.json"),
+        (("figures", "--calibrated=[others.json]"), "the sweep is of 15 images, and --calibrated of {3.0}"),
     ],
 )
 def test_what_goes_wrong_for_few_steps_ends_in_one_line(images, here, capsys, trained, arguments, message):
     common = small(images)
     shutil.copytree(trained, "runs")
+    Path("others.json").write_text('[{"t_max": 4, "images": 3.0}]')
     with pytest.raises(SystemExit) as stop:
         recipe("imagenet", *arguments, "--model.weights=runs/imagenet/best.ckpt", *common)
     (line,) = str(stop.value.code).splitlines()
