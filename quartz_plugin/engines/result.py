@@ -58,7 +58,8 @@ class SimulationResult:
         """
         tensors = list(self.spike_steps.values())
         if owner is not None:
-            tensors += [*owner.parameters(), *owner.buffers()]
+            own = [each for module in owner.modules() for each in (module._parameters, module._buffers)]
+            tensors += [tensor for named in own for tensor in named.values() if tensor is not None]
         versions = [0 if tensor.is_inference() else tensor._version for tensor in tensors]
         known = self._found.get(self if owner is None else owner)
         # Tensors that are held here cannot give their place in memory to others.
