@@ -330,7 +330,9 @@ def test_validation_alone_leaves_the_output_range(in_training, images):
     assert in_training.network.output_range[0] == pytest.approx(1000.0)
 
 
-@pytest.mark.parametrize(("bound", "kept"), [({"RANGE_IMAGES": 1000}, 4), ({"RANGE_IMAGES": 32}, 2), ({"RANGE_VALUES": 1}, 1)])
+@pytest.mark.parametrize(
+    ("bound", "kept"), [({"RANGE_IMAGES": 1000}, 4), ({"RANGE_IMAGES": 32}, 2), ({"RANGE_VALUES": 1}, 1)]
+)
 def test_few_images_are_kept_for_the_output_range(in_training, images, bound, kept):
     with mock.patch.multiple(modules, **bound):
         for start in range(0, 64, 16):

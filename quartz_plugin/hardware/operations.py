@@ -13,7 +13,7 @@ arXiv:2309.16795, section 4.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from importlib.util import find_spec
 from typing import Any, ClassVar, TypeVar
@@ -255,13 +255,11 @@ class InferenceCounts:
 
     def sums(self, names: Sequence[str], layers: Sequence[str]) -> Tensor:
         """Sums over images, int64 ``[names, layers]``; 0 for the input where it has none."""
-        kept = self._found.setdefault("sums", {})
-        for name in names:
-            if name not in kept:
-                kept[name] = sums_of(self.shared(name), self.result.windows)
-        order = list(self.result.windows)
-        places = [order.index(layer) for layer in layers]
-        return torch.stack([kept[name] for name in names])[:, places]
+        kept, order = self._found.setdefault("sums", {}), list(self.result.windows)
+        if missing := [name for name in names if name not in kept]:
+            kept.update(zip(missing, sums_of([self.shared(name) for name in missing], order), strict=True))
+        sums = torch.stack([kept[name] for name in names])
+        return sums if list(layers) == order else sums[:, [order.index(layer) for layer in layers]]
 
     def mean(self, *names: str) -> dict[str, float]:
         """Means over images, in total and by layer (``synops``, ``synops/LAYER``); of all counts by default."""
@@ -311,11 +309,12 @@ class InferenceCounts:
         return torch.full((len(like),), count, dtype=torch.int64, device=like.device)
 
 
-def sums_of(counts: Mapping[str, Tensor], layers: Iterable[str]) -> Tensor:
-    """Sums over images of these layers' counts ``[B]``, int64; 0 for a layer that has none."""
-    none = torch.zeros_like(next(iter(counts.values())))
-    each = torch.stack([counts.get(layer, none) for layer in layers])
-    return each.reshape(len(each), -1).sum(dim=1)
+def sums_of(counts: Sequence[Mapping[str, Tensor]], layers: Sequence[str]) -> Tensor:
+    """Sums over images of these layers' counts ``[B]``: int64 ``[counts, layers]``; 0 for a layer that has none."""
+    none = torch.zeros_like(next(iter(counts[0].values())))
+    each = torch.stack([by_layer.get(layer, none) for by_layer in counts for layer in layers])
+    sums: Tensor = each.reshape(len(counts), len(layers), -1).sum(dim=2)
+    return sums
 
 
 def source_levels(graph: ConvertedGraph, result: SimulationResult) -> dict[fx.Node, Tensor]:

@@ -60,7 +60,7 @@ class PerLayerMetric(Metric):
                 raise ValueError(
                     f"what is counted is of another network: layers {self.layers}, counted {list(by_layer)}"
                 )
-        self.add_sums(torch.stack([sums_of(by_layer, self.layers) for by_layer in counts]))
+        self.add_sums(sums_of(counts, self.layers))
 
     def add_sums(self, sums: Tensor) -> None:
         """Add ``[quantities, layers]``, summed over images."""
