@@ -4,6 +4,7 @@
     python recipes/benchmark.py --data ../shared --memory true      # trained, on real images; peak memory as well
     python recipes/benchmark.py --data ../shared --networks [mnist,vgg11,resnet20,squeezenet] --t_max [16,64]
     python recipes/benchmark.py --networks resnet20 --t_max 4 --batch_size 20 --slow true
+    python recipes/benchmark.py --data ../shared --t_max 16 --batch_size 100 --test_pass true
 
 For each T everything runs in one process, interleaved: ANN, engine, engine, ..., ANN, engine, ..., after one round
 that warms up; the table gives medians. The ANN gets images that are normalised already. `--networks` are mnist,
@@ -19,12 +20,14 @@ percentiles, currents that stay: 16 steps of a plain loop.
 import copy
 import itertools
 import json
+import logging
 import platform
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from csv import DictWriter
 from dataclasses import asdict, dataclass
@@ -33,16 +36,19 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import lightning
 import snntorch
 import torch
 import torchvision
 from jsonargparse import auto_cli
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 from torchvision.transforms import v2
 
 import quartz_plugin
 from quartz_plugin.lightning import ResNet20, cost_metrics, quartz_mnist, vgg11_bn_cifar10
+from quartz_plugin.lightning.modules import SpikingClassifier
 from quartz_plugin.lightning.networks import load_weights
 from quartz_plugin.network import SpikingNetwork
 from quartz_plugin.tables import format_table
@@ -150,6 +156,7 @@ def benchmark(
     percentile: float = 99.0,
     slow: bool = False,
     memory: bool = False,
+    test_pass: bool = False,
     csv: str = "runs/benchmark/benchmark.csv",
     plot: str = "runs/benchmark/benchmark.png",
     seed: int = 0,
@@ -167,6 +174,7 @@ def benchmark(
         percentile: Of each ReLU's values, and of the logits' size, that becomes the value 1.
         slow: Also step and loop where it takes long: at T = 128 and above, and in the larger networks at every T.
         memory: Also measure peak memory, of each contender in a process of its own.
+        test_pass: Also time the recipes' test of all test images, with all metrics and with costs of one image.
         csv: File for the table.
         plot: File for the picture.
         seed: Of the random weights and images.
@@ -174,6 +182,8 @@ def benchmark(
     names = [networks] if isinstance(networks, str) else list(networks)
     times = [t_max] if isinstance(t_max, int) else list(t_max)
     _check(names, times, {"batch_size": batch_size, "repeats": repeats, "calibration_images": calibration_images})
+    if test_pass and data is None:
+        raise ValueError("--test_pass true tests on real images: give --data")
     root = None if data is None else _root(data, names)
     torch.set_num_threads(threads)
     every: list[Row] = []
@@ -188,6 +198,10 @@ def benchmark(
             _measure_memory(setup, rows, convert)
         print(_heading(setup, threads, repeats, percentile, root, {t: _left_out(name, t, slow) for t in times}))
         print(_table(rows) + "\n")
+        if test_pass:
+            assert root is not None
+            images, labels = _read(setup.network, root / setup.network.test, None, train=False)
+            print(_test_passes(images, labels, batch_size, times, convert, repeats) + "\n")
         every += rows
         _write(every, Path(csv), Path(plot))
     print(f"wrote {csv} and {plot}")
@@ -260,8 +274,8 @@ def _take_statistics(ann: nn.Module, inputs: Tensor) -> None:
         norm.momentum = momentum
 
 
-def _read(network: Network, folder: Path, count: int, train: bool) -> tuple[Tensor, Tensor]:
-    """`count` images as float in [0, 1], spread evenly over the folder's, and their labels."""
+def _read(network: Network, folder: Path, count: int | None, train: bool) -> tuple[Tensor, Tensor]:
+    """`count` images (None: all) as float in [0, 1], spread evenly over the folder's, and their labels."""
     dataset: Any
     if network.train.startswith("MNIST"):
         try:
@@ -270,6 +284,7 @@ def _read(network: Network, folder: Path, count: int, train: bool) -> tuple[Tens
             raise FileNotFoundError(f"MNIST's four idx files are not in {folder}") from error
     else:
         dataset = torchvision.datasets.ImageFolder(folder, allow_empty=True)
+    count = len(dataset) if count is None else count
     if len(dataset) < count:
         raise ValueError(f"{folder} holds {len(dataset)} images, {count} are wanted")
     size = network.shape[1]
@@ -426,6 +441,41 @@ def _time(
         )
         for what, median in medians.items()
     ]
+
+
+def _test_passes(
+    images: Tensor,
+    labels: Tensor,
+    batch_size: int,
+    times: Sequence[int],
+    convert: Callable[[int, str], SpikingNetwork],
+    repeats: int,
+) -> str:
+    """Table of how long Lightning's test of a spiking network takes, with all metrics and with costs of one image."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="lightning")
+    tests = DataLoader(TensorDataset(images, labels), batch_size)
+
+    def seconds(snn: SpikingNetwork, cost_images: int | None) -> float:
+        model = SpikingClassifier(snn, snn.run(images[:1]).logits.shape[1], cost_images=cost_images)
+        trainer = lightning.Trainer(
+            accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+            enable_model_summary=False,
+        )  # fmt: skip
+        started = time.perf_counter()
+        trainer.test(model, tests, verbose=False)
+        return time.perf_counter() - started
+
+    lines: list[list[object]] = []
+    for t, kind in itertools.product(times, ("hold", "paper")):
+        snn = convert(t, kind)
+        # The first round warms up.
+        rounds = [(seconds(snn, None), seconds(snn, 1)) for _ in range(repeats + 1)][1:]
+        counting, plain = (statistics.median(each) for each in zip(*rounds, strict=True))
+        ratio = statistics.median(every / one for every, one in rounds)
+        lines.append([kind, t, *(round(each, 2) for each in (counting, plain, ratio))])
+    what = f"test of {len(images):,} images, batch {batch_size}"
+    return format_table([what, "T", "s, all metrics", "s, of one image", "times"], lines)
 
 
 def _right(logits: Tensor, labels: Tensor | None) -> float | None:

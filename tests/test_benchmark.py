@@ -69,6 +69,17 @@ def test_all_contenders_answer_alike_on_real_digits(recipe, tmp_path):
     assert {float(row["right_percent"]) for row in rows} == {100.0}
 
 
+@pytest.mark.shared
+def test_a_test_with_and_without_metrics_is_timed(recipe, tmp_path, capsys, monkeypatch):
+    few = (torch.rand(6, 1, 28, 28), torch.zeros(6, dtype=torch.long))
+    monkeypatch.setitem(recipe["benchmark"].__globals__, "_read", lambda *args, **options: few)
+    run(recipe, tmp_path, data=str(SHARED), test_pass=True)
+    heading, _, hold, paper = capsys.readouterr().out.splitlines()[-6:-2]
+    assert heading.startswith("test of 6 images, batch 4")
+    assert [line.split()[:2] for line in (hold, paper)] == [["hold", "4"], ["paper", "4"]]
+    assert all(float(cell) > 0 for line in (hold, paper) for cell in line.split()[2:])
+
+
 @pytest.mark.slow
 def test_slow_contenders_run_where_asked_for_and_memory_is_measured(recipe, tmp_path, capsys):
     rows = run(recipe, tmp_path, networks=["resnet20"], batch_size=2, slow=True, memory=True)
@@ -106,8 +117,9 @@ def test_vgg11_has_the_neurons_it_says():
         (("--data", "."), "no folder MNIST/raw"),
         (("--t_max", "1"), "t_max must be"),
         (("--repeats", "0"), "repeats must be at least 1, got 0"),
+        (("--test_pass", "true"), "--test_pass true tests on real images: give --data"),
     ],
-    ids=["network", "folder", "folder inside", "t_max", "repeats"],
+    ids=["network", "folder", "folder inside", "t_max", "repeats", "test"],
 )
 def test_what_a_user_can_mend_ends_in_one_line(tmp_path, monkeypatch, arguments, says):
     monkeypatch.chdir(tmp_path)
