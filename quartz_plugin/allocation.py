@@ -46,8 +46,8 @@ def allocate_steps(
     Parameters
     ----------
     ann, calibration, granularity, preprocessing, example_input
-        As in :func:`~quartz_plugin.convert`; scales are those of least squares. Of the images, 1,024 are looked at for
-        scales and 256 for distances, evenly spread (of large ones fewer).
+        As in :func:`~quartz_plugin.convert`; scales are those of least squares. Of the images, evenly spread, 1,024
+        are looked at for scales, and 256 for distances, fewer where they are large.
     steps : int
         What an inference may take, ``snn.n_steps``.
     choices : sequence of int

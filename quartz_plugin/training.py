@@ -111,12 +111,15 @@ class TrainableNetwork(nn.Module):
         Raises
         ------
         ValueError
-            If there are no images, or not a label for each.
+            If there are no images, or not a label for each, or what the output is given is not finite.
         """
         if len(images) == 0 or labels.shape != images.shape[:1]:
             raise ValueError(f"give images and a label for each, got {list(images.shape)} and {list(labels.shape)}")
         with in_eval_mode(self):
-            found = best_range(self._output, drives_of(self.network, self._output, images), labels)
+            drives = drives_of(self.network, self._output, images)
+        if not bool(drives.isfinite().all()):
+            raise ValueError("training diverged: outputs are not finite; train with a lower rate (fit: --relative_lr)")
+        found = best_range(self._output, drives, labels)
         if found is not None:
             self.set_output_range(*found)
 
@@ -272,10 +275,12 @@ class Teacher(nn.Module):
             raise ValueError(f"share={share} leaves the rest to labels: give labels, or share=1.0")
         with torch.no_grad():
             wanted, taught = values_at(self.network, images, self._paths)
-        for module in net.modules():
-            if isinstance(module, DROPOUTS):
-                module.eval()
+        dropping = [module for module in net.modules() if isinstance(module, DROPOUTS) and module.training]
+        for module in dropping:
+            module.eval()
         given, logits = values_at(net.network, images, self._paths)
+        for module in dropping:
+            module.train()
         loss = share * relative_entropy(logits, taught, TEMPERATURE)
         if labels is not None and share < 1:
             loss = loss + (1 - share) * F.cross_entropy(logits, labels)

@@ -314,9 +314,18 @@ def test_the_output_range_is_chosen_while_training_by_the_latest_images_once(in_
     assert chosen[0] < 100.0
     # All processes take that of the first.
     assert chosen[1] == 0.25
+    # Once for what was trained on.
     in_training.network.set_output_range(1000.0)
     getattr(in_training, hook)()
     assert in_training.network.output_range[0] == pytest.approx(1000.0)
+
+
+def test_training_that_diverged_is_said_to_have(in_training, images):
+    in_training.training_step((images, torch.randint(4, (64,))), 0)
+    with torch.no_grad():
+        in_training.network.network.head.weight[0, 0] = math.nan
+    with pytest.raises(ValueError, match=r"diverged.*--relative_lr"):
+        in_training.on_validation_start()
 
 
 def test_validation_alone_leaves_the_output_range(in_training, images):
@@ -366,14 +375,18 @@ def test_a_taught_network_learns_without_dropout_and_alone_with_it(ann, images):
         model.train()
         model.log = lambda *args, **options: None
         model.trainer = mock.Mock(estimated_stepping_batches=10, global_step=0)
+        dropped = []
+        (dropout,) = (each for each in model.network.modules() if isinstance(each, nn.Dropout))
+        dropout.register_forward_hook(lambda module, given, found: dropped.append(module.training))
         model.training_step((images, labels), 0)
-        return [each.training for each in model.network.modules() if isinstance(each, nn.Dropout)]
+        return dropped
 
     assert trained(taught=True) == [False]
     assert trained(taught=False) == [True]
     net = quartz_plugin.prepare(ann, images, 4, preprocessing=PREPROCESSING).train()
     teacher = quartz_plugin.Teacher(net)
     assert torch.equal(teacher.loss(net, images), teacher.loss(net, images))
+    assert all(each.training for each in net.modules() if isinstance(each, nn.Dropout))
 
 
 def test_small_images_are_tuned_fifty_at_a_time_and_large_ones_ten(ann, images):

@@ -123,10 +123,12 @@ def test_training_for_few_steps_from_an_ann_to_a_picture(images, here, capsys, t
     recipe("imagenet", "fit", "--trainer.max_epochs=2", "--ckpt_path=runs/few/last.ckpt", *few)
     said = capsys.readouterr().out
     assert "wrote runs/few/snn.safetensors" in said
-    told = torch.load("runs/few/best.ckpt", weights_only=True)["spikes"]
+    # The run that was gone on with is as it was.
+    last = torch.load("runs/few/last.ckpt", weights_only=True)
+    assert last["epoch"] == 1
+    told = last["spikes"]
     assert told["t_max"] == {"input": 16, "2": 3, "output": 3}
     assert told["distillation"] == 0.5
-    # As the run that was gone on with.
     assert told["mixup"] == 0.25
     spikes = quartz_plugin.load("runs/few/snn.safetensors")
     assert [window.length + 1 for window in spikes.windows.values()] == [16, 3, 3]
@@ -214,6 +216,7 @@ def test_steps_are_spent_and_a_first_layer_counted_from_the_command_line(images,
         (("fit", "--t_max=4", "--mixup=2"), "mixup is a share from 0 to 1"),
         (("fit", "--t_max=4", "--mixup=0.2", "--distillation=0"), "--mixup mixes images where an ANN teaches"),
         (("fit", "--mixup=0.2"), "--mixup mixes images where an ANN teaches"),
+        (("fit", "--mixup=0.2", "--ckpt_path=runs/imagenet/last.ckpt"), "leave --mixup out beside --ckpt_path"),
         (("fit", "--t_max=1"), "t_max must be a whole number of at least 2"),
         (("fit", "--t_max=4", "--ckpt_path=runs/imagenet/last.ckpt"), "is of an ANN: to train from it with t_max"),
         (("figures", "--trained=[nobody.json]"), "no file nobody.json: test writes test.json"),

@@ -622,8 +622,8 @@ def _coarse_readouts(graph: ConvertedGraph, units: Sequence[_Unit], chip: LoihiC
 
 
 def _largest_weight(layer: Layer, shapes: dict[fx.Node, torch.Size]) -> float:
-    """Size of the largest weight into a layer: of the composed map, or of its factors where that is no convolution."""
-    convolutions = convolutions_of(layer, shapes) if len(shapes[layer.node]) in (1, 2, 3) else None
+    """Largest weight into a layer: of any term of the composed map, or of its factors where that is no convolution."""
+    convolutions = convolutions_of(layer, shapes)
     if convolutions is None:
         factors = [layer.projection.module.get_submodule(str(node.target)) for node in layer.projection.nodes]
         weights = [factor.weight for factor in factors if isinstance(factor, WEIGHTED)]

@@ -33,6 +33,7 @@ from rich.progress import Progress
 
 import quartz_plugin
 from quartz_plugin.convert import FirstLayer
+from quartz_plugin.convert.tune import TUNING, CalibrationMethod
 from quartz_plugin.functional import BiasCode, Rectifier
 from quartz_plugin.graph import INPUT
 from quartz_plugin.hardware import map_to_loihi
@@ -121,17 +122,8 @@ class AtomicCheckpoints(TorchCheckpointIO):
         write_atomically(path, data.getvalue())
 
 
-class BestCheckpoint(ModelCheckpoint):
-    """The checkpoint that a QuartzTrainer keeps unless it is given others."""
-
-    def of_spikes(self) -> BestCheckpoint:
-        """The same for a network of spikes, whose output says few values, rounded for the most right answers.
-
-        Its loss would rank these values by other standards.
-        """
-        return BestCheckpoint(
-            self.dirpath, self.filename, monitor="val_accuracy", mode="max", enable_version_counter=False
-        )
+def _best_checkpoint(folder: Any, monitor: str, mode: str) -> ModelCheckpoint:
+    return ModelCheckpoint(folder, "best", monitor=monitor, mode=mode, enable_version_counter=False)
 
 
 class QuartzTrainer(lightning.Trainer):
@@ -154,13 +146,15 @@ class QuartzTrainer(lightning.Trainer):
             logger = [CSVLogger(default_root_dir, name="logs")]
             if find_spec("tensorboard") is not None:
                 logger.append(TensorBoardLogger(default_root_dir, name="tensorboard"))
+        self._best: ModelCheckpoint | None = None
         callbacks = list(callbacks) if isinstance(callbacks, list | tuple) else [callbacks] if callbacks else []
         if kwargs.get("enable_checkpointing") is not False and not any(
             isinstance(callback, ModelCheckpoint) for callback in callbacks
         ):
+            self._best = _best_checkpoint(default_root_dir, "val_loss", "min")
             # Lightning's save_last writes only when there is a new best.
             callbacks += [
-                BestCheckpoint(default_root_dir, "best", monitor="val_loss", enable_version_counter=False),
+                self._best,
                 ModelCheckpoint(default_root_dir, "last", enable_version_counter=False, save_on_train_epoch_end=True),
             ]
         if kwargs.get("enable_progress_bar") is not False and sys.stdout.isatty():
@@ -198,8 +192,8 @@ class QuartzTrainer(lightning.Trainer):
             granularity: One scale for each layer, or for each channel, with t_max.
             calibration_method: Where the scales start, with t_max: percentile, least_squares or search, and +output.
             first_layer: With t_max, let spikes say the image (spiking), or compute the first layer on it (dense).
-            relative_lr: Adam's highest learning rate with t_max, as a share of the size of each layer's weights; it
-                stands in place of the model's own rate and decay.
+            relative_lr: Adam's highest learning rate with t_max, as a share of the size of each layer's weights and
+                scale; it stands in place of the model's own rate and decay.
             distillation: Share of the loss, with t_max, that asks for the ANN's outputs instead of the labels, where
                 there is a trained ANN; it then teaches its activations, too.
             mixup: Where an ANN teaches, mix a random share of another image into each, this at most (arXiv:1710.09412).
@@ -215,6 +209,7 @@ class QuartzTrainer(lightning.Trainer):
             quartz_plugin.check_convertible(model.network, image, model.preprocessing)
             with torch.no_grad(), in_eval_mode(model):
                 check_outputs(model(image), model.classes)
+            _check_mixup(mixup, ckpt_path, t_max is not None and model.fitted_on is not None and distillation > 0)
             if ckpt_path is not None:
                 load_checkpoint(model, ckpt_path)
                 _check_windows(model, ckpt_path, t_max)
@@ -227,29 +222,33 @@ class QuartzTrainer(lightning.Trainer):
                     )
                 )  # fmt: skip
                 model.distillation, model.relative_lr, model.mixup = distillation, relative_lr, mixup
-            if isinstance(model.network, TrainableNetwork):
-                callbacks: list[lightning.Callback] = self.callbacks  # type: ignore[has-type]
-                self.callbacks = [each.of_spikes() if isinstance(each, BestCheckpoint) else each for each in callbacks]
-            if mixup and not (model.teacher and model.distillation):
-                raise ValueError(
-                    "--mixup mixes images where an ANN teaches: give --t_max and --model.weights, and a --distillation "
-                    "greater than 0, or leave it out"
-                )
+            # An output of few values is rounded for the most right answers; its loss ranks them by other standards.
+            spikes = isinstance(model.network, TrainableNetwork)
+            self._keep_best(*(("val_accuracy", "max") if spikes else ("val_loss", "min")))
             _say(datamodule.summary())
         super().fit(model, train_dataloaders, val_dataloaders, datamodule, ckpt_path, weights_only=True)
-        if self._best_checkpoint:
-            _say(f"wrote {os.path.relpath(self._best_checkpoint)}")
+        if self._best_path:
+            _say(f"wrote {os.path.relpath(self._best_path)}")
             if isinstance(model, Classifier) and isinstance(model.network, TrainableNetwork) and self.is_global_zero:
                 best = copy.deepcopy(model).cpu().eval()
-                load_checkpoint(best, self._best_checkpoint)
+                load_checkpoint(best, self._best_path)
                 assert isinstance(best.network, TrainableNetwork)
                 snn = _with_notes(best.network.to_spiking(), model, datamodule)
                 path = self._file(None, "snn.safetensors")
                 snn.save(path)
                 print(f"wrote {os.path.relpath(path)}")
 
+    def _keep_best(self, monitor: str, mode: str) -> None:
+        """Let the checkpoint that is kept as the best be the best of these, unless the user gave others."""
+        if self._best is None or self._best.monitor == monitor:
+            return
+        fresh = _best_checkpoint(self._best.dirpath, monitor, mode)
+        callbacks: list[lightning.Callback] = self.callbacks  # type: ignore[has-type]
+        self.callbacks = [fresh if each is self._best else each for each in callbacks]
+        self._best = fresh
+
     @property
-    def _best_checkpoint(self) -> str:
+    def _best_path(self) -> str:
         """Path of the best checkpoint that fit wrote; empty without one."""
         return str(getattr(self.checkpoint_callback, "best_model_path", ""))
 
@@ -318,7 +317,8 @@ class QuartzTrainer(lightning.Trainer):
             calibration_method: Where scales come from (percentile, least_squares, search), and what follows, joined by
                 +: bias_correction, tune or distill, output; or best. No labels are needed.
             tuning_passes: How often tune and distill see every calibration image.
-            tuning_rate: How fast they learn: Adam's highest rate, as a share of the size of each layer's weights.
+            tuning_rate: How fast they learn: Adam's highest rate, as a share of the size of each layer's weights and
+                scale.
             first_layer: Let spikes say the image (spiking), or compute the first layer on the image itself (dense).
             total_steps: Steps that an inference may take: windows are then chosen for each layer, in place of t_max.
             layers: Options of single layers or blocks, of the input and the output: '{"input": {"percentile": 100}}'.
@@ -576,7 +576,9 @@ class QuartzTrainer(lightning.Trainer):
         # What was published of other images has no place beside these.
         alike = rows[0].get("classes", model.published_classes) == model.published_classes
         beside = {**others, **(model.published if alike else {})}
-        pictures = pictures_of_sweep(rows, rows[0]["ann_accuracy"], {name: of for name, of in beside.items() if of})
+        pictures = pictures_of_sweep(
+            _as_calibrated(rows), rows[0]["ann_accuracy"], {name: of for name, of in beside.items() if of}
+        )
         for picture in (_save_pictures(folder, pictures) or {}).values():
             _say(f"wrote {picture}")
 
@@ -603,7 +605,7 @@ class QuartzTrainer(lightning.Trainer):
         """
         root = Path(self.default_root_dir)
         self.fit(model, datamodule=datamodule)
-        best = self._best_checkpoint
+        best = self._best_path
         if best:
             load_checkpoint(model, best)
         options: dict[str, Any] = {
@@ -765,22 +767,25 @@ class QuartzTrainer(lightning.Trainer):
             "images": ann["images"],
             "cost_images": ann["cost_images"],
             "calibration_images": len(datamodule.calibration_dataloader().dataset),
-            "tuning_passes": tuning_passes,
-            "tuning_rate": tuning_rate,
             "ann_accuracy": ann["accuracy"],
             "ann_macs": ann["macs"],
         }
         rows: list[dict[str, Any]] = []
         for number, options in enumerate(points, 1):
             started = time.perf_counter()
-            asked = {**options, **fixed}
+            tuning = {"tuning_passes": tuning_passes, "tuning_rate": tuning_rate}
+            asked = {**options, **fixed, **(tuning if _tunes(str(options["calibration_method"])) else {})}
             row = next((old for old in done if _same(old, asked)), None)
             if row is None:
-                tuning = {"tuning_passes": tuning_passes, "tuning_rate": tuning_rate}
                 snn = self._converted(model, datamodule, {**options, **tuning, "layers": layers})
                 figures = self._test_spiking(model, snn, datamodule)
                 calibrated_by = snn.graph.settings["calibration_method"]
-                row = {**asked, "calibrated_by": calibrated_by, **{column: figures[column] for column in SWEPT}}
+                row = {
+                    **asked,
+                    **tuning,
+                    "calibrated_by": calibrated_by,
+                    **{column: figures[column] for column in SWEPT},
+                }
                 took = f"{time.perf_counter() - started:.0f} s"
             else:
                 took = "kept"
@@ -793,7 +798,7 @@ class QuartzTrainer(lightning.Trainer):
         shown = [
             name for name in (*TOLD, *SHOWN) if name != "calibration_method" or calibration_method != ["percentile"]
         ]
-        _say(format_table(shown, [[_rounded(row[name]) for name in shown] for row in rows]))
+        _say(format_table(shown, [[_rounded(row[name]) for name in shown] for row in _as_calibrated(rows)]))
         _say(f"\nwrote {path}")
         self._draw_sweep(model, rows, path.parent)
 
@@ -942,7 +947,18 @@ def _rows_of(path: Path) -> list[dict[str, Any]]:
     # A line without its end was cut off while it was written.
     whole = rows if text.endswith("\n") else rows[:-1]
     values = [{name: _value(cell) for name, cell in row.items()} for row in whole if None not in row.values()]
-    return [row for row in values if all(isinstance(row.get(name), (int, float)) for name in SWEPT)]
+    rows = [row for row in values if all(isinstance(row.get(name), (int, float)) for name in SWEPT)]
+    # Versions whose tuning was another wrote no rate.
+    return [row for row in rows if "tuning_rate" in row or not _tunes(str(row.get("calibration_method", "percentile")))]
+
+
+def _tunes(calibration_method: str) -> bool:
+    return bool(CalibrationMethod.parse(calibration_method).refinements & TUNING)
+
+
+def _as_calibrated(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of a sweep as they are shown: under the calibration that was carried out."""
+    return [{**row, "calibration_method": row.get("calibrated_by") or row["calibration_method"]} for row in rows]
 
 
 def _value(text: str) -> Any:
@@ -1011,6 +1027,17 @@ def _check_windows(model: Classifier, ckpt_path: str, t_max: int | dict[str, int
         raise ValueError(f"{ckpt_path} was trained with t_max {trained}: leave --t_max out to go on")
     if model.distillation and not model.teacher:
         raise ValueError(f"{ckpt_path} was taught by an ANN: give its --model.weights again")
+
+
+def _check_mixup(mixup: float, ckpt_path: str | None, taught: bool) -> None:
+    """Raise ValueError where images are to be mixed and are not."""
+    if mixup and ckpt_path is not None:
+        raise ValueError(f"a run that goes on mixes as it did before: leave --mixup out beside --ckpt_path {ckpt_path}")
+    if mixup and not taught:
+        raise ValueError(
+            "--mixup mixes images where an ANN teaches: give --t_max and --model.weights, and a --distillation greater "
+            "than 0, or leave it out"
+        )
 
 
 def _with_notes(snn: SpikingNetwork, model: Classifier, datamodule: Any) -> SpikingNetwork:

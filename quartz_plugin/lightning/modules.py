@@ -154,8 +154,9 @@ class Classifier(lightning.LightningModule):
         self.distillation = 0.0
         self.mixup = 0.0
         self.teacher: tuple[Teacher, ...] = ()
-        # The latest batches it was trained on.
+        # The latest batches it was trained on, and whether it has been since the output's range was chosen.
         self._seen: list[tuple[Tensor, Tensor]] = []
+        self._range_is_old = False
 
     @property
     def ann(self) -> nn.Module:
@@ -182,7 +183,7 @@ class Classifier(lightning.LightningModule):
         images, labels = batch
         if isinstance(self.network, TrainableNetwork):
             most = max(1, min(RANGE_IMAGES // len(images), RANGE_VALUES // images.numel()))
-            self._seen = [*self._seen, (images, labels)][-most:]
+            self._seen, self._range_is_old = [*self._seen, (images, labels)][-most:], True
         if self.teacher and self.distillation:
             loss = self._taught(images, labels)
         else:
@@ -219,11 +220,11 @@ class Classifier(lightning.LightningModule):
         self._choose_output_range()
 
     def _choose_output_range(self) -> None:
-        """By the latest training images, once for any of them."""
-        if not isinstance(self.network, TrainableNetwork) or not self._seen:
+        """By the latest training images, where there are new ones."""
+        if not isinstance(self.network, TrainableNetwork) or not self._range_is_old:
             return
+        self._range_is_old = False
         images, labels = (torch.cat(each) for each in zip(*self._seen, strict=True))
-        self._seen.clear()
         self.network.choose_output_range(images, labels)
         # Processes saw images of their own.
         self.network.set_output_range(*self.trainer.strategy.broadcast(self.network.output_range))
@@ -286,11 +287,11 @@ class Classifier(lightning.LightningModule):
 
     def on_fit_end(self) -> None:
         """Let go of the images that chose the output's range."""
-        self._seen.clear()
+        self._seen, self._range_is_old = [], False
 
     def on_fit_start(self) -> None:
         """Note which data the network is fitted on; convolutions are faster with channels last."""
-        self._seen.clear()
+        self._seen, self._range_is_old = [], False
         if any(isinstance(module, nn.Conv2d) for module in self.network.modules()):
             for network in (self.network, *self.teacher):
                 network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
