@@ -55,9 +55,16 @@ class TrainableNetwork(nn.Module):
         self.input_shape = input_shape
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits ``[B, classes]``."""
+        """Logits ``[B, classes]``. ValueError for images of another shape."""
+        self._check_shape(images)
         logits: Tensor = self.network(images)
         return logits
+
+    def _check_shape(self, images: Tensor) -> None:
+        # torch.fx traces it with something else.
+        if isinstance(images, Tensor) and tuple(images.shape[1:]) != self.input_shape:
+            wanted = ", ".join(map(str, ("B", *self.input_shape)))
+            raise ValueError(f"images must have the shape [{wanted}], got {list(images.shape)}")
 
     @property
     def t_max(self) -> dict[str, int]:
@@ -201,6 +208,11 @@ class Teacher(nn.Module):
     activations : float
         :math:`\lambda`.
 
+    Raises
+    ------
+    TypeError
+        If `net` is something else.
+
     Examples
     --------
     >>> import torch, quartz_plugin
@@ -221,6 +233,8 @@ class Teacher(nn.Module):
 
     def __init__(self, net: TrainableNetwork, activations: float = 1.0) -> None:
         super().__init__()
+        if not isinstance(net, TrainableNetwork):
+            raise TypeError(f"a Teacher is made of what prepare(ann, ...) gives, got {type(net).__name__}")
         self.network = copy.deepcopy(net.network)
         self.activations = activations
         codes, image = net.codes(), net._input_code
@@ -269,10 +283,16 @@ class Teacher(nn.Module):
         Raises
         ------
         ValueError
-            If `share` leaves a part to labels that are not given.
+            If `share` leaves a part to labels that are not given, there is not a label for each image, images are of
+            another shape, or `net` is of another ANN.
         """
         if labels is None and share != 1.0:
             raise ValueError(f"share={share} leaves the rest to labels: give labels, or share=1.0")
+        if labels is not None and len(labels) != len(images):
+            raise ValueError(f"give a label for each image, got {len(images)} images and {len(labels)} labels")
+        if not self._paths <= set(net.codes()):
+            raise ValueError("the network that learns is of another ANN than its teacher")
+        net._check_shape(images)
         with torch.no_grad():
             wanted, taught = values_at(self.network, images, self._paths)
         dropping = [module for module in net.modules() if isinstance(module, DROPOUTS) and module.training]

@@ -79,13 +79,14 @@ class Verification:
         """Where it starts to go wrong, and what to try, in one sentence."""
         wrong = self.first_wrong
         if wrong is None:
-            return f"no layer deviates by more than {100 * WRONG:.0f} % of its values"
-        advice = 'more steps (t_max), or granularity="channel"'
+            return f"no layer deviates by more than {100 * WRONG:.0f} % of the size of its values"
+        advice = 'more steps (t_max), a scale for each channel (granularity), or calibration_method="best"'
         if wrong.early > 0.01:
             advice = "hold=True, or a higher percentile: neurons fire before their readout"
         elif wrong.saturated > 0.01:
             advice = "a higher percentile: values above the scale are clipped"
-        return f"it starts to go wrong at {wrong.layer!r} ({100 * wrong.relative:.0f} % of its values); try {advice}"
+        share = f"{100 * wrong.relative:.0f} % of the size of its values"
+        return f"it starts to go wrong at {wrong.layer!r} (off by {share}); try {advice}"
 
     def __str__(self) -> str:
         header = list(LayerDeviation.__dataclass_fields__)

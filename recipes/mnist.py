@@ -23,7 +23,7 @@ class MNISTClassifier(Classifier):
     """The paper's network: conv6@5, pool, conv12@5, pool, conv120@4, fc10; 4,354 neurons.
 
     Args:
-        weights: State dict to start from (.safetensors or .pt).
+        weights: State dict (.safetensors or .pt) or checkpoint to start from.
         lr: Highest learning rate of the cycle.
         weight_decay: AdamW's weight decay.
     """

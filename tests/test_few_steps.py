@@ -222,7 +222,7 @@ def test_a_shifted_output_says_the_anns_logits(images, tmp_path):
     net = snn.to_snntorch()
     spikes = torch.stack([net(s) for s in quartz_plugin.encode(images, snn.t_max, snn.n_steps)])
     assert torch.equal(snn.decode(spikes), result.logits)
-    with pytest.raises(ValueError, match='which bias="spike" clamps'):
+    with pytest.raises(ValueError, match='bias="spike" clamps those'):
         quartz_plugin.convert(ann, images, calibration_method="output", **quartz_plugin.PAPER)
 
 
@@ -236,6 +236,9 @@ def test_an_unknown_method_is_refused_by_name(ann, images, method):
 
 def test_best_is_a_method_of_names():
     assert CalibrationMethod.parse("best").needs_images
+    assert CalibrationMethod.parse("best+bias_correction").refinements == {"bias_correction", "distill", "output"}
+    with pytest.raises(ValueError, match="calibration_method must be"):
+        CalibrationMethod.parse("best+tune")
 
 
 @pytest.mark.parametrize("passes", [0, -1, 1.5, True])
@@ -387,6 +390,21 @@ def test_a_taught_network_learns_without_dropout_and_alone_with_it(ann, images):
     teacher = quartz_plugin.Teacher(net)
     assert torch.equal(teacher.loss(net, images), teacher.loss(net, images))
     assert all(each.training for each in net.modules() if isinstance(each, nn.Dropout))
+
+
+def test_what_a_teacher_cannot_teach_is_said(ann, images):
+    net = quartz_plugin.prepare(ann, images, 4)
+    teacher = quartz_plugin.Teacher(net)
+    other = quartz_plugin.prepare(nn.Sequential(nn.Flatten(), nn.Linear(192, 3), nn.ReLU(), nn.Linear(3, 4)), images, 4)
+    with pytest.raises(TypeError, match=r"made of what prepare\(ann, ...\) gives, got Residual"):
+        quartz_plugin.Teacher(ann)
+    with pytest.raises(ValueError, match="of another ANN than its teacher"):
+        teacher.loss(other, images)
+    with pytest.raises(ValueError, match="a label for each image, got 64 images and 3 labels"):
+        teacher.loss(net, images, torch.zeros(3, dtype=torch.long), share=0.5)
+    for call in (net, lambda given: teacher.loss(net, given)):
+        with pytest.raises(ValueError, match=r"shape \[B, 3, 8, 8\], got \[64, 3, 7, 8\]"):
+            call(images[:, :, 1:])
 
 
 def test_small_images_are_tuned_fifty_at_a_time_and_large_ones_ten(ann, images):
@@ -584,6 +602,9 @@ def test_a_trained_network_refuses_what_would_change_it(ann, images):
             quartz_plugin.convert(net.network, images, **options)
     with pytest.raises(ValueError, match="windows of its own"):
         quartz_plugin.allocate_steps(net.network, images, 200)
+    with pytest.raises(ValueError, match=r"windows of its own, .*'relu': 4.*leave t_max out"):
+        quartz_plugin.convert(net.network, images, 8)
+    assert quartz_plugin.convert(net.network, images, 4).n_steps == net.to_spiking().n_steps
 
 
 def test_verify_finds_a_trained_network_right(ann, images):

@@ -148,6 +148,11 @@ def test_training_for_few_steps_from_an_ann_to_a_picture(images, here, capsys, t
     silent = quartz_plugin.load("silent.safetensors")
     assert silent.graph.silent
     assert torch.equal(silent(pixels), spikes(pixels))
+    assert "windows and scales as trained\nan inference takes 22 steps" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match=r"windows of its own.*leave t_max out"):
+        recipe("imagenet", "convert", checkpoint, "--t_max=9", *few)
+    with pytest.raises(SystemExit, match="trained for spikes, no ANN's: give it as --ckpt_path"):
+        recipe("imagenet", "fit", "--t_max=4", "--model.weights=runs/few/best.ckpt", *common)
 
     recipe("imagenet", "test", checkpoint, "--snn=runs/few/snn.safetensors", *few)
     in_training, _, spiking = json.loads(Path("runs/few/test.json").read_text())

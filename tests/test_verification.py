@@ -133,7 +133,7 @@ class TestTheTable:
         assert set(lines[1]) == {"-", " "}
         assert [line.split()[0] for line in lines[2:4]] == ["1", "output"]
         assert "distance from the ANN in time steps" in lines[4]
-        assert lines[5] == "no layer deviates by more than 25 % of its values"
+        assert lines[5] == "no layer deviates by more than 25 % of the size of its values"
         assert lines[6] == "top-1 agreement with the ANN 100.00 %, ties 0.00 % (90 images)"
         assert len(lines) == 7
         assert max(map(len, lines[:4])) < 80

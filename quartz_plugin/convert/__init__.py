@@ -51,6 +51,9 @@ class _Paper(TypedDict):
 FirstLayer = Literal["spiking", "dense"]
 """How the first linear map is carried out: by spikes that say the image, or on the image itself."""
 
+DEFAULT_T_MAX = 16
+"""``T`` where none is asked for."""
+
 PAPER: _Paper = {"hold": False, "bias": "spike", "rectifier": "spike"}
 """Options that make the neuron of arXiv:2309.16795: ``convert(ann, calibration, **PAPER)``."""
 
@@ -58,7 +61,7 @@ PAPER: _Paper = {"hold": False, "bias": "spike", "rectifier": "spike"}
 def convert(
     ann: nn.Module,
     calibration: Calibration,
-    t_max: int | Mapping[str, int] = 16,
+    t_max: int | Mapping[str, int] = DEFAULT_T_MAX,
     *,
     hold: bool = True,
     rectifier: Rectifier = "spike",
@@ -96,7 +99,7 @@ def convert(
         ``T``: every value is one of ``T`` levels, and a layer takes ``T - 1`` steps. Or one for each: name of a layer
         (as the report has it; "output", "input") or of a block -> its ``T``, "default" for the rest, as
         ``{"default": 8, "input": 32}``; :func:`allocate_steps` finds some. Layers of a network that was trained for
-        spikes (:func:`prepare`) keep their own.
+        spikes (:func:`prepare`) keep their own, and others are refused.
     hold : bool
         No neuron may fire before its readout. False is the paper's neuron, with its early spikes.
     rectifier : "spike" or "silent"
@@ -181,7 +184,10 @@ def convert(
     """
     _check_options(hold, rectifier, bias, linear, weight_bits)
     if bias == "spike" and "output" in CalibrationMethod.parse(calibration_method).refinements:
-        raise ValueError('the calibration method "output" shifts biases, which bias="spike" clamps; leave it out')
+        raise ValueError(
+            f'calibration_method={calibration_method!r} chooses the output\'s range ("output"), which shifts biases, '
+            'and bias="spike" clamps those: leave "output" out, or give bias="synapse"'
+        )
     scaled = scale(
         ann,
         calibration,
@@ -429,6 +435,12 @@ def _with_windows(layers: Mapping[str, Override], t_max: int | Mapping[str, int]
 def _windows(own: Mapping[str, Override], t_max: int | Mapping[str, int], trained: Mapping[str, int]) -> dict[str, int]:
     """Path of each layer, and "input" -> steps of its window."""
     default = t_max.get(DEFAULT) if isinstance(t_max, Mapping) else t_max
+    asked = set(t_max.values() if isinstance(t_max, Mapping) else [t_max])
+    if trained.keys() >= own.keys() and not asked <= {*(window + 1 for window in trained.values()), DEFAULT_T_MAX}:
+        own_t_max = {path: window + 1 for path, window in trained.items()}
+        raise ValueError(
+            f"the network was trained for windows of its own, {own_t_max}, and can have no others: leave t_max out"
+        )
     lengths = {}
     for path, options in own.items():
         wanted = options.get("t_max", default)
@@ -465,7 +477,7 @@ def _overrides(draft: Draft, layers: Mapping[str, Override]) -> dict[str, Overri
         matching = [path for path, also in names.items() if any(f"{name}.".startswith(f"{key}.") for name in also)]
         if not matching:
             known = sorted(name for also in names.values() for name in also)
-            raise ValueError(f"layers: no layer or block is called {key!r}; the layers are {known}")
+            raise ValueError(f"t_max, layers: no layer or block is called {key!r}; the layers are {known}")
         for path in matching:
             if key in names[path] and (meaningless := _MEANINGLESS.get(key, set()) & set(options)):
                 raise ValueError(f"layers[{key!r}]: {sorted(meaningless)} mean nothing there")

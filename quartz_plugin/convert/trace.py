@@ -282,7 +282,10 @@ def _run(network: nn.Module, examples: Tensor) -> Tensor:
         out = network(examples)
     except (RuntimeError, ValueError, IndexError, TypeError, AssertionError) as error:
         shape = [1, *examples.shape[1:]]
-        raise ConversionError(f"the network does not run on inputs of shape {shape}: {_first_line(error)}") from error
+        raise ConversionError(
+            f"the network does not run on inputs of shape {shape} (the first of those given, [N, ...]): "
+            f"{_first_line(error)}"
+        ) from error
     if not isinstance(out, Tensor):
         raise ConversionError(f"the network must return one tensor, it gave {type(out).__name__}")
     return out

@@ -61,7 +61,7 @@ class CalibrationMethod:
 
     @classmethod
     def parse(cls, given: str) -> CalibrationMethod:
-        """Read names joined by "+", as ``"least_squares+bias_correction"``; "best" is :data:`BEST`.
+        """Read names joined by "+", as ``"least_squares+bias_correction"``; "best" stands for :data:`BEST`.
 
         Raises
         ------
@@ -72,14 +72,17 @@ class CalibrationMethod:
         --------
         >>> CalibrationMethod.parse("tune").scale
         'percentile'
+        >>> print(CalibrationMethod.parse("best+bias_correction"))
+        least_squares+bias_correction+distill+output
         """
-        names = (BEST if given == "best" else given).split("+") if isinstance(given, str) else [given]
+        named = given.split("+") if isinstance(given, str) else [given]
+        names = [part for name in named for part in (BEST.split("+") if name == "best" else [name])]
         rules = [name for name in names if name in SCALE_RULES]
         unknown = [name for name in names if name not in (*SCALE_RULES, *REFINEMENTS)]
         if unknown or len(rules) > 1 or len(set(names)) < len(names) or set(names) >= TUNING:
             raise ValueError(
-                f"calibration_method must be one of {SCALE_RULES} and any of {REFINEMENTS} (tune or distill) joined "
-                f'by "+", or "best" ({BEST!r}), got {given!r}'
+                f"calibration_method must be one of {', '.join(SCALE_RULES)}, then any of bias_correction, tune or "
+                f'distill, output, joined by "+", as "least_squares+output"; or best, which is "{BEST}"; got {given!r}'
             )
         return cls(rules[0] if rules else "percentile", frozenset(names) - set(SCALE_RULES))
 

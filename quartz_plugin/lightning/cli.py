@@ -50,9 +50,6 @@ from quartz_plugin.lightning.comparison import (
 )
 from quartz_plugin.lightning.data import ClassificationData
 from quartz_plugin.lightning.modules import (
-    CLASS_NAMES,
-    FITTED_ON,
-    SPIKES,
     Classifier,
     ImageClassifier,
     RateClassifier,
@@ -61,6 +58,7 @@ from quartz_plugin.lightning.modules import (
     common_t_max,
     inner_windows,
 )
+from quartz_plugin.lightning.networks import CLASS_NAMES, FITTED_ON, SPIKES
 from quartz_plugin.metrics import ANNOperations
 from quartz_plugin.network import SpikingNetwork, load
 from quartz_plugin.rate import RateCodedNetwork
@@ -354,7 +352,13 @@ class QuartzTrainer(lightning.Trainer):
             path.parent.mkdir(parents=True, exist_ok=True)
             snn.save(path)
             print(snn.report)
-            print(f"calibration_method {snn.graph.settings['calibration_method']}")
+            trained = isinstance(model.network, TrainableNetwork)
+            print(
+                "windows and scales as trained"
+                if trained
+                else f"scales from {snn.graph.settings['calibration_method']}"
+            )
+            print(f"an inference takes {snn.n_steps} steps")
             if verify_images:
                 images = datamodule.training_images(verify_images)
                 print(f"\nagainst the ANN, on {len(images)} training images:")

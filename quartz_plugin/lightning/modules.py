@@ -24,7 +24,15 @@ from quartz_plugin.hardware import HOROWITZ_FLOAT32, HOROWITZ_INT8, LOIHI, Energ
 from quartz_plugin.hardware.energy import ONLY_CONVERTED
 from quartz_plugin.lightning.comparison import Measured
 from quartz_plugin.lightning.data import DIGITS, FULL_MNIST, global_seed, seed_of
-from quartz_plugin.lightning.networks import build, load_weights
+from quartz_plugin.lightning.networks import (
+    CLASS_NAMES,
+    FITTED_ON,
+    SPIKES,
+    UNKNOWN_DATA,
+    build,
+    load_weights,
+    told_fitted_on,
+)
 from quartz_plugin.metrics import (
     Agreement,
     ANNOperations,
@@ -41,14 +49,6 @@ from quartz_plugin.metrics import (
 from quartz_plugin.network import SpikingNetwork
 from quartz_plugin.rate import RATE_COUNTS, RateCodedNetwork
 from quartz_plugin.training import Teacher, TrainableNetwork, structure_of
-
-FITTED_ON, CLASS_NAMES = "fitted_on", "class_names"
-"""What a converted network's settings, and a checkpoint, are told of their data."""
-
-SPIKES = "spikes"
-"""What a checkpoint is told of a network that was trained for few steps."""
-
-UNKNOWN_DATA = "unknown data"
 
 RANGE_IMAGES, RANGE_VALUES = 1000, 1 << 25
 """The latest training images, by which the output's range is chosen, and the most values they may have."""
@@ -135,9 +135,11 @@ class Classifier(lightning.LightningModule):
         self.untrained = "the network is untrained: give --ckpt_path (fit writes best.ckpt) or --model.weights"
         self.class_names: list[str] = []
         # None until it is fitted or given weights: an untrained network is not worth converting.
-        self.fitted_on: str | None = None if weights is None else UNKNOWN_DATA
+        self.fitted_on: str | None = None
         if weights is not None and (fresh := load_weights(network, weights)):
             raise ValueError(f"{weights} holds the weights of another number of classes ({', '.join(fresh)})")
+        if weights is not None:
+            self.fitted_on = told_fitted_on(weights)
         self.val_accuracy = MulticlassAccuracy(classes, average="micro")
         self.test_accuracy = MulticlassAccuracy(classes, average="micro")
         self.images, self.counted = exact_sum(), exact_sum()
@@ -320,8 +322,8 @@ class ImageClassifier(Classifier):
     Args:
         arch: resnet20, vgg_cifar10, vgg11_bn_cifar10 or mobilenet_v1 (quartz_plugin.lightning), any classification
             model of torchvision, or the import path of your own class.
-        weights: A .safetensors or .pt file to start from, or the name of torchvision's published weights (DEFAULT).
-            Of another number of classes, they serve to fit from, with a fresh last layer.
+        weights: A .safetensors or .pt file, a checkpoint, or the name of torchvision's published weights (DEFAULT) to
+            start from. Of another number of classes, they serve to fit from, with a fresh last layer.
         arch_arguments: What the network's constructor takes besides the number of classes.
         classes: Number of classes; those of the data.
         mean: What the network expects its input normalised by, for each channel; [] for images as they are.
@@ -365,7 +367,7 @@ class ImageClassifier(Classifier):
         self.arch, self.momentum, self.warmup_epochs = arch, momentum, warmup_epochs
         self.cost_images = cost_images
         if weights is not None and not fresh:
-            self.fitted_on = UNKNOWN_DATA
+            self.fitted_on = told_fitted_on(weights)
         elif fresh:
             self.untrained = (
                 f"{weights} is of another number of classes than the data ({classes}), so {', '.join(fresh)} are "

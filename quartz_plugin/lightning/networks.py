@@ -16,6 +16,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+FITTED_ON, CLASS_NAMES = "fitted_on", "class_names"
+"""What a converted network's settings, and a checkpoint, are told of their data."""
+
+SPIKES = "spikes"
+"""What a checkpoint is told of a network that was trained for few steps."""
+
+UNKNOWN_DATA = "unknown data"
+
 
 def quartz_mnist(classes: int = 10) -> nn.Sequential:
     """Return the MNIST network of arXiv:2309.16795: conv6@5, pool, conv12@5, pool, conv120@4, fc; 4,354 neurons.
@@ -344,6 +352,13 @@ def _published_state(arch: str, name: str) -> dict[str, Tensor]:
         raise ValueError(f"could not download {chosen.url} ({error}); give --model.weights a file instead") from error
 
 
+def told_fitted_on(weights: str) -> str:
+    """Name the data that weights were fitted on, where it is a checkpoint, which is told it."""
+    if not Path(weights).is_file() or Path(weights).suffix == ".safetensors":
+        return UNKNOWN_DATA
+    return torch.load(weights, map_location="cpu", weights_only=True).get(FITTED_ON) or UNKNOWN_DATA
+
+
 def load_weights(network: nn.Module, path: str | os.PathLike[str]) -> list[str]:
     """Load a file of weights into a network, running no code from it.
 
@@ -367,6 +382,7 @@ def load_weights(network: nn.Module, path: str | os.PathLike[str]) -> list[str]:
     if not Path(path).is_file():
         raise FileNotFoundError(f"no weights file {path}")
     try:
+        spikes = False
         if Path(path).suffix == ".safetensors":
             from safetensors.torch import load_file
 
@@ -374,10 +390,16 @@ def load_weights(network: nn.Module, path: str | os.PathLike[str]) -> list[str]:
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
             if "state_dict" in state:  # A checkpoint of Lightning's: its network.
+                spikes = state.get(SPIKES) is not None
                 state = {name.removeprefix("network."): value for name, value in state["state_dict"].items()}
             state = {name: value for name, value in state.items() if isinstance(value, Tensor)}
     except Exception as error:
         raise ValueError(f"{path} is not a readable file of weights") from error
+    if spikes:
+        raise ValueError(
+            f"{path} is a checkpoint of a network that was trained for spikes, no ANN's: give it as --ckpt_path, and "
+            "as --model.weights the ANN's weights that it was trained from"
+        )
     return _fill(network, state, str(path))
 
 
