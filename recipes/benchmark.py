@@ -43,11 +43,18 @@ import torchvision
 from jsonargparse import auto_cli
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
 from torchvision.transforms import v2
 
 import quartz_plugin
-from quartz_plugin.lightning import ResNet20, cost_metrics, quartz_mnist, vgg11_bn_cifar10
+from quartz_plugin.lightning import (
+    ClassificationData,
+    FolderData,
+    MNISTData,
+    ResNet20,
+    cost_metrics,
+    quartz_mnist,
+    vgg11_bn_cifar10,
+)
 from quartz_plugin.lightning.modules import SpikingClassifier
 from quartz_plugin.lightning.networks import load_weights
 from quartz_plugin.network import SpikingNetwork
@@ -200,8 +207,7 @@ def benchmark(
         print(_table(rows) + "\n")
         if test_pass:
             assert root is not None
-            images, labels = _read(setup.network, root / setup.network.test, None, train=False)
-            print(_test_passes(images, labels, batch_size, times, convert, repeats) + "\n")
+            print(_test_passes(_recipes_data(setup.network, root, batch_size), times, convert, repeats) + "\n")
         every += rows
         _write(every, Path(csv), Path(plot))
     print(f"wrote {csv} and {plot}")
@@ -274,8 +280,8 @@ def _take_statistics(ann: nn.Module, inputs: Tensor) -> None:
         norm.momentum = momentum
 
 
-def _read(network: Network, folder: Path, count: int | None, train: bool) -> tuple[Tensor, Tensor]:
-    """`count` images (None: all) as float in [0, 1], spread evenly over the folder's, and their labels."""
+def _read(network: Network, folder: Path, count: int, train: bool) -> tuple[Tensor, Tensor]:
+    """`count` images as float in [0, 1], spread evenly over the folder's, and their labels."""
     dataset: Any
     if network.train.startswith("MNIST"):
         try:
@@ -284,7 +290,6 @@ def _read(network: Network, folder: Path, count: int | None, train: bool) -> tup
             raise FileNotFoundError(f"MNIST's four idx files are not in {folder}") from error
     else:
         dataset = torchvision.datasets.ImageFolder(folder, allow_empty=True)
-    count = len(dataset) if count is None else count
     if len(dataset) < count:
         raise ValueError(f"{folder} holds {len(dataset)} images, {count} are wanted")
     size = network.shape[1]
@@ -443,27 +448,32 @@ def _time(
     ]
 
 
+def _recipes_data(network: Network, root: Path, batch_size: int) -> ClassificationData:
+    """Test images as the recipes read them."""
+    if network.train.startswith("MNIST"):
+        return MNISTData(str(root), batch_size)
+    folder, size = (root / network.test).parent, network.shape[1]
+    return FolderData(str(folder), size=size, resize=size, batch_size=batch_size, cache=True)
+
+
 def _test_passes(
-    images: Tensor,
-    labels: Tensor,
-    batch_size: int,
-    times: Sequence[int],
-    convert: Callable[[int, str], SpikingNetwork],
-    repeats: int,
+    data: ClassificationData, times: Sequence[int], convert: Callable[[int, str], SpikingNetwork], repeats: int
 ) -> str:
     """Table of how long Lightning's test of a spiking network takes, with all metrics and with costs of one image."""
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="lightning")
-    tests = DataLoader(TensorDataset(images, labels), batch_size)
+    data.prepare_data()
+    data.setup("test")
+    image = data.test_image().unsqueeze(0)
 
     def seconds(snn: SpikingNetwork, cost_images: int | None) -> float:
-        model = SpikingClassifier(snn, snn.run(images[:1]).logits.shape[1], cost_images=cost_images)
+        model = SpikingClassifier(snn, snn.run(image).logits.shape[1], cost_images=cost_images)
         trainer = lightning.Trainer(
             accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
             enable_model_summary=False,
         )  # fmt: skip
         started = time.perf_counter()
-        trainer.test(model, tests, verbose=False)
+        trainer.test(model, datamodule=data, verbose=False)
         return time.perf_counter() - started
 
     lines: list[list[object]] = []
@@ -474,7 +484,8 @@ def _test_passes(
         counting, plain = (statistics.median(each) for each in zip(*rounds, strict=True))
         ratio = statistics.median(every / one for every, one in rounds)
         lines.append([kind, t, *(round(each, 2) for each in (counting, plain, ratio))])
-    what = f"test of {len(images):,} images, batch {batch_size}"
+    tested: Any = data.test_dataloader().dataset
+    what = f"test of {len(tested):,} images, batch {data.batch_size}"
     return format_table([what, "T", "s, all metrics", "s, of one image", "times"], lines)
 
 

@@ -10,10 +10,11 @@ import pytest
 import torch
 from conftest import SHARED
 from torch import nn
+from torch.utils.data import TensorDataset
 
 pytest.importorskip("lightning", reason="needs the extra recipes")
 
-from quartz_plugin.lightning import vgg11_bn_cifar10
+from quartz_plugin.lightning import MNISTData, vgg11_bn_cifar10
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "benchmark.py"
 ENGINES = {
@@ -71,8 +72,10 @@ def test_all_contenders_answer_alike_on_real_digits(recipe, tmp_path):
 
 @pytest.mark.shared
 def test_a_test_with_and_without_metrics_is_timed(recipe, tmp_path, capsys, monkeypatch):
-    few = (torch.rand(6, 1, 28, 28), torch.zeros(6, dtype=torch.long))
-    monkeypatch.setitem(recipe["benchmark"].__globals__, "_read", lambda *args, **options: few)
+    digits = MNISTData(batch_size=4)
+    digits._parts["test"] = TensorDataset(torch.rand(6, 1, 28, 28), torch.zeros(6, dtype=torch.long))
+    monkeypatch.setattr(digits, "setup", lambda stage=None: None)
+    monkeypatch.setitem(recipe["_test_passes"].__globals__, "_recipes_data", lambda *given: digits)
     run(recipe, tmp_path, data=str(SHARED), test_pass=True)
     heading, _, hold, paper = capsys.readouterr().out.splitlines()[-6:-2]
     assert heading.startswith("test of 6 images, batch 4")
