@@ -159,14 +159,17 @@ AT_ONCE = 1 << 22
 """Input values that go through the whole network together where all of them are looked at layer by layer."""
 
 
+LAYER_VALUES = 1 << 27
+"""Values of the largest layer that are held at once where all images go through one layer after the other."""
+
+
 TUNED_AT_ONCE = 1 << 20
 """Input values of a batch that tuning takes, 10 images at least and 50 at most."""
 
 
-def some_of(images: Tensor, most: int | None = None) -> Tensor:
+def some_of(images: Tensor, most: int) -> Tensor:
     """As many images, evenly spread, as :data:`AT_ONCE` allows, and `most` at most."""
-    count = max(1, AT_ONCE // max(1, images[:1].numel()))
-    return images[evenly(len(images), count if most is None else min(count, most))]
+    return images[evenly(len(images), max(1, min(most, AT_ONCE // max(1, images[:1].numel()))))]
 
 
 def search_scales(
@@ -317,9 +320,11 @@ def best_range(code: TTFSActivation, drives: Tensor, wanted: Tensor) -> tuple[fl
 def correct_biases(draft: Draft, scales: Mapping[str, Tensor], windows: Mapping[str, int], images: Tensor) -> None:
     """Add to every channel's bias what rounding and clipping in front of it take away on average.
 
-    Layer after layer, each with the layers in front of it corrected.
+    Layer after layer, each with the layers in front of it corrected; by as many images, evenly spread, as
+    :data:`LAYER_VALUES` allows.
     """
-    images = some_of(images)
+    largest = max(math.prod(draft.shape_at(node)) for node in (draft.input, *(node for node, _ in draft.steps())))
+    images = images[evenly(len(images), max(1, LAYER_VALUES // max(1, largest)))]
     layers = set(draft.layers())
     exact: dict[fx.Node, Any] = {}
     spiking: dict[fx.Node, Any] = {}
