@@ -436,8 +436,8 @@ def _windows(own: Mapping[str, Override], t_max: int | Mapping[str, int], traine
     """Path of each layer, and "input" -> steps of its window."""
     default = t_max.get(DEFAULT) if isinstance(t_max, Mapping) else t_max
     asked = set(t_max.values() if isinstance(t_max, Mapping) else [t_max])
-    if trained.keys() >= own.keys() and not asked <= {*(window + 1 for window in trained.values()), DEFAULT_T_MAX}:
-        own_t_max = {path: window + 1 for path, window in trained.items()}
+    own_t_max = {path: window + 1 for path, window in trained.items()}
+    if trained.keys() >= own.keys() and not asked <= {*own_t_max.values(), DEFAULT_T_MAX}:
         raise ValueError(
             f"the network was trained for windows of its own, {own_t_max}, and can have no others: leave t_max out"
         )

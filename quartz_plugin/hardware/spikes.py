@@ -2,81 +2,62 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from functools import wraps
+from collections.abc import Mapping
 from importlib.util import find_spec
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from quartz_plugin.coding import NO_SPIKE
+from quartz_plugin.coding import NO_SPIKE, Window
 from quartz_plugin.engines.result import SimulationResult
 from quartz_plugin.graph import INPUT
 
 SpikeTrains = Mapping[str, Tensor]
 """Layer -> its spikes at every step, ``[steps, B, ...]``, nonzero for a spike."""
 
-_Count = Callable[[SimulationResult], dict[str, Tensor]]
 
-
-def _once(count: _Count) -> _Count:
-    """Count a result's spikes once, whoever asks."""
-
-    @wraps(count)
-    def counted(result: SimulationResult) -> dict[str, Tensor]:
-        found = result.memo()
-        if count.__name__ not in found:
-            result.check_recorded()
-            found[count.__name__] = count(result)
-        return dict(found[count.__name__])
-
-    return counted
-
-
-@_once
 def _looked_at(result: SimulationResult) -> dict[str, Tensor]:
     """Layer -> int64 ``[4, B]``: its spikes, those that say zero, those before readout, the sum of its neurons' steps.
 
-    What is asked of spikes is found together, while they are at hand: most of the time goes to getting them there.
+    What is asked of spikes is found together, once: most of the time goes to bringing them from memory.
     """
-    compiled = find_spec("numba") is not None
-    found = {}
-    for name, steps in result.spike_steps.items():
-        readout, zero = result.windows[name].start, result.windows[name].end
-        if compiled and steps.device.type == "cpu":
-            from quartz_plugin.hardware.kernels import look_at
-
-            counts = np.empty((4, len(steps)), np.int64)
-            look_at(steps.flatten(1).numpy(), readout, zero, counts)
-            found[name] = torch.from_numpy(counts)
-        else:
-            spikes = per_image(steps != NO_SPIKE)
-            silent = steps.shape[1:].numel() - spikes
-            early = per_image(steps < readout) - silent
-            found[name] = torch.stack([spikes, per_image(steps == zero), early, per_image(steps)])
+    memo = result.memo()
+    if "looked_at" not in memo:
+        result.check_recorded()
+        memo["looked_at"] = {name: _look_at(steps, result.windows[name]) for name, steps in result.spike_steps.items()}
+    found: dict[str, Tensor] = memo["looked_at"]
     return found
 
 
-@_once
+def _look_at(steps: Tensor, window: Window) -> Tensor:
+    if steps.device.type == "cpu" and find_spec("numba") is not None:
+        from quartz_plugin.hardware.kernels import look_at
+
+        counts = np.empty((4, len(steps)), np.int64)
+        look_at(steps.flatten(1).numpy(), window.start, window.end, counts)
+        return torch.from_numpy(counts)
+    spikes = per_image(steps != NO_SPIKE)
+    silent = steps.shape[1:].numel() - spikes
+    early = per_image(steps < window.start) - silent
+    return torch.stack([spikes, per_image(steps == window.end), early, per_image(steps)])
+
+
 def spike_counts(result: SimulationResult) -> dict[str, Tensor]:
     """Spikes of each layer, "input" included: layer -> int64 ``[B]``. ValueError without ``record=True``."""
     return {name: counts[0] for name, counts in _looked_at(result).items()}
 
 
-@_once
 def zero_spike_counts(result: SimulationResult) -> dict[str, Tensor]:
     """Spikes that say the value zero: layer -> int64 ``[B]``. ValueError without ``record=True``."""
     return {name: counts[1] for name, counts in _looked_at(result).items()}
 
 
-@_once
 def early_spike_counts(result: SimulationResult) -> dict[str, Tensor]:
     """Spikes before their layer's readout: layer -> int64 ``[B]``; the input's are never early."""
     return {name: counts[2] for name, counts in _looked_at(result).items() if name != INPUT}
 
 
-@_once
 def sums_of_steps(result: SimulationResult) -> dict[str, Tensor]:
     """Sum of the steps of all neurons, :data:`NO_SPIKE` of the silent ones among them: layer -> int64 ``[B]``."""
     return {name: counts[3] for name, counts in _looked_at(result).items()}

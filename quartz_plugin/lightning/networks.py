@@ -8,6 +8,7 @@ import inspect
 import os
 import sys
 import warnings
+import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -354,9 +355,10 @@ def _published_state(arch: str, name: str) -> dict[str, Tensor]:
 
 def told_fitted_on(weights: str) -> str:
     """Name the data that weights were fitted on, where it is a checkpoint, which is told it."""
-    if not Path(weights).is_file() or Path(weights).suffix == ".safetensors":
+    # Lightning writes zip files; of those the tensors need not be read for this.
+    if not zipfile.is_zipfile(weights):
         return UNKNOWN_DATA
-    return torch.load(weights, map_location="cpu", weights_only=True).get(FITTED_ON) or UNKNOWN_DATA
+    return torch.load(weights, map_location="cpu", weights_only=True, mmap=True).get(FITTED_ON) or UNKNOWN_DATA
 
 
 def load_weights(network: nn.Module, path: str | os.PathLike[str]) -> list[str]:
