@@ -9,6 +9,10 @@ and whoever has not fired at the rectifier step fires then (0, the ReLU). At rea
 :math:`v = S (\sum_j w_j x_j + b) = S y`; the membrane then climbs by one a step, so the neuron says
 :math:`\lfloor S y + 1/2 \rfloor / S`: that is the closed form.
 
+Backward, the threshold has the slope of a surrogate. A loss that weighs the spike of step t by :math:`c_t` has, for a
+neuron that fires at :math:`t^*`, the slope :math:`\sum_{t \le t^*} \sigma'(v_t - \theta) (c_t - c_{t^* + 1})`, that of
+an earlier spike in the place of a later one. See :func:`not_fired`.
+
 References
 ----------
 G. Lenz, G. Orchard, S. Sheik, "Ultra-low-power Image Classification on Neuromorphic Hardware",
@@ -43,7 +47,7 @@ class TTFSState(NamedTuple):
     v : Tensor
         Membrane.
     fired : Tensor
-        1 where the neuron has fired, else 0; of v's dtype, for it carries a gradient.
+        1 where the neuron has fired, else 0; of v's dtype, for it carries the gradients of its spikes.
     """
 
     step: Tensor
@@ -234,7 +238,7 @@ def ttfs_step(input_: Tensor, state: TTFSState | None, p: TTFSParameters, dt: fl
         spikes = torch.zeros_like(v)
     else:
         crossed = torch.ones_like(v) if must_fire(p, step) else threshold(v - clock.threshold, p.spike_grad)
-        spikes = crossed * (1 - state.fired)
+        spikes = crossed * not_fired(state.fired)
     state = TTFSState(state.step + 1, i, v, state.fired + spikes)
     return spikes.to(input_.dtype if input_.is_floating_point() else v.dtype), state
 
@@ -267,6 +271,21 @@ def may_fire(p: TTFSParameters, step: int) -> bool:
 def must_fire(p: TTFSParameters, step: int) -> bool:
     """Whether this is the step at which whoever has not fired says 0."""
     return p.rectifier == "spike" and step == p.clock.rectify
+
+
+def not_fired(fired: Tensor) -> Tensor:
+    """1 where a unit has not fired, else 0; backward, it has a slope where it has.
+
+    There a spike's slope is taken from the step behind it, so that to fire earlier is no spike more. Before a spike
+    there is none: else each earlier step would take from the spike what it gives to itself, and together, to a loss
+    that looks at the spike alone (a spike's time), they would outweigh its own slope and lead uphill.
+
+    Examples
+    --------
+    >>> not_fired(torch.tensor([0.0, 1.0]))
+    tensor([1., 0.])
+    """
+    return 1 - fired * fired.detach()
 
 
 def threshold(x: Tensor, spike_grad: Surrogate | None = None) -> Tensor:

@@ -19,6 +19,7 @@ from quartz_plugin.functional import (
     TTFSParameters,
     TTFSState,
     arctan_surrogate,
+    not_fired,
     ttfs_step,
 )
 
@@ -300,7 +301,7 @@ class FirstSpikeMaxPool(StatefulModule):
         spikes = self.pool(input_)
         if state is None:
             return spikes, PoolState(spikes)
-        spikes = spikes * (1 - state.fired)
+        spikes = spikes * not_fired(state.fired)
         return spikes, PoolState(state.fired + spikes)
 
 

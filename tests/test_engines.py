@@ -430,6 +430,20 @@ def test_a_small_network_learns_from_scratch(engine, options):
     assert min(losses[-5:]) < 0.6 * losses[0]
 
 
+@pytest.mark.parametrize("t_max", [8, 24])
+def test_surrogate_gradients_point_where_those_of_the_closed_form_do(t_max):
+    images, target = torch.rand(100, 6), torch.randn(100, 3)
+    ann = nn.Sequential(nn.Linear(6, 24), nn.ReLU(), nn.Linear(24, 12), nn.ReLU(), nn.Linear(12, 3))
+    snn = quartz_plugin.convert(ann, images, t_max).requires_grad_(True)
+    gradients = []
+    for engine in ("analytic", "stepped"):
+        loss = nn.functional.mse_loss(snn.run(images, engine, record=False).logits, target)
+        gradients.append(torch.cat([each.flatten() for each in torch.autograd.grad(loss, list(snn.parameters()))]))
+    straight, surrogate = gradients
+    assert torch.cosine_similarity(straight, surrogate, 0) > 0.75
+    assert 0.5 < surrogate.norm() / straight.norm() < 5
+
+
 def test_auto_steps_an_unheld_network_whose_weights_want_gradients():
     images = torch.rand(8, 3)
     snn = quartz_plugin.convert(nn.Linear(3, 2), images, hold=False).requires_grad_(True)

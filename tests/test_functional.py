@@ -345,7 +345,10 @@ def test_forward_is_the_step_and_backward_the_surrogates_slope(spike_grad, slope
 
 @surrogates
 def test_gradients_of_a_spike_are_those_of_the_chain_rule(spike_grad, slope):
-    """T = 2, a current x at step 0: v = x, then x + 1; theta = 3/2; at step 2 who has not fired fires."""
+    """T = 2, a current x at step 0: v = x, then x + 1; theta = 3/2; at step 2 who has not fired fires.
+
+    To fire earlier is to fire no more behind it; to have been able to fire before a spike is no slope of the spike.
+    """
     x = torch.tensor([[-0.75, 0.25, 0.5, 0.75, 1.25, 1.5, 2.25]], dtype=torch.float64, requires_grad=True)
     p = TTFSParameters(t_max=2, spike_grad=spike_grad)
     zero = torch.zeros_like(x)
@@ -355,8 +358,8 @@ def test_gradients_of_a_spike_are_those_of_the_chain_rule(spike_grad, slope):
     at = x.detach()
     first, second = (at >= 1.5).double(), (at + 1 >= 1.5).double()
     early = slope(at - 1.5)
-    late = slope(at - 0.5) * (1 - first) - second * early
-    for spike, expected in zip(spikes, [early, late, -early - late], strict=True):
+    late = slope(at - 0.5) * (1 - first) - second * early * first
+    for spike, expected in zip(spikes, [early, late, -(early + late) * second], strict=True):
         (gradient,) = torch.autograd.grad(spike.sum(), x, retain_graph=True)
         torch.testing.assert_close(gradient, expected)
 

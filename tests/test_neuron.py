@@ -9,6 +9,7 @@ import weakref
 
 import pytest
 import snntorch
+import snntorch.functional as SF
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -483,6 +484,93 @@ def test_a_few_steps_of_training_through_time_lower_the_loss():
         optimiser.step()
         losses.append(loss.item())
     assert min(losses[-5:]) < 0.8 * losses[0]
+
+
+# ------------------------------------------------------------------------------- losses of spikes and of their times
+
+
+def some_task():
+    """Input spikes and labels of 120 images."""
+    torch.manual_seed(0)
+    x = torch.rand(120, 6)
+    return encode(x, 8, 29), (x[:, 0] + x[:, 1] > 1).long() + (x[:, 2] > 0.6).long()
+
+
+def some_parameters(seed=0):
+    """Weights of two layers, and biases."""
+    torch.manual_seed(seed)
+    weights = [nn.Parameter(nn.Linear(a, b).weight.detach()) for a, b in ((6, 16), (16, 3))]
+    return weights, [nn.Parameter(torch.zeros(16)), nn.Parameter(torch.zeros(3))]
+
+
+def through_modules(weights, biases, spikes, hold):
+    first, second = (TTFSNeuron(8, layer, hold=hold, rectifier=r) for layer, r in ((1, "spike"), (2, None)))
+    first.bias, second.bias = biases
+    states, out = [None, None], []
+    for x in spikes:
+        hidden, states[0] = first(x @ weights[0].T, states[0])
+        spk, states[1] = second(hidden @ weights[1].T, states[1])
+        out.append(spk)
+    return torch.stack(out)
+
+
+def through_norse(weights, biases, spikes, hold):
+    norse = pytest.importorskip("quartz_plugin.norse", reason="needs Norse", exc_type=ImportError)
+    for layer, rectifier in ((1, "spike"), (2, None)):
+        neurons = norse.TTFS(TTFSParameters(8, layer, hold, rectifier))
+        neurons.bias = biases[layer - 1]
+        spikes, _ = neurons(spikes @ weights[layer - 1].T)
+    return spikes
+
+
+LOSSES = {
+    "ce_temporal": SF.ce_temporal_loss(),
+    "mse_temporal": SF.mse_temporal_loss(on_target=14, off_target=21),
+    "ce_rate": SF.ce_rate_loss(),
+}
+
+
+@pytest.mark.parametrize("hold", [False, True])
+@pytest.mark.parametrize("face", [through_modules, through_norse])
+class TestLossesOfSnntorch:
+    @pytest.mark.parametrize("loss", LOSSES)
+    def test_the_gradient_leads_uphill_in_the_mean_over_images(self, face, hold, loss):
+        spikes, labels = some_task()
+        for seed in range(3):
+            weights, biases = some_parameters(seed)
+            values = [LOSSES[loss](face(weights, biases, spikes, hold), labels.clone())]
+            gradient = torch.autograd.grad(values[0], [*weights, *biases])
+            length = torch.stack([each.square().sum() for each in gradient]).sum().sqrt()
+            with torch.no_grad():
+                for by in (0.1, -0.2):
+                    for parameter, each in zip([*weights, *biases], gradient, strict=True):
+                        parameter.add_(each * (by / length))
+                    values.append(LOSSES[loss](face(weights, biases, spikes, hold), labels.clone()))
+            slope = float(values[1] - values[2]) / 0.2
+            assert slope > 0
+            if loss != "ce_rate":  # which hardly changes where all fire once
+                assert 0.2 < float(length) / slope < 2
+
+    @pytest.mark.parametrize(("loss", "share"), [("ce_temporal", 0.8), ("mse_temporal", 0.8), ("ce_rate", 0.997)])
+    def test_a_network_learns(self, face, hold, loss, share):
+        spikes, labels = some_task()
+        weights, biases = some_parameters()
+        optimiser = torch.optim.Adam([*weights, *biases], 0.02)
+        losses = []
+        for _ in range(15):
+            value = LOSSES[loss](face(weights, biases, spikes, hold), labels.clone())
+            optimiser.zero_grad()
+            value.backward()
+            optimiser.step()
+            losses.append(value.item())
+        assert losses[-1] < share * losses[0]
+
+    def test_to_fire_earlier_is_no_spike_more(self, face, hold):
+        weights, biases = some_parameters()
+        out = face(weights, biases, some_task()[0], hold)
+        assert bool((out.sum(0) == 1).all())
+        out.sum().backward()
+        assert max(float(each.grad.abs().max()) for each in [*weights, *biases]) < 1e-3
 
 
 # ------------------------------------------------------------- refusals (more of them: test_functional.py)
