@@ -7,6 +7,7 @@ from quartz_plugin.convert import PAPER, ConversionError, Override, check_conver
 from quartz_plugin.engines import SimulationResult
 from quartz_plugin.network import SpikingNetwork, load
 from quartz_plugin.neuron import AxonalDelay, FirstSpikeMaxPool, TTFSNeuron, reset
+from quartz_plugin.task import decide
 from quartz_plugin.training import Teacher, TrainableNetwork, prepare
 from quartz_plugin.verification import Verification, verify
 
@@ -26,6 +27,7 @@ __all__ = [
     "allocate_steps",
     "check_convertible",
     "convert",
+    "decide",
     "decode",
     "encode",
     "load",

@@ -34,12 +34,12 @@ class _Rounding(torch.autograd.Function):
         return through, by_scale, None, None
 
 
-def check_range(scale: Tensor, shift: float, signed: bool) -> None:
-    """Raise ValueError where no activation says values of this scale and shift."""
+def check_range(scale: Tensor, shift: Tensor, signed: bool) -> None:
+    """Raise ValueError where no activation encodes values of this scale and shift."""
     if not bool(torch.isfinite(scale).all() and (scale > 0).all()):
         raise ValueError(f"scale must be positive and finite, got {scale.tolist()}")
-    if not math.isfinite(shift) or (shift and not signed):
-        raise ValueError(f"shift must be a finite number, and 0 unless signed, got {shift}")
+    if not bool(torch.isfinite(shift).all()) or (bool(shift.any()) and not signed):
+        raise ValueError(f"shift must be a finite number, and 0 unless signed, got {shift.tolist()}")
 
 
 class TTFSActivation(nn.Module):
@@ -64,8 +64,9 @@ class TTFSActivation(nn.Module):
         have it and of ``S``.
     ceiling : float, optional
         The scale's upper bound, as a ReLU6 has it.
-    shift : float
-        What a signed activation's value 0 stands for: it says values from ``shift - scale`` to ``shift + scale``.
+    shift : float or Tensor
+        What a signed activation's value 0 stands for: it encodes values from ``shift - scale`` to ``shift + scale``.
+        One number, or one for each channel, ``[C, 1, ...]``.
 
     Raises
     ------
@@ -89,14 +90,15 @@ class TTFSActivation(nn.Module):
         signed: bool = False,
         learned: bool = True,
         ceiling: float | None = None,
-        shift: float = 0.0,
+        shift: float | Tensor = 0.0,
     ) -> None:
         super().__init__()
         self.window = window_length(t_max)
         scale = torch.as_tensor(scale, dtype=torch.get_default_dtype()).detach()
+        shift = torch.as_tensor(shift, dtype=torch.get_default_dtype()).detach()
         check_range(scale, shift, signed)
         self.signed, self.ceiling = signed, ceiling
-        self.register_buffer("shift", torch.tensor(float(shift)))
+        self.register_buffer("shift", shift.clone())
         if learned:
             self.log_scale = nn.Parameter(scale.log())
         else:

@@ -14,9 +14,10 @@ from quartz_plugin.convert.calibrate import Calibration, Granularity, calibrate,
 from quartz_plugin.convert.draft import Draft
 from quartz_plugin.convert.fold import Preprocessing
 from quartz_plugin.convert.operators import Role
-from quartz_plugin.convert.tune import relative_entropy, run_from, some_of
+from quartz_plugin.convert.tune import output_distance, run_from, some_of
 from quartz_plugin.functional import said
 from quartz_plugin.graph import INPUT
+from quartz_plugin.task import CLASSIFICATION, Task
 
 CHOICES = (2, 3, 4, 5, 6, 8, 10, 12, 16, 24, 32, 48, 64)
 """The ``T`` that a layer may get."""
@@ -34,18 +35,19 @@ def allocate_steps(
     granularity: Granularity = "layer",
     preprocessing: Preprocessing | None = None,
     example_input: Tensor | None = None,
+    task: Task = CLASSIFICATION,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, int]:
     """Spend a number of steps on the layers where they help most.
 
     For every layer and every ``T``, rounding that layer alone moves the network's output away from the ANN's (relative
-    entropy of the softmax, on training images). Beginning with the smallest windows, the one is lengthened that takes
-    most of the sum of these distances for each step it costs, until no longer one fits. Layers side by side share
-    their time: what costs no step comes first.
+    entropy of the softmax on training images, or a regression's squared error). Beginning with the smallest windows,
+    the one is lengthened that takes most of the sum of these distances for each step it costs, until no longer one
+    fits. Layers side by side share their time: what costs no step comes first.
 
     Parameters
     ----------
-    ann, calibration, granularity, preprocessing, example_input
+    ann, calibration, granularity, preprocessing, example_input, task
         As in :func:`~quartz_plugin.convert`; scales are those of least squares. Of the images, evenly spread, 1,024
         are looked at for scales, and 256 for distances, fewer where they are large.
     steps : int
@@ -92,6 +94,7 @@ def allocate_steps(
         granularity=granularity,
         preprocessing=preprocessing,
         example_input=example_input,
+        task=task,
     )
     draft, images = found.draft, images.to(found.example)
     if found.trained:
@@ -100,7 +103,7 @@ def allocate_steps(
     needed = steps_of(draft, windows)
     if needed > steps:
         raise ValueError(f"steps must be at least {needed}, which the smallest windows take, got {steps}")
-    lost = _lost_by_rounding(draft, images, lengths, granularity, progress)
+    lost = _lost_by_rounding(draft, images, lengths, granularity, task, progress)
     while True:
         best: tuple[float, str, int] | None = None
         now = steps_of(draft, windows)
@@ -141,6 +144,7 @@ def _lost_by_rounding(
     images: Tensor,
     lengths: Sequence[int],
     granularity: Granularity,
+    task: Task,
     progress: Callable[[int, int], None] | None,
 ) -> dict[str, dict[int, float]]:
     """Path of each layer, and "input" -> length of its window -> how far the output is when it alone is rounded."""
@@ -151,6 +155,7 @@ def _lost_by_rounding(
             images.split(chunk_size(images)),
             granularity=granularity,
             least_squares={str(node.target): length for node in layers},
+            task=task,
         )
         for length in lengths
     }
@@ -160,7 +165,9 @@ def _lost_by_rounding(
     lost: dict[str, dict[int, float]] = {}
     with torch.no_grad():
         run_from(draft.module, nodes, values, images)
-        wanted = values[draft.last].flatten(1)
+        wanted = values[draft.last]
+        size = by_length[lengths[0]][str(draft.last.target)]
+        shift = torch.as_tensor(draft.output_shift).to(wanted)
         measured = [draft.input, *layers]
         for done, node in enumerate(measured):
             path = INPUT if node.op == "placeholder" else str(node.target)
@@ -170,9 +177,11 @@ def _lost_by_rounding(
             for length in lengths:
                 one = torch.ones((), dtype=torch.float64)
                 own = one if path == INPUT else by_length[length][path]
-                tried = {**values, node: said(values[node], own.to(values[node]), length, -length if signed else 0)}
+                lowest, around = (-length, shift) if signed else (0, 0.0)
+                rounded = said(values[node] - around, own.to(values[node]), length, lowest) + around
+                tried = {**values, node: rounded}
                 run_from(draft.module, behind, tried, images)
-                lost[path][length] = float(relative_entropy(tried[draft.last].flatten(1), wanted))
+                lost[path][length] = float(output_distance(tried[draft.last], wanted, task, size))
             if progress is not None:
                 progress(done + 1, len(measured))
     return lost

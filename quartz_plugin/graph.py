@@ -22,6 +22,7 @@ from torch import Tensor, fx, nn
 from quartz_plugin.coding import Window, check_unit_interval
 from quartz_plugin.neuron import AxonalDelay, FirstSpikeMaxPool, TTFSNeuron
 from quartz_plugin.structure import DenseFirstLayer
+from quartz_plugin.task import CLASSIFICATION, Task
 
 INPUT = "input"
 """Name of the input encoder among the layers."""
@@ -101,8 +102,8 @@ class ConvertedGraph:
         ``T`` of the input's window.
     input_shape : tuple of int
         Shape of the input's spikes, without the batch.
-    output_scale : float
-        How much of the ANN's logit the value 1 stands for.
+    output_scale : float or Tensor
+        How much of the ANN's output the value 1 stands for; of a regression one for each output, ``[outputs, 1, ...]``.
     scales : dict
         For each layer, what the value 1 stands for: a 0-dimensional tensor, or one entry a channel.
     settings : dict
@@ -111,24 +112,36 @@ class ConvertedGraph:
         A row for each module of the ANN (plain JSON values).
     front : DenseFirstLayer or None
         What computes the values that the input's spikes say; None where they say the image.
-    output_shift : float
-        The ANN's logit that the output's value 0 stands for.
+    output_shift : float or Tensor
+        The ANN's output that the value 0 stands for.
     """
 
     module: fx.GraphModule
     t_max: int
     input_shape: tuple[int, ...]
-    output_scale: float
+    output_scale: float | Tensor
     scales: dict[str, Tensor]
     settings: dict[str, Any]
     report: list[dict[str, Any]] = field(default_factory=list)
     front: DenseFirstLayer | None = None
-    output_shift: float = 0.0
+    output_shift: float | Tensor = 0.0
 
     @property
     def input_window(self) -> Window:
         """Window of the input's spikes."""
         return Window.of_input(self.t_max)
+
+    @property
+    def task(self) -> Task:
+        """What the output means; files of earlier versions hold classifiers."""
+        task: Task = self.settings.get("task", CLASSIFICATION)
+        return task
+
+    def output_values(self, levels: Tensor, window: int) -> Tensor:
+        """The ANN's outputs that the output's levels ``[B, ...]`` of a window of so many steps stand for."""
+        scale, shift = self.output_scale / window, self.output_shift
+        scale, shift = (each.to(levels) if isinstance(each, Tensor) else each for each in (scale, shift))
+        return levels * scale + shift
 
     @property
     def silent(self) -> bool:

@@ -31,6 +31,7 @@ from quartz_plugin.structure import (
     Reshape,
     Slice,
 )
+from quartz_plugin.task import CLASSIFICATION, check_task
 
 FORMAT = "quartz_plugin.network"
 VERSION = 3
@@ -136,8 +137,8 @@ def write(graph: ConvertedGraph, path: str | PathLike[str]) -> None:
         "version": VERSION,
         "t_max": graph.t_max,
         "input_shape": list(graph.input_shape),
-        "output_scale": graph.output_scale,
-        "output_shift": graph.output_shift,
+        "output_scale": _numbers(graph.output_scale),
+        "output_shift": _numbers(graph.output_shift),
         "settings": graph.settings,
         "report": graph.report,
         "modules": modules,
@@ -235,12 +236,12 @@ def _build(header: dict[str, Any], tensors: dict[str, Tensor]) -> ConvertedGraph
         module=module,
         t_max=int(header["t_max"]),
         input_shape=tuple(int(size) for size in header["input_shape"]),
-        output_scale=float(header["output_scale"]),
+        output_scale=_along_outputs(header["output_scale"], scales.get(str(last.target))),
         scales=scales,
         settings=dict(header["settings"]),
         report=list(header["report"]),
         front=_rebuild_front(header["front"], tensors),
-        output_shift=float(header["output_shift"]),
+        output_shift=_along_outputs(header["output_shift"], scales.get(str(last.target))),
     )
     layers = result.layers
     if not layers or layers[-1].node is not last or {layer.name for layer in layers} != set(scales):
@@ -279,14 +280,15 @@ def _check_header(header: dict[str, Any]) -> None:
     shape, scale, settings = header["input_shape"], header["output_scale"], header["settings"]
     if not isinstance(shape, list) or not shape or any(type(size) is not int or size < 1 for size in shape):
         raise ValueError(f"its input shape is {shape!r}")
-    if type(scale) not in (int, float) or not 0.0 < scale < float("inf"):
+    if not _are_finite(scale) or not all(each > 0 for each in (scale if isinstance(scale, list) else [scale])):
         raise ValueError(f"its output scale is {scale!r}")
-    if not math.isfinite(header["output_shift"]):
+    if not _are_finite(header["output_shift"]):
         raise ValueError(f"its output shift is {header['output_shift']!r}")
     if not isinstance(settings, dict) or settings.get("rectifier") not in ("spike", "silent"):
         raise ValueError("its settings lack the rectifier")
     if settings.get("linear") not in ("compose", "pair") or "preprocessing" not in settings:
         raise ValueError("its settings are incomplete")
+    check_task(settings.get("task", CLASSIFICATION))
     report = header["report"]
     if not isinstance(report, list) or not all(_is_row(row) for row in report):
         raise ValueError("its report is no list of rows")
@@ -382,6 +384,25 @@ def _rebuild_front(entry: dict[str, Any] | None, tensors: dict[str, Tensor]) -> 
     if not bool((front.scale > 0).all()) or any(type(size) is not int or size < 1 for size in front.image_shape):
         raise ValueError("its first layer is damaged")
     return front
+
+
+def _are_finite(given: Any) -> bool:
+    """Whether these are a finite number or a list of some."""
+    numbers = given if isinstance(given, list) else [given]
+    return all(type(each) in (int, float) and math.isfinite(each) for each in numbers) and bool(numbers)
+
+
+def _along_outputs(given: float | list[float], scale: Tensor | None) -> float | Tensor:
+    """A number for all outputs, or one for each as the output layer's scales have them."""
+    if not isinstance(given, list):
+        return float(given)
+    if scale is None or scale.numel() != len(given):
+        raise ValueError(f"it has {len(given)} output ranges, and its output layer others")
+    return torch.tensor(given, dtype=torch.float64).view(scale.shape)
+
+
+def _numbers(values: float | Tensor) -> float | list[float]:
+    return [float(each) for each in values.flatten()] if isinstance(values, Tensor) else values
 
 
 def _plain(value: Any) -> Any:

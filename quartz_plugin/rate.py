@@ -98,7 +98,6 @@ class RateCodedNetwork(nn.Module):
                 "convert without layers={...: t_max} and without weight_bits"
             )
         self.converted = graph
-        self.output_scale = graph.output_scale
         self.net = copy.deepcopy(graph.module)
         for path, module in list(self.net.named_modules()):
             if isinstance(module, TTFSNeuron):
@@ -156,7 +155,7 @@ class RateCodedNetwork(nn.Module):
         assert output is not None
         reset(self.net)
         counts = self._counts(emitted, merged, none, steps)
-        return RateResult(output * (self.output_scale / steps) + self.converted.output_shift, counts, steps)
+        return RateResult(self.converted.output_values(output, steps), counts, steps)
 
     def _counts(
         self, emitted: dict[str, Tensor], merged: dict[str, Tensor], none: Tensor, steps: int

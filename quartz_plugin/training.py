@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -24,14 +23,15 @@ from quartz_plugin.convert.tune import (
     CalibrationMethod,
     best_range,
     drives_of,
+    output_distance,
     parameter_groups,
-    relative_entropy,
     unlikeness,
 )
 from quartz_plugin.functional import Rectifier
 from quartz_plugin.graph import INPUT
 from quartz_plugin.network import SpikingNetwork
 from quartz_plugin.structure import WEIGHTED, in_eval_mode
+from quartz_plugin.task import CLASSIFICATION, Task, check_task, class_scores, number_or_tensor, single_logit
 
 
 class TrainableNetwork(nn.Module):
@@ -47,12 +47,15 @@ class TrainableNetwork(nn.Module):
         norms and dropout are alive.
     input_shape : tuple of int
         One input, without the batch.
+    task : "classification" or "regression"
+        What the output means.
     """
 
-    def __init__(self, network: fx.GraphModule, input_shape: tuple[int, ...]) -> None:
+    def __init__(self, network: fx.GraphModule, input_shape: tuple[int, ...], task: Task = CLASSIFICATION) -> None:
         super().__init__()
         self.network = network
         self.input_shape = input_shape
+        self.task = task
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits ``[B, classes]``. ValueError for images of another shape."""
@@ -100,59 +103,74 @@ class TrainableNetwork(nn.Module):
         >>> net = quartz_plugin.prepare(ann, torch.rand(64, 6), t_max=4)
         >>> optimizer = torch.optim.Adam(net.parameter_groups())
         """
-        return parameter_groups(self.network, learning_rate)
+        unequal = self._last_layer if self.task == "regression" else None
+        return parameter_groups(self.network, learning_rate, unequal=unequal)
 
     def choose_output_range(self, images: Tensor, labels: Tensor) -> None:
-        """Let the output say the range of values with which the first spike is most often that of the label.
+        """Give the output the range of values with which the first spike is most often that of the label.
 
-        Training changes what the output is given; which range serves best then, gradients hardly tell. To be called
-        when training is done, and between epochs.
+        Training changes the output's input; which range serves best then, gradients hardly tell. To be called when
+        training is done, and between epochs.
 
         Parameters
         ----------
         images : Tensor
             Training images, ``[B, ...]``.
         labels : Tensor
-            Their classes ``[B]``.
+            Their classes ``[B]``, or ``[B, ...]`` where every position is a decision; of a regression the values
+            wanted, to which the range then brings the output's as near as it can.
 
         Raises
         ------
         ValueError
-            If there are no images, or not a label for each, or what the output is given is not finite.
+            If there are no images, or not a label for each, or the output's input is not finite.
         """
-        if len(images) == 0 or labels.shape != images.shape[:1]:
+        if len(images) == 0 or len(labels) != len(images):
             raise ValueError(f"give images and a label for each, got {list(images.shape)} and {list(labels.shape)}")
         with in_eval_mode(self):
             drives = drives_of(self.network, self._output, images)
+        labels = labels_for(drives, labels, self.task)
         if not bool(drives.isfinite().all()):
             raise ValueError("training diverged: outputs are not finite; train with a lower rate (fit: --relative_lr)")
-        found = best_range(self._output, drives, labels)
+        found = best_range(self._output, drives, labels, self.task)
         if found is not None:
             self.set_output_range(*found)
 
     @property
-    def output_range(self) -> tuple[float, float]:
-        """Scale and shift of the output: it says values from ``shift - scale`` to ``shift + scale``."""
-        return float(self._output.scale.detach()), float(self._output.shift)
+    def output_range(self) -> tuple[float | Tensor, float | Tensor]:
+        """Scale and shift of the output, which encodes values from ``shift - scale`` to ``shift + scale``.
 
-    def set_output_range(self, scale: float, shift: float = 0.0) -> None:
-        """Let the output say values from ``shift - scale`` to ``shift + scale``; a ReLU from 0, without a shift.
+        Numbers, of a regression of several outputs tensors ``[outputs, 1, ...]``.
+        """
+        return number_or_tensor(self._output.scale), number_or_tensor(self._output.shift)
+
+    def set_output_range(self, scale: float | Tensor, shift: float | Tensor = 0.0) -> None:
+        """Let the output encode values from ``shift - scale`` to ``shift + scale``; a ReLU from 0, without a shift.
 
         Raises
         ------
         ValueError
-            If the scale is not positive and finite, or a ReLU is to be shifted.
+            If a scale is not positive and finite, or a ReLU is to be shifted.
         """
-        check_range(torch.as_tensor(scale), shift, self._output.signed)
+        scale, shift = torch.as_tensor(scale), torch.as_tensor(shift)
+        check_range(scale, shift, self._output.signed)
         with torch.no_grad():
-            self._output.log_scale.fill_(math.log(scale))
-            self._output.shift.fill_(shift)
+            self._output.log_scale.copy_(scale.double().log())
+            self._output.shift.copy_(shift)
 
     @property
     def _output(self) -> TTFSActivation:
         code = self.network.get_submodule(output_code(self.network))
         assert isinstance(code, TTFSActivation)
         return code
+
+    @property
+    def _last_layer(self) -> nn.Module | None:
+        """The layer of weights that alone feeds the output's activation; None where there is none."""
+        (source,) = (node for node in self.network.graph.nodes if str(node.target) == output_code(self.network))
+        (before,) = source.all_input_nodes
+        layer = self.network.get_submodule(str(before.target)) if before.op == "call_module" else None
+        return layer if isinstance(layer, WEIGHTED) else None
 
     @property
     def first_layer(self) -> FirstLayer:
@@ -188,6 +206,7 @@ class TrainableNetwork(nn.Module):
             rectifier=rectifier,
             weight_bits=weight_bits,
             first_layer=self.first_layer,
+            task=self.task,
         )
 
 
@@ -200,6 +219,8 @@ class Teacher(nn.Module):
 
     .. math:: \tau^2 KL(softmax(z_{ANN} / \tau) \,\|\, softmax(z / \tau))
         + \lambda (1 - done) \, mean_l \frac{\|x_l - x_l^{ANN}\|^2}{\|x_l^{ANN}\|^2}
+
+    In a regression the squared error of each output by the square of its range takes the place of the relative entropy.
 
     Parameters
     ----------
@@ -231,12 +252,17 @@ class Teacher(nn.Module):
     True
     """
 
+    size: Tensor
+
     def __init__(self, net: TrainableNetwork, activations: float = 1.0) -> None:
         super().__init__()
         if not isinstance(net, TrainableNetwork):
             raise TypeError(f"a Teacher is made of what prepare(ann, ...) gives, got {type(net).__name__}")
         self.network = copy.deepcopy(net.network)
         self.activations = activations
+        self.task = net.task
+        # In units of which a regression's errors are taken, whatever the range becomes in training.
+        self.register_buffer("size", net._output.scale.detach().clone())
         codes, image = net.codes(), net._input_code
         self._paths = {path for path, code in codes.items() if not code.signed and path != image}
         for path, code in codes.items():
@@ -269,9 +295,11 @@ class Teacher(nn.Module):
         images : Tensor
             Raw images, ``[B, ...]``.
         labels : Tensor, optional
-            Classes ``[B]``, or shares of them ``[B, classes]``.
+            Classes ``[B]`` (``[B, ...]`` where every position is a decision), or shares of them ``[B, classes, ...]``;
+            of a regression the values wanted, ``[B, outputs, ...]``.
         share : float
-            Share of the loss that the ANN's logits have; the rest is the cross-entropy with `labels`.
+            Share of the loss that the ANN's outputs have; the rest is the cross-entropy with `labels`, or a
+            regression's squared error.
         done : float
             How much of the training is done, 0 to 1; the layers' part of the loss goes with it.
 
@@ -301,10 +329,48 @@ class Teacher(nn.Module):
         given, logits = values_at(net.network, images, self._paths)
         for module in dropping:
             module.train()
-        loss = share * relative_entropy(logits, taught, TEMPERATURE)
+        loss = share * output_distance(logits, taught, self.task, self.size, TEMPERATURE)
         if labels is not None and share < 1:
-            loss = loss + (1 - share) * F.cross_entropy(logits, labels)
+            loss = loss + (1 - share) * self._loss_of_labels(logits, labels)
         return loss + self.activations * (1 - done) * unlikeness(given, wanted)
+
+    def _loss_of_labels(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        labels = labels_for(outputs, labels, self.task)
+        if self.task == "regression":
+            return output_distance(outputs, labels, self.task, self.size)
+        shares = labels.is_floating_point()
+        return F.cross_entropy(class_scores(outputs), class_scores(labels) if shares else labels.flatten())
+
+
+def labels_for(outputs: Tensor, labels: Tensor, task: Task) -> Tensor:
+    """Labels as they compare with outputs: classes (whole numbers), shares of them, or values of the outputs' shape.
+
+    Raises
+    ------
+    ValueError
+        If their shapes do not go together.
+
+    Examples
+    --------
+    >>> labels_for(torch.zeros(2, 1), torch.tensor([1.0, 0.0]), "classification")
+    tensor([1, 0])
+    """
+    decisions = outputs.shape[:1] + outputs.shape[2:]
+    single, alike = single_logit(outputs), labels.shape == outputs.shape
+    if task == "regression" and (alike or (single and labels.shape == decisions)):
+        return labels.reshape(outputs.shape).to(outputs)
+    if task == "classification" and single and labels.shape == (*decisions[:1], 2, *decisions[1:]):
+        return labels
+    if task == "classification" and single and (alike or labels.shape == decisions):
+        # As binary cross-entropy takes them: 0 or 1, whole or not, of the logit's shape or without its class dimension.
+        if not bool(((labels != 0) & (labels != 1)).any()):
+            return labels.reshape(decisions).long()
+    elif task == "classification" and (labels.shape == decisions or (alike and labels.is_floating_point())):
+        return labels
+    wanted = "a value for each output" if task == "regression" else "0 or 1" if single else "a class for each decision"
+    raise ValueError(
+        f"labels must be {wanted}: for outputs {list(outputs.shape)}, got {labels.dtype} {list(labels.shape)}"
+    )
 
 
 def prepare(
@@ -319,6 +385,7 @@ def prepare(
     first_layer: FirstLayer = "spiking",
     preprocessing: Preprocessing | None = None,
     example_input: Tensor | None = None,
+    task: Task = CLASSIFICATION,
     layers: Mapping[str, Override] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> TrainableNetwork:
@@ -331,7 +398,8 @@ def prepare(
     ----------
     ann : nn.Module
         As in :func:`~quartz_plugin.convert`; not modified.
-    calibration, t_max, percentile, output_percentile, granularity, first_layer, preprocessing, example_input, layers
+    calibration, t_max, percentile, output_percentile, granularity, first_layer, preprocessing, example_input, task,
+    layers
         As in :func:`~quartz_plugin.convert`.
     progress : callable, optional
         As in :func:`~quartz_plugin.convert`.
@@ -383,11 +451,12 @@ def prepare(
         first_layer=first_layer,
         preprocessing=preprocessing,
         example_input=example_input,
+        task=task,
         layers=layers,
         progress=progress,
     )
     shift = found.draft.output_shift
-    return trainable(ann, found.example, found.scales, found.windows, preprocessing, first_layer, shift)
+    return trainable(ann, found.example, found.scales, found.windows, preprocessing, first_layer, shift, task)
 
 
 def trainable(
@@ -397,7 +466,8 @@ def trainable(
     windows: Mapping[str, int],
     preprocessing: Preprocessing | None = None,
     first_layer: FirstLayer = "spiking",
-    output_shift: float = 0.0,
+    output_shift: float | Tensor = 0.0,
+    task: Task = CLASSIFICATION,
 ) -> TrainableNetwork:
     """Put activations of these scales and windows into a copy of a network; see :func:`prepare`.
 
@@ -413,8 +483,10 @@ def trainable(
         What the network expects its input normalised by.
     first_layer : "spiking" or "dense"
         Whether spikes say the image.
-    output_shift : float
+    output_shift : float or Tensor
         What the output's value 0 stands for.
+    task : "classification" or "regression"
+        What the output means.
     """
     draft = check(fold(trace(ann, example), preprocessing, trainable=True))
     draft.encodes_image, draft.output_shift = first_layer == "spiking", output_shift
@@ -430,13 +502,13 @@ def trainable(
     for each in module.modules():
         if isinstance(each, (TTFSActivation, *NORMS, *WEIGHTED)):
             each.requires_grad_(True)
-    return TrainableNetwork(module, tuple(example.shape[1:]))
+    return TrainableNetwork(module, tuple(example.shape[1:]), task)
 
 
 def structure_of(net: TrainableNetwork) -> dict[str, Any]:
     """What, beside the ANN and the tensors, makes a trainable network again: plain JSON values."""
     scales = {path: list(code.log_scale.shape) for path, code in net.codes().items()}
-    return {"t_max": net.t_max, "input_shape": list(net.input_shape), "scales": scales}
+    return {"t_max": net.t_max, "input_shape": list(net.input_shape), "scales": scales, "task": net.task}
 
 
 def restored(ann: nn.Module, structure: Mapping[str, Any], preprocessing: Preprocessing | None) -> TrainableNetwork:
@@ -455,12 +527,17 @@ def restored(ann: nn.Module, structure: Mapping[str, Any], preprocessing: Prepro
     windows = {path: t_max[path if path in t_max else "output"] - 1 for path in paths}
     windows |= {INPUT: t_max[INPUT] - 1} if INPUT in t_max else {}
     first_layer: FirstLayer = "spiking" if INPUT in t_max else "dense"
-    net = trainable(ann, example, {path: torch.ones(()) for path in paths}, windows, preprocessing, first_layer)
+    task: Task = structure.get("task", CLASSIFICATION)
+    check_task(task)
+    scales = {path: torch.ones(()) for path in paths}
+    net = trainable(ann, example, scales, windows, preprocessing, first_layer, task=task)
     for path, shape in structure["scales"].items():
         code = net.network.get_submodule(path)
         assert isinstance(code, TTFSActivation)
         zeros = torch.zeros(shape, dtype=parameter.dtype, device=parameter.device)
         code.log_scale = nn.Parameter(zeros) if isinstance(code.log_scale, nn.Parameter) else zeros
+        if task == "regression" and code.signed:
+            code.shift = zeros.clone()
     return net
 
 

@@ -15,6 +15,7 @@ from quartz_plugin.convert.trace import trace
 from quartz_plugin.engines.result import SimulationResult
 from quartz_plugin.network import SpikingNetwork
 from quartz_plugin.tables import format_table
+from quartz_plugin.task import by_output, decide
 
 WRONG = 0.25
 """Relative deviation from which on a layer is said to have gone wrong."""
@@ -50,6 +51,29 @@ class LayerDeviation:
 
 
 @dataclass(frozen=True)
+class OutputError:
+    """How far one output of a regression is from the ANN's.
+
+    Attributes
+    ----------
+    output : int
+        Its index on dimension 1.
+    mean : float
+        Mean absolute error, in the ANN's units.
+    rms : float
+        Root mean square error, the same.
+    relative : float
+        The latter as a share of the standard deviation of the ANN's output over images and positions; 1 is what a
+        constant would achieve. Infinite where the ANN's output never varies and the spiking network's differs.
+    """
+
+    output: int
+    mean: float
+    rms: float
+    relative: float
+
+
+@dataclass(frozen=True)
 class Verification:
     """Result of :func:`verify`; prints as a table.
 
@@ -57,18 +81,21 @@ class Verification:
     ----------
     layers : sequence of LayerDeviation
         One for each spiking layer, in order.
-    agreement : float
-        Share of images for which ANN and spiking network have the same top class.
-    ties : float
-        Share of images for which several outputs share the first spike.
+    agreement : float or None
+        Share of decisions for which ANN and spiking network have the same class; None for a regression.
+    ties : float or None
+        Share of decisions that the class index makes, since several outputs share the first spike.
     images : int
         How many were compared.
+    errors : sequence of OutputError
+        Of a regression, one for each output; else none.
     """
 
     layers: Sequence[LayerDeviation]
-    agreement: float
-    ties: float
+    agreement: float | None
+    ties: float | None
     images: int
+    errors: Sequence[OutputError] = ()
 
     @property
     def first_wrong(self) -> LayerDeviation | None:
@@ -91,12 +118,22 @@ class Verification:
     def __str__(self) -> str:
         header = list(LayerDeviation.__dataclass_fields__)
         table = format_table(header, [list(asdict(layer).values()) for layer in self.layers])
+        outputs = format_table(
+            [*OutputError.__dataclass_fields__], [list(asdict(error).values()) for error in self.errors]
+        )
+        errors = (
+            f"{outputs}\n(mean absolute and root mean square distance from the ANN's output, and the latter as a share "
+            f"of the output's standard deviation; {self.images} images)"
+        )
         return (
             f"{table}\n"
             "(mean, worst: distance from the ANN in time steps; relative: mean distance by mean size of the ANN's "
             "values; saturated, early, silent: shares)\n"
             f"{self.diagnosis()}\n"
-            f"top-1 agreement with the ANN {100 * self.agreement:.2f} %, "
+        ) + (
+            errors
+            if self.agreement is None or self.ties is None
+            else f"top-1 agreement with the ANN {100 * self.agreement:.2f} %, "
             f"ties {100 * self.ties:.2f} % ({self.images} images)"
         )
 
@@ -134,15 +171,21 @@ def verify(ann: nn.Module, snn: SpikingNetwork, images: Tensor, *, engine: str =
     ('1', True)
     """
     sums = {layer.name: _Sums() for layer in snn.graph.layers}
-    agreeing = ties = 0
+    agreeing = ties = decisions = 0
+    errors = _ErrorSums()
     for name, value, result in values_side_by_side(ann, snn, images, engine):
-        if name is None:
-            agreeing += int((value.flatten(1).argmax(1) == result.logits.flatten(1).argmax(1)).sum())
-            ties += int(result.ties.sum())
-        else:
+        if name is not None:
             sums[name].add(name, value, result, snn.graph.scales[name])
-    count = len(images)
-    return Verification([each.deviation(name) for name, each in sums.items()], agreeing / count, ties / count, count)
+        elif snn.graph.task == "regression":
+            errors.add(value, result.logits)
+        else:
+            agreeing += int((decide(value) == result.decisions).sum())
+            ties += int(result.ties.sum())
+            decisions += result.ties.numel()
+    layers = [each.deviation(name) for name, each in sums.items()]
+    if snn.graph.task == "regression":
+        return Verification(layers, None, None, len(images), errors.by_output())
+    return Verification(layers, agreeing / decisions, ties / decisions, len(images))
 
 
 def values_side_by_side(
@@ -180,9 +223,42 @@ def values_side_by_side(
                         f"layer {name!r} has the shape {list(value.shape[1:])} in ann and {list(spiking.shape[1:])} "
                         "in the spiking network: not the same network"
                     )
-                yield name, value - graph.output_shift if node is last else value, result
+                yield name, value - torch.as_tensor(graph.output_shift).to(value) if node is last else value, result
             if node is last:
                 yield None, value if draft.output_code is None else draft.output_code(value), result
+
+
+@dataclass
+class _ErrorSums:
+    """Sums over the images of a regression, float64 of one entry for each output."""
+
+    absolute: Tensor | float = 0.0
+    square: Tensor | float = 0.0
+    values: Tensor | float = 0.0
+    values_square: Tensor | float = 0.0
+    first: Tensor | None = None
+    count: int = 0
+
+    def add(self, wanted: Tensor, given: Tensor) -> None:
+        wanted, given = by_output(wanted.double()), by_output(given.double())
+        self.first = wanted[:, :1] if self.first is None else self.first
+        self.absolute += (given - wanted).abs().sum(dim=1)
+        self.square += (given - wanted).square().sum(dim=1)
+        # From the first value on, so that what is far from 0 loses no digits.
+        self.values += (wanted - self.first).sum(dim=1)
+        self.values_square += (wanted - self.first).square().sum(dim=1)
+        self.count += wanted.shape[1]
+
+    def by_output(self) -> list[OutputError]:
+        mean, square = (torch.as_tensor(each) / self.count for each in (self.absolute, self.square))
+        spread = torch.as_tensor(self.values_square) / self.count
+        spread = (spread - (torch.as_tensor(self.values) / self.count).square()).clamp(min=0).sqrt()
+        rms = square.sqrt()
+        relative = torch.where(rms > 0, rms / spread, 0.0)
+        return [
+            OutputError(index, *entries)
+            for index, entries in enumerate(zip(mean.tolist(), rms.tolist(), relative.tolist(), strict=True))
+        ]
 
 
 @dataclass
@@ -222,4 +298,4 @@ class _Sums:
         )
 
 
-__all__ = ["LayerDeviation", "Verification", "values_side_by_side", "verify"]
+__all__ = ["LayerDeviation", "OutputError", "Verification", "values_side_by_side", "verify"]

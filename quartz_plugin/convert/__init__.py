@@ -38,6 +38,7 @@ from quartz_plugin.functional import BiasCode, Rectifier
 from quartz_plugin.graph import INPUT
 from quartz_plugin.network import SpikingNetwork
 from quartz_plugin.synapses import synapse_counts
+from quartz_plugin.task import CLASSIFICATION, Task, check_task
 
 __all__ = ["PAPER", "ConversionError", "Override", "check_convertible", "convert", "register_rule"]
 
@@ -77,6 +78,7 @@ def convert(
     preprocessing: Preprocessing | None = None,
     example_input: Tensor | None = None,
     weight_bits: int | None = None,
+    task: Task = CLASSIFICATION,
     layers: Mapping[str, Override] | None = None,
     progress: Callable[[int], None] | None = None,
     tuning_progress: TuningProgress | None = None,
@@ -115,7 +117,8 @@ def convert(
         Percentile of each ReLU's values (zeros included) that becomes the value 1; in (0, 100]. Where it is 0
         (a layer or channel that is seldom active), the largest value seen takes its place.
     output_percentile : float
-        The same for the output, of ``|logit|``.
+        The same for the output, of ``|logit|``; of a regression as many percent of an output's values lie below the
+        upper end of its range, and above the lower.
     granularity : "layer" or "channel"
         One scale for each layer, or for each channel.
     calibration_method : str
@@ -123,7 +126,8 @@ def convert(
         "percentile", "least_squares" (rounding loses least in each layer) or "search" (the output is nearest to the
         ANN's). Then, if wanted, "bias_correction" (the mean error of rounding goes into the biases); "tune" (scales and
         biases learn, all blocks at once, to give the ANN's activations) or "distill" (all weights learn to give the
-        ANN's activations and output); "output" (the output's range lets the first spike agree most often with the ANN).
+        ANN's activations and output); "output" (the output's range lets the first spike agree most often with the ANN,
+        or a regression's values most nearly).
         "best" is what README's measurements recommend, :data:`~quartz_plugin.convert.tune.BEST`. Tuning after which
         the output is twice as far from the ANN's is left out with a warning, and in
         ``snn.graph.settings["calibration_method"]``.
@@ -145,6 +149,11 @@ def convert(
         for each layer or, with ``granularity="channel"``, each output channel. All engines then compute in exact whole
         numbers (on a CPU, whose libraries only add and multiply) and agree bit for bit. The network is in float64
         where float32 could not hold them.
+    task : "classification" or "regression"
+        What the output means. "classification": classes on dimension 1, and a decision at every position (``[B,
+        classes]``, ``[B, classes, H, W]``); a single logit (``[B]``, ``[B, 1]``) decides by its sign. "regression":
+        values to estimate, ``[B, outputs, ...]``, each with a range of its own, from its least value to its largest on
+        the calibration images (around 0 with ``bias="spike"``).
     layers : dict, optional
         Name of a layer (as the report has it; "output", "input") or of a block of the ANN -> options of its
         own: ``percentile``, ``granularity``, ``t_max``. The longer name wins: ``{"layer1": dict(percentile=99.99),
@@ -183,6 +192,7 @@ def convert(
     torch.Size([3, 2])
     """
     _check_options(hold, rectifier, bias, linear, weight_bits)
+    check_task(task)
     if bias == "spike" and "output" in CalibrationMethod.parse(calibration_method).refinements:
         raise ValueError(
             f'calibration_method={calibration_method!r} chooses the output\'s range ("output"), which shifts biases, '
@@ -203,6 +213,8 @@ def convert(
         first_layer=first_layer,
         preprocessing=preprocessing,
         example_input=example_input,
+        task=task,
+        shifted=bias == "synapse",
         layers=layers,
         progress=progress,
         tuning_progress=tuning_progress,
@@ -232,6 +244,7 @@ def convert(
         if preprocessing is None
         else [torch.as_tensor(v).flatten().tolist() for v in preprocessing],
         "weight_bits": weight_bits,
+        "task": task,
         "layers": {name: dict(options) for name, options in (layers or {}).items()},
     }
     kind = NeuronKind(hold, rectifier, bias)
@@ -287,12 +300,18 @@ def scale(
     first_layer: FirstLayer = "spiking",
     preprocessing: Preprocessing | None = None,
     example_input: Tensor | None = None,
+    task: Task = CLASSIFICATION,
+    shifted: bool = True,
     layers: Mapping[str, Override] | None = None,
     progress: Callable[[int], None] | None = None,
     tuning_progress: TuningProgress | None = None,
     distributed: bool = False,
 ) -> Scaled:
-    """Go through the stages up to rescale; parameters and what is raised are those of :func:`convert`."""
+    """Go through the stages up to rescale; parameters and what is raised are those of :func:`convert`.
+
+    Unless `shifted`, a regression's outputs have ranges around 0.
+    """
+    check_task(task)
     for called in (progress, tuning_progress):
         if called is not None and not callable(called):
             raise TypeError(f"progress and tuning_progress must be functions of numbers, got {called!r}")
@@ -323,6 +342,8 @@ def scale(
         codes = draft.codes()
         if codes and not hold:
             raise ValueError("the network was trained for held neurons, which say its activations: give hold=True")
+        if codes and getattr(ann, "task", task) != task:
+            raise ValueError(f"the network was prepared with task={ann.task!r}: give the same, got {task!r}")
         if codes and method.needs_images:
             raise ValueError(
                 f"calibration_method={calibration_method!r} changes what the network was trained to say; leave it out"
@@ -345,12 +366,14 @@ def scale(
         overrides=own,
         least_squares=lengths if method.scale == "least_squares" else None,
         known={path: code.scale.detach().double().cpu() for path, code in codes.items() if path != INPUT},
+        task=task,
+        shifted=shifted,
         progress=progress,
         distributed=distributed,
     )
     if method.needs_images:
         scales, done = refine(
-            draft, scales, lengths, torch.cat(list(chunked)), method, tuning_passes, tuning_rate,
+            draft, scales, lengths, torch.cat(list(chunked)), method, tuning_passes, tuning_rate, task,
             tuning_progress or _unseen,
         )  # fmt: skip
         calibration_method = calibration_method if done == method else str(done)

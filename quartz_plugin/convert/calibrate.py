@@ -14,6 +14,7 @@ from quartz_plugin.coding import check_unit_interval
 from quartz_plugin.convert.draft import Draft
 from quartz_plugin.convert.operators import ConversionError, Role, ceiling_of
 from quartz_plugin.functional import said
+from quartz_plugin.task import CLASSIFICATION, Task, by_output, number_or_tensor
 
 Granularity = Literal["layer", "channel"]
 Calibration = Tensor | Iterable[Any]
@@ -153,6 +154,73 @@ class QuantileSketch:
             self.top_octave = top
 
 
+class RangeSketch:
+    """Streaming quantiles of signed values, those above and below a centre apart; exact at 0 and 100.
+
+    Parameters
+    ----------
+    centre : Tensor
+        A value of each channel's, ``[channels]``, float64: quantiles are the finer the nearer they are to it.
+
+    Examples
+    --------
+    >>> sketch = RangeSketch(torch.tensor([0.0]))
+    >>> sketch.update(torch.linspace(-1, 3, 4001).unsqueeze(0))
+    >>> round(float(sketch.quantile(50.0)), 2), float(sketch.quantile(0.0)), float(sketch.quantile(100.0))
+    (1.0, -1.0, 3.0)
+    """
+
+    def __init__(self, centre: Tensor) -> None:
+        self.centre = centre
+        self.above, self.below = (QuantileSketch(len(centre), 512) for _ in range(2))
+        self.smallest = torch.full_like(centre, float("inf"))
+        self.largest = -self.smallest
+
+    def update(self, values: Tensor) -> None:
+        """Count values ``[channels, n]``; ValueError if one is NaN or infinite."""
+        if values.numel() == 0:
+            return
+        values = values.double()
+        distances = values - self.centre.to(values.device).unsqueeze(1)
+        self.above.update(distances.clamp(min=0))
+        self.below.update(distances.neg_().clamp_(min=0))
+        self.smallest = torch.minimum(self.smallest, values.amin(dim=1).cpu())
+        self.largest = torch.maximum(self.largest, values.amax(dim=1).cpu())
+
+    def merge(self, other: RangeSketch) -> None:
+        """Add the counts of another sketch with the same centre."""
+        self.above.merge(other.above)
+        self.below.merge(other.below)
+        self.smallest = torch.minimum(self.smallest, other.smallest)
+        self.largest = torch.maximum(self.largest, other.largest)
+
+    def quantile(self, percentile: float) -> Tensor:
+        """Percentile (0 to 100) of each channel, float64 ``[channels]``."""
+        if percentile in (0.0, 100.0):
+            return self.largest if percentile else self.smallest
+        above, below = self.above.quantile(percentile), self.below.quantile(100.0 - percentile)
+        value = self.centre + torch.where(above > 0, above, -below)
+        return torch.minimum(torch.maximum(value, self.smallest), self.largest)
+
+    def range(self, percentile: float, signed: bool, shifted: bool) -> tuple[Tensor, Tensor]:
+        """Scale and shift of each channel, float64, such that ``shift - scale`` to ``shift + scale`` holds its values.
+
+        A channel that never varies has the size of its value as scale.
+
+        Parameters
+        ----------
+        percentile : float
+            As many percent of the values lie below the upper end, and above the lower.
+        signed, shifted : bool
+            Values from 0 on, or that lie around 0, have no shift.
+        """
+        low, high = self.quantile(100.0 - percentile), self.quantile(percentile)
+        shift = (low + high) / 2 if signed and shifted else torch.zeros_like(low)
+        scale = (high - low) / 2 if signed and shifted else torch.maximum(high, -low if signed else high)
+        scale = torch.where(scale > 0, scale, torch.maximum(self.largest.abs(), self.smallest.abs()))
+        return torch.where(scale > 0, scale, torch.ones_like(scale)), shift
+
+
 class Override(TypedDict, total=False):
     """Options of one layer, or of all layers of one block of the network."""
 
@@ -171,10 +239,14 @@ def calibrate(
     overrides: Mapping[str, Override] | None = None,
     least_squares: Mapping[str, int] | None = None,
     known: Mapping[str, Tensor] | None = None,
+    task: Task = CLASSIFICATION,
+    shifted: bool = True,
     progress: Callable[[int], None] | None = None,
     distributed: bool = False,
 ) -> dict[str, Tensor]:
     """Scales: percentiles of what each ReLU and the output (its size) give on the calibration images.
+
+    A regression's outputs have a scale and a shift each, which is put into the draft.
 
     Activations are counted as they come; memory is that of the network and one chunk of images.
 
@@ -187,7 +259,7 @@ def calibrate(
     percentile, output_percentile : float
         In (0, 100]; over all values after each ReLU, zeros included, and over ``|logit|``.
     granularity : "layer" or "channel"
-        One scale a layer, or one a channel; the output has one.
+        One scale a layer, or one a channel; a classifier's output has one, a regression's one for each output.
     overrides : dict, optional
         Path of a layer -> its own ``percentile`` or ``granularity``.
     least_squares : dict, optional
@@ -195,6 +267,10 @@ def calibrate(
         have a percentile of their own.
     known : dict, optional
         Path of a layer -> its scale, where it has been learned.
+    task : "classification" or "regression"
+        What the output means.
+    shifted : bool
+        Let a regression's outputs have shifts.
     progress : callable, optional
         Called with the number of images seen so far.
     distributed : bool
@@ -221,8 +297,16 @@ def calibrate(
         for node in draft.layers()
         if draft.role_at(node) is Role.RECTIFIER
     }
-    with failing_together() if distributed else nullcontext():
-        seen, brightest, sketches = _observe(draft, images, by_channel, scales, progress)
+    together = failing_together if distributed else nullcontext
+    estimates = task == "regression" and str(draft.last.target) not in scales
+    output: RangeSketch | None = None
+    if estimates:
+        with together():
+            first, images = peek(iter(images))
+            centre = None if first is None else by_output(draft.output(first).double()).mean(dim=1).cpu()
+        output = _sketch_around(centre, distributed)
+    with together():
+        seen, brightest, sketches = _observe(draft, images, by_channel, scales, output, progress)
     if distributed:
         seen, brightest, sketches = _of_all_processes(seen, brightest, sketches)
     if seen == 0:
@@ -235,6 +319,15 @@ def calibrate(
         if path not in sketches:
             continue
         sketch = sketches[path]
+        shape = draft.shape_at(node)
+        if isinstance(sketch, RangeSketch):
+            own_percentile = overrides.get(path, {}).get("percentile") or output_percentile
+            signed = draft.role_at(node) is not Role.RECTIFIER
+            scale, shift = (_along_channels(each, shape) for each in sketch.range(own_percentile, signed, shifted))
+            ceiling = ceiling_of(draft.module_at(node))
+            scales[path] = scale if ceiling is None else scale.clamp(max=ceiling)
+            draft.output_shift = number_or_tensor(shift)
+            continue
         if float(sketch.largest.max()) == 0.0:
             raise ConversionError(
                 f"{path!r} is 0 on all {seen} calibration images, so it has no scale; "
@@ -252,8 +345,7 @@ def calibrate(
         ceiling = ceiling_of(draft.module_at(node))
         if ceiling is not None:
             scale = scale.clamp(max=ceiling)
-        shape = draft.shape_at(node)
-        scales[path] = scale.reshape(()) if len(scale) == 1 else scale.view(-1, *[1] * (len(shape) - 1))
+        scales[path] = _along_channels(scale, shape)
         if path in draft.pairs:
             scales[draft.pairs[path]] = scales[path].clone()
     return scales
@@ -264,9 +356,10 @@ def _observe(
     images: Iterable[Tensor],
     by_channel: Mapping[str, bool],
     known: Mapping[str, Tensor],
+    output: RangeSketch | None,
     progress: Callable[[int], None] | None,
-) -> tuple[int, float, dict[str, QuantileSketch]]:
-    """Number of images, their largest value, and a sketch of each layer's values."""
+) -> tuple[int, float, dict[str, QuantileSketch | RangeSketch]]:
+    """Number of images, their largest value, and a sketch of each layer's values; the output's may be given."""
     # Both halves of a pair are scaled by the size of the signed value that they split.
     lower_halves = set(draft.pairs.values())
     watched = {
@@ -275,8 +368,11 @@ def _observe(
         if str(node.target) not in lower_halves and str(node.target) not in known
     }
     last = draft.last
-    sketches = {}
+    sketches: dict[str, QuantileSketch | RangeSketch] = {}
     for node in watched.values():
+        if node is last and output is not None:
+            sketches[str(node.target)] = output
+            continue
         per_channel = node is not last and by_channel.get(str(node.target), False)
         channels = draft.shape_at(node)[0] if per_channel else 1
         sketches[str(node.target)] = QuantileSketch(channels, 64 if per_channel else 512)
@@ -287,9 +383,12 @@ def _observe(
             if node in watched:
                 path = str(watched[node].target)
                 sketch = sketches[path]
-                values = value if watched[node] is node and node is not last else value.abs()
-                values = values.transpose(0, 1).flatten(1) if len(sketch.zeros) > 1 else values.reshape(1, -1)
                 try:
+                    if isinstance(sketch, RangeSketch):
+                        sketch.update(by_output(value))
+                        continue
+                    values = value if watched[node] is node and node is not last else value.abs()
+                    values = values.transpose(0, 1).flatten(1) if len(sketch.zeros) > 1 else values.reshape(1, -1)
                     sketch.update(values.float())
                 except ValueError as error:
                     raise ConversionError(f"{path!r} gives NaN or infinity on the calibration images") from error
@@ -297,6 +396,21 @@ def _observe(
         if progress is not None:
             progress(seen)
     return seen, brightest, sketches
+
+
+def _along_channels(values: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Values ``[channels]``, or one, as they broadcast to one sample of this shape."""
+    return values.reshape(()) if len(values) == 1 else values.view(-1, *[1] * (len(shape) - 1))
+
+
+def _sketch_around(centre: Tensor | None, distributed: bool) -> RangeSketch | None:
+    """A sketch whose centre all processes share; None where none of them has images."""
+    centres = [centre]
+    if distributed:
+        centres *= torch.distributed.get_world_size()
+        torch.distributed.all_gather_object(centres, centre)
+    shared = next((each for each in centres if each is not None), None)
+    return None if shared is None else RangeSketch(shared)
 
 
 @contextmanager
@@ -319,8 +433,8 @@ def failing_together() -> Iterator[None]:
 
 
 def _of_all_processes(
-    seen: int, brightest: float, sketches: dict[str, QuantileSketch]
-) -> tuple[int, float, dict[str, QuantileSketch]]:
+    seen: int, brightest: float, sketches: dict[str, QuantileSketch | RangeSketch]
+) -> tuple[int, float, dict[str, QuantileSketch | RangeSketch]]:
     gathered: list[Any] = [None] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(gathered, (seen, brightest, sketches))
     for path, sketch in gathered[0][2].items():

@@ -40,8 +40,8 @@ class Draft:
         Whether the image itself is said by spikes; False where the first layer computes on it.
     input_scale : Tensor
         What an input's value 1 stands for.
-    output_shift : float
-        What a signed output's value 0 stands for.
+    output_shift : float or Tensor
+        What a signed output's value 0 stands for; of a regression one for each output, ``[outputs, 1, ...]``.
     input_code, output_code : TTFSActivation or None
         What the input and a signed output say, where the network was trained so.
     """
@@ -56,7 +56,7 @@ class Draft:
     moved: set[str] = field(default_factory=set)
     encodes_image: bool = True
     input_scale: Tensor = field(default_factory=lambda: torch.ones((), dtype=torch.float64))
-    output_shift: float = 0.0
+    output_shift: float | Tensor = 0.0
     input_code: TTFSActivation | None = None
     output_code: TTFSActivation | None = None
 

@@ -16,6 +16,7 @@ from quartz_plugin.functional import BiasCode, Rectifier
 from quartz_plugin.graph import ConvertedGraph, Layer, unique_path
 from quartz_plugin.neuron import MAX_POOLS, AxonalDelay, FirstSpikeMaxPool, TTFSNeuron
 from quartz_plugin.structure import DenseFirstLayer
+from quartz_plugin.task import number_or_tensor
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ def emit(
         module=module,
         t_max=t_max,
         input_shape=draft.input_shape,
-        output_scale=float(layers[-1].scale.max()),
+        output_scale=number_or_tensor(layers[-1].scale),
         scales={layer.name: layer.scale for layer in layers},
         settings=settings,
         front=front,

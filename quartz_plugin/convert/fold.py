@@ -13,6 +13,7 @@ from quartz_plugin.activation import TTFSActivation
 from quartz_plugin.convert.draft import Draft
 from quartz_plugin.convert.operators import DROPOUTS, NORMS, Affine, ConversionError, Role, ceiling_of, norm_as_affine
 from quartz_plugin.structure import AVERAGES, WEIGHTED, Add
+from quartz_plugin.task import number_or_tensor
 
 Preprocessing = tuple[Sequence[float] | Tensor | float, Sequence[float] | Tensor | float]
 Linear = Literal["compose", "pair"]
@@ -81,7 +82,7 @@ def _take_codes(draft: Draft) -> None:
             draft.remove(first)
     code = draft.module_at(draft.last) if draft.steps() else None
     if isinstance(code, TTFSActivation) and code.signed:
-        draft.output_code, draft.output_shift = code, float(code.shift)
+        draft.output_code, draft.output_shift = code, number_or_tensor(code.shift)
         draft.log(str(draft.last.target), became="the output's code", exact="exact with hold")
         draft.remove(draft.last)
     for node, module in draft.steps():

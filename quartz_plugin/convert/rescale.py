@@ -221,6 +221,7 @@ class _Rescaling:
     def _bias(self, node: fx.Node, scale: Tensor, ratio: float) -> Tensor | None:
         """``A(0) / s_out``, as small a tensor as says it; an output's is of what it says beyond its shift."""
         shift = 0.0 if self.draft.role_at(node) is Role.RECTIFIER else self.draft.output_shift
+        shift = shift.to(self.draft.device) if isinstance(shift, Tensor) else shift
         bias = ((self.biases[node] - shift) * (ratio / scale.to(self.draft.device))).to(self.draft.dtype)
         if not bool(bias.any()):
             return None
@@ -235,9 +236,8 @@ class _Rescaling:
         if _gain_of_inputs(module, gain, shape) is None:
             drive, gain = self._weighed(source, gain, str(node.target)), ONE
         wanted = self.wanted[node]
-        along_outputs = wanted is not None and _along_outputs(module, wanted)
-        out_gain = wanted if wanted is not None and along_outputs else ONE
-        weight = _scaled_weight(module, _gain_of_inputs(module, gain, shape), 1 / out_gain)
+        out_gain = wanted if wanted is not None and along_outputs(module, wanted) else ONE
+        weight = scaled_weight(module, _gain_of_inputs(module, gain, shape), 1 / out_gain)
         emitted = copy.copy(module)
         emitted._parameters = {
             "weight": nn.Parameter(weight.to(module.weight.dtype), requires_grad=False),
@@ -331,14 +331,14 @@ def _gain_of_inputs(module: Any, gain: Tensor, shape: tuple[int, ...]) -> Tensor
     return gain.flatten().expand(shape[0]) if _per_channel(gain) else None
 
 
-def _along_outputs(module: Any, gain: Tensor) -> bool:
+def along_outputs(module: Any, gain: Tensor) -> bool:
     """Whether a gain on the outputs is one number for each row of weights."""
     if gain.dim() == 0:
         return True
     return gain.dim() == 1 if isinstance(module, nn.Linear) else _per_channel(gain)
 
 
-def _scaled_weight(module: Any, gain: Tensor | None, out_gain: Tensor) -> Tensor:
+def scaled_weight(module: Any, gain: Tensor | None, out_gain: Tensor) -> Tensor:
     """Weights times gains on their inputs and outputs, float64."""
     assert gain is not None
     # In place on a copy of its own: the largest layers decide how much memory conversion takes.

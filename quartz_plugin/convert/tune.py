@@ -24,10 +24,12 @@ from quartz_plugin.activation import TTFSActivation
 from quartz_plugin.convert.calibrate import chunk_size, evenly
 from quartz_plugin.convert.draft import Draft
 from quartz_plugin.convert.operators import NORMS, Affine, Role
+from quartz_plugin.convert.rescale import along_outputs, scaled_weight
 from quartz_plugin.convert.rounding import output_code, rounded, values_at
 from quartz_plugin.functional import closed_form, said
 from quartz_plugin.graph import INPUT, call_node
 from quartz_plugin.structure import WEIGHTED
+from quartz_plugin.task import CLASSIFICATION, Task, by_output, class_scores, decide, number_or_tensor, single_logit
 
 SCALE_RULES = ("percentile", "least_squares", "search")
 """Where a layer's scale comes from; one of them."""
@@ -103,6 +105,7 @@ def refine(
     method: CalibrationMethod,
     passes: int,
     rate: float,
+    task: Task,
     progress: TuningProgress,
 ) -> tuple[dict[str, Tensor], CalibrationMethod]:
     """Carry out what a method names besides percentiles and least squares; changes the draft.
@@ -123,6 +126,8 @@ def refine(
         How often "tune" and "distill" see every image.
     rate : float
         How fast they learn, see :func:`parameter_groups`.
+    task : "classification" or "regression"
+        What the output means.
     progress : callable
         Called with the steps done and those to do.
 
@@ -135,24 +140,31 @@ def refine(
         raise ValueError("this calibration_method computes gradients: call convert outside torch.inference_mode()")
     found = dict(scales)
     output = str(draft.last.target)
-    wanted = torch.cat([draft.output(chunk).flatten(1).argmax(1) for chunk in images.split(chunk_size(images))])
+    most = max(1, RANGE_VALUES // max(1, math.prod(draft.shape_at(draft.last))))
+    ranged = images if len(images) <= most else images[evenly(len(images), most)]
+    wanted = torch.cat([draft.output(chunk) for chunk in ranged.split(chunk_size(images))])
+    wanted = decide(wanted) if task == "classification" else wanted
     if method.scale == "search":
-        found = search_scales(draft, found, windows, images, progress)
+        found = search_scales(draft, found, windows, images, task, progress)
     if "bias_correction" in method.refinements:
         correct_biases(draft, found, windows, images)
     if "output" in method.refinements:
-        found[output], draft.output_shift = output_range(draft, found, windows, images, wanted)
+        found[output], draft.output_shift = output_range(draft, found, windows, ranged, wanted, task)
     if method.refinements & TUNING:
         tuned = reconstruct(
             draft, found, windows, images,
-            weights="distill" in method.refinements, passes=passes, learning_rate=rate, progress=progress,
+            weights="distill" in method.refinements, passes=passes, learning_rate=rate, task=task, progress=progress,
         )  # fmt: skip
         if tuned is None:
             return found, replace(method, refinements=method.refinements - TUNING)
         found = tuned
         if "output" in method.refinements:
-            found[output], draft.output_shift = output_range(draft, found, windows, images, wanted)
+            found[output], draft.output_shift = output_range(draft, found, windows, ranged, wanted, task)
     return found, method
+
+
+RANGE_VALUES, RANGE_DECISIONS = 1 << 26, 1 << 17
+"""Values of all outputs, and decisions, by which the output's range is chosen, at most; evenly spread."""
 
 
 AT_ONCE = 1 << 22
@@ -173,22 +185,29 @@ def some_of(images: Tensor, most: int) -> Tensor:
 
 
 def search_scales(
-    draft: Draft, scales: Mapping[str, Tensor], windows: Mapping[str, int], images: Tensor, progress: TuningProgress
+    draft: Draft,
+    scales: Mapping[str, Tensor],
+    windows: Mapping[str, int],
+    images: Tensor,
+    task: Task,
+    progress: TuningProgress,
 ) -> dict[str, Tensor]:
     """Multiply one layer's scales after the other by what brings the network's output nearest to the ANN's.
 
-    Nearest is least in relative entropy of the softmax.
+    Nearest is least in :func:`output_distance`.
     """
     images = some_of(images, SEARCH_IMAGES)
     module = rounded(draft, scales, windows)
     found = {path: scale.clone() for path, scale in scales.items()}
     nodes = list(module.graph.nodes)
     layers = [n for n in nodes if n.op == "call_module" and str(n.target) in found and _is_code(module, n)]
+    (last,) = nodes[-1].all_input_nodes
+    size = scales[str(draft.last.target)]
     with torch.no_grad():
-        wanted = draft.output(images).flatten(1)
+        wanted = draft.output(images)
         values: dict[fx.Node, Any] = {}
         run_from(module, nodes, values, images)
-        least = _distance(values, nodes, wanted)
+        least = float(output_distance(values[last], wanted, task, size))
         kept = values
         for done, layer in enumerate(layers):
             path, place = str(layer.target), nodes.index(layer)
@@ -200,7 +219,7 @@ def search_scales(
                 tried = dict(values)
                 run_from(module, nodes[place:], tried, images)
                 code.log_scale.sub_(math.log(factor))
-                if (distance := _distance(tried, nodes, wanted)) < least:
+                if (distance := float(output_distance(tried[last], wanted, task, size))) < least:
                     least, best, kept = distance, factor, tried
             if best != 1.0:
                 code.log_scale.add_(math.log(best))
@@ -228,17 +247,26 @@ def run_from(module: fx.GraphModule, nodes: Sequence[fx.Node], values: dict[fx.N
             values[node] = images if node.op == "placeholder" else call_node(module, node, values)
 
 
-def _distance(values: dict[fx.Node, Any], nodes: list[fx.Node], wanted: Tensor) -> float:
-    (last,) = nodes[-1].all_input_nodes
-    return float(relative_entropy(values[last].flatten(1), wanted))
+def output_distance(
+    outputs: Tensor, wanted: Tensor, task: Task, size: Tensor | float, temperature: float = 1.0
+) -> Tensor:
+    """Distance of outputs from those wanted: :func:`relative_entropy`, or of a regression the mean squared error.
+
+    Each output's error is taken in units of its `size`, so that small outputs count as much as large ones.
+    """
+    if task == "classification":
+        return relative_entropy(outputs, wanted, temperature)
+    size = size.to(outputs) if isinstance(size, Tensor) else size
+    return ((outputs - wanted) / size).square().mean()
 
 
 def relative_entropy(logits: Tensor, wanted: Tensor, temperature: float = 1.0) -> Tensor:
-    """Of the softmax of logits ``[B, classes]``, from that of the wanted logits; mean over images.
+    """Of the softmax of logits ``[B, classes, ...]``, from that of the wanted logits; mean over decisions.
 
-    Both are divided by the temperature, and what comes out is multiplied by its square (arXiv:1503.02531).
+    A single logit stands for the two classes of its sigmoid. Both are divided by the temperature, and what comes out is
+    multiplied by its square (arXiv:1503.02531).
     """
-    given, wanted = (F.log_softmax(each / temperature, dim=1) for each in (logits, wanted))
+    given, wanted = (F.log_softmax(class_scores(each) / temperature, dim=1) for each in (logits, wanted))
     return temperature**2 * F.kl_div(given, wanted, reduction="batchmean", log_target=True)
 
 
@@ -247,9 +275,14 @@ TEMPERATURE = 4.0
 
 
 def output_range(
-    draft: Draft, scales: Mapping[str, Tensor], windows: Mapping[str, int], images: Tensor, wanted: Tensor
-) -> tuple[Tensor, float]:
-    """:func:`best_range` of a network's output; where it says nothing, the scale it has.
+    draft: Draft,
+    scales: Mapping[str, Tensor],
+    windows: Mapping[str, int],
+    images: Tensor,
+    wanted: Tensor,
+    task: Task = CLASSIFICATION,
+) -> tuple[Tensor, float | Tensor]:
+    """:func:`best_range` of a network's output; where that finds none, the range it has.
 
     Parameters
     ----------
@@ -258,20 +291,25 @@ def output_range(
     images : Tensor
         Training images.
     wanted : Tensor
-        Classes that the ANN decided for.
+        Classes that the ANN decided for; of a regression its outputs.
+    task : "classification" or "regression"
+        What the output means.
     """
     path = str(draft.last.target)
     module = rounded(draft, scales, windows)
     code = module.get_submodule(output_code(module))
     assert isinstance(code, TTFSActivation)
-    found = best_range(code, drives_of(module, code, images), wanted)
-    return (scales[path], 0.0) if found is None else (torch.tensor(found[0], dtype=torch.float64), found[1])
+    found = best_range(code, drives_of(module, code, images), wanted, task)
+    if found is None:
+        return scales[path], draft.output_shift
+    scale, shift = found
+    return torch.as_tensor(scale, dtype=torch.float64).cpu(), shift
 
 
 def drives_of(module: nn.Module, code: TTFSActivation, images: Tensor) -> Tensor:
-    """What the output's activation is given on these images, ``[B, classes]``."""
+    """Inputs of the output's activation on these images, of the output's shape."""
     drives: list[Tensor] = []
-    hook = code.register_forward_pre_hook(lambda _, given: drives.append(given[0].flatten(1)))
+    hook = code.register_forward_pre_hook(lambda _, given: drives.append(given[0]))
     try:
         with torch.no_grad():
             for chunk in images.split(chunk_size(images)):
@@ -281,40 +319,93 @@ def drives_of(module: nn.Module, code: TTFSActivation, images: Tensor) -> Tensor
     return torch.cat(drives)
 
 
-def best_range(code: TTFSActivation, drives: Tensor, wanted: Tensor) -> tuple[float, float] | None:
-    """The output's scale and shift with which the first spike decides most often as wanted.
+def best_range(
+    code: TTFSActivation, drives: Tensor, wanted: Tensor, task: Task = CLASSIFICATION
+) -> tuple[float | Tensor, float | Tensor] | None:
+    """The output's scale and shift with which the spikes agree most often, or most nearly, with what is wanted.
 
-    Of several first spikes each counts its share. The output says values from ``shift - scale`` to ``shift + scale``
-    (a ReLU: from 0, without a shift). A narrow range clips the largest outputs to one value, a wide one rounds them to
-    one; where between them fewest are lost, depends on the window.
+    The output encodes values from ``shift - scale`` to ``shift + scale`` (a ReLU: from 0, without a shift). A narrow
+    range clips the largest outputs to one value, a wide one rounds them to one; where between them least is lost,
+    depends on the window.
 
     Parameters
     ----------
     code : TTFSActivation
         The output's.
     drives : Tensor
-        What it is given, ``[B, classes]``.
+        Its inputs, ``[B, ...]``.
     wanted : Tensor
-        Classes ``[B]``.
+        Classes ``[B]``, or ``[B, ...]`` where every position is a decision; of a regression values of the drives'
+        shape.
+    task : "classification" or "regression"
+        What the output means. Of several first spikes each counts its share; a regression's outputs each have the range
+        of the least squared error.
 
     Returns
     -------
-    (float, float) or None
-        None where the drives are not finite, or all 0.
+    (scale, shift) or None
+        Numbers, of a regression tensors ``[outputs, 1, ...]``. None where the drives are not finite, or all 0.
     """
-    largest, window = float(drives.abs().max()), code.window
+    largest = float(drives.abs().max())
     if not math.isfinite(largest) or largest == 0.0:
         return None
-    shifts = torch.linspace(float(drives.min()), float(drives.max()), 41).tolist() if code.signed else []
-    best = -1.0, largest, 0.0
     with torch.no_grad():
-        for scale in (largest * 0.93**power for power in range(44)):
-            for shift in (0.0, *shifts):
-                levels = closed_form((drives - shift) * (window / scale), window, -window if code.signed else 0)
-                first = levels == levels.amax(dim=1, keepdim=True)
-                share = first.gather(1, wanted.unsqueeze(1)).squeeze(1) / first.sum(dim=1)
-                best = max(best, (float(share.mean()), scale, shift))
+        if task == "regression":
+            return _nearest_range(code, drives, wanted)
+        return _agreeing_range(code, drives, wanted)
+
+
+def _agreeing_range(code: TTFSActivation, drives: Tensor, wanted: Tensor) -> tuple[float, float]:
+    """The range with which the first spike decides most often as wanted."""
+    single, logits, wanted = single_logit(drives), class_scores(drives), wanted.flatten()
+    window = code.window
+    if single and code.signed:
+        # Half a step beside 0, none of its values is 0, and its sign is that of its drive, whatever the range.
+        scale = float(logits.abs().max()) / (1 - 1 / (2 * window))
+        return scale, scale / (2 * window)
+    chosen = evenly(len(wanted), RANGE_DECISIONS)
+    if len(chosen) < len(wanted):
+        logits, wanted = logits[chosen], wanted[chosen]
+    largest, lowest = float(logits.abs().max()), -window if code.signed else 0
+    shifts = torch.linspace(float(logits.min()), float(logits.max()), 41).tolist() if code.signed else []
+    best = -1.0, largest, 0.0
+    for scale in (largest * 0.93**power for power in range(44)):
+        for shift in (0.0, *shifts):
+            levels = closed_form((logits - shift) * (window / scale), window, lowest)
+            first = levels == levels.amax(dim=1, keepdim=True)
+            share = first.gather(1, wanted.unsqueeze(1)).squeeze(1) / first.sum(dim=1)
+            best = max(best, (float(share.mean()), scale, shift))
     return min(best[1], code.ceiling or best[1]), best[2]
+
+
+def _nearest_range(code: TTFSActivation, drives: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
+    """Each output's range with which its values are nearest to those wanted, in squares."""
+    shape = [1] * (drives.dim() - 2)
+    given, wanted = (by_output(each).double() for each in (drives, wanted))
+    chosen = evenly(given.shape[1], RANGE_DECISIONS)
+    if len(chosen) < given.shape[1]:
+        given, wanted = given[:, chosen], wanted[:, chosen]
+    window, lowest = code.window, -code.window if code.signed else 0
+    low, high = wanted.amin(dim=1, keepdim=True), wanted.amax(dim=1, keepdim=True)
+    middle = (low + high) / 2 if code.signed else torch.zeros_like(low)
+    reach = (high - low) / 2 if code.signed else high
+    reach = torch.where(reach > 0, reach, torch.where(middle != 0, middle.abs(), torch.ones_like(reach)))
+    if code.ceiling is not None:
+        reach = reach.clamp(max=code.ceiling)
+    least, best_scale, best_shift = torch.full_like(middle, math.inf), reach, middle
+    for scale in (reach * 0.97**power for power in range(44)):
+        for aside in (-0.5, -0.25, 0.0, 0.25, 0.5) if code.signed else (0.0,):
+            # A narrower range may lie anywhere within the whole one.
+            shift = middle + 2 * aside * (reach - scale)
+            error = (said(given - shift, scale, window, lowest) + shift - wanted).square().mean(dim=1, keepdim=True)
+            better = error < least
+            least = torch.where(better, error, least)
+            best_scale, best_shift = (
+                torch.where(better, new, old) for new, old in ((scale, best_scale), (shift, best_shift))
+            )
+    if len(best_scale) == 1:
+        return best_scale.reshape(()), best_shift.reshape(())
+    return best_scale.view(-1, *shape), best_shift.view(-1, *shape)
 
 
 def correct_biases(draft: Draft, scales: Mapping[str, Tensor], windows: Mapping[str, int], images: Tensor) -> None:
@@ -393,34 +484,87 @@ def reconstruct(
     passes: int,
     progress: TuningProgress,
     learning_rate: float,
+    task: Task = CLASSIFICATION,
     activations: float = 4.0,
 ) -> dict[str, Tensor] | None:
     """Let the rounded network learn to give what the ANN gives, in every layer and at the end; returns the scales.
 
     Where its output is twice as far from the ANN's afterwards, or no number, warn, leave all as it was, return None.
     """
+    options = _Tuning(weights, passes, progress, learning_rate, task, activations)
+    output = str(draft.last.target)
+    factors = _balancing_factors(draft, scales[output]) if task == "regression" else None
+    if factors is None:
+        return _reconstruct(draft, scales, windows, images, options)
+    _scale_outputs(draft, factors)
+    learned = _reconstruct(draft, {**scales, output: scales[output] * factors}, windows, images, options)
+    _scale_outputs(draft, 1 / factors)
+    return None if learned is None else {**learned, output: scales[output]}
+
+
+@dataclass(frozen=True)
+class _Tuning:
+    """Options of :func:`reconstruct`."""
+
+    weights: bool
+    passes: int
+    progress: TuningProgress
+    learning_rate: float
+    task: Task
+    activations: float
+
+
+def _balancing_factors(draft: Draft, scale: Tensor) -> Tensor | None:
+    """Powers of two that bring a regression's outputs to about one size, so that one learning rate suits all of them.
+
+    None where one layer of weights does not have them all to itself.
+    """
+    if draft.last.op != "call_module" or not isinstance(module := draft.module_at(draft.last), WEIGHTED):
+        return None
+    factors = torch.exp2(-scale.log2().round())
+    return factors if along_outputs(module, factors) else None
+
+
+def _scale_outputs(draft: Draft, factors: Tensor) -> None:
+    """Multiply the last layer's outputs by powers of two, exactly; the shift goes with them."""
+    layer: Any = draft.module_at(draft.last)
+    layer.weight.data.copy_(scaled_weight(layer, torch.ones_like(factors).max(), factors))
+    if layer.bias is not None:
+        layer.bias.data.mul_(factors.flatten().to(layer.bias))
+    draft.output_shift = number_or_tensor(torch.as_tensor(draft.output_shift) * factors)
+
+
+def _reconstruct(
+    draft: Draft,
+    scales: Mapping[str, Tensor],
+    windows: Mapping[str, int],
+    images: Tensor,
+    options: _Tuning,
+) -> dict[str, Tensor] | None:
+    learning_rate, task = options.learning_rate, options.task
     teacher, output = copy.deepcopy(draft.module), str(draft.last.target)
     for _, layer in draft.steps():
         if isinstance(layer, WEIGHTED):
             _give_bias(draft, layer)
     module = rounded(draft, scales, windows)
-    groups = parameter_groups(module, learning_rate, weights=weights)
+    groups = parameter_groups(module, learning_rate, weights=options.weights)
     every = {str(node.target) for node in draft.layers()}
     paths = every - {output}
     if images.dim() == 4:
         module, teacher = (each.to(memory_format=torch.channels_last) for each in (module, teacher))  # type: ignore[call-overload]
     batch = max(10, min(50, TUNED_AT_ONCE // images[:1].numel()))
     steps_of_a_pass = math.ceil(len(images) / batch)
-    total = passes * steps_of_a_pass
+    total = options.passes * steps_of_a_pass
     optimizer, schedule = adam(groups, total)
     judged = images[evenly(len(images), SEARCH_IMAGES)]
+    size = scales[output]
 
     def distance() -> float:
         chunks = judged.split(chunk_size(judged))
         with torch.no_grad():
-            answers = torch.cat([values_at(module, chunk, {output})[0][output].flatten(1) for chunk in chunks])
-            wanted = torch.cat([teacher(chunk).flatten(1) for chunk in chunks])
-        return float(relative_entropy(answers, wanted))
+            answers = torch.cat([values_at(module, chunk, {output})[0][output] for chunk in chunks])
+            wanted = torch.cat([teacher(chunk) for chunk in chunks])
+        return float(output_distance(answers, wanted, task, size))
 
     before = distance()
     generator = torch.Generator().manual_seed(0)
@@ -435,19 +579,19 @@ def reconstruct(
             given, _ = values_at(module, chosen, every)
             # The membranes: what the output makes of them is for its own rule.
             answers = given.pop(output)
-            loss = relative_entropy(answers.flatten(1), logits.flatten(1), TEMPERATURE)
+            loss = output_distance(answers, logits, task, size, TEMPERATURE)
             # At first the layers in front tell best what to do; at last the output decides.
-            loss = loss + activations * (1 - done / total) * unlikeness(given, wanted)
+            loss = loss + options.activations * (1 - done / total) * unlikeness(given, wanted)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             schedule.step()
-            progress(min(done + 1, total), total)
+            options.progress(min(done + 1, total), total)
     after = distance()
     # Also where it is no number.
     if not after <= 2 * before + NO_DISTANCE:
         warnings.warn(
-            f"tuning moved the output away from the ANN's (relative entropy {before:.3g} before, {after:.3g} after) "
+            f"tuning moved the output away from the ANN's ({DISTANCES[task]} {before:.3g} before, {after:.3g} after) "
             f"and is left out: give a lower tuning_rate than {learning_rate:g}, or more calibration images or "
             "tuning_passes",
             stacklevel=2,
@@ -468,10 +612,15 @@ def _give_bias(draft: Draft, layer: Any) -> None:
 
 
 NO_DISTANCE = 1e-6
-"""Relative entropy, nats, that is none: what single precision makes of two outputs that are alike."""
+"""Distance that is none: what single precision makes of two outputs that are alike."""
+
+DISTANCES: dict[Task, str] = {"classification": "relative entropy", "regression": "squared error by squared range"}
+"""Names of :func:`output_distance`."""
 
 
-def parameter_groups(module: nn.Module, learning_rate: float, *, weights: bool = True) -> list[dict[str, Any]]:
+def parameter_groups(
+    module: nn.Module, learning_rate: float, *, weights: bool = True, unequal: nn.Module | None = None
+) -> list[dict[str, Any]]:
     """What Adam learns of a rounded network, and how fast: a layer's parameters in proportion to its weights' size.
 
     Adam moves every parameter as far as every other, so with one rate for all, layers of small weights would be lost
@@ -485,6 +634,8 @@ def parameter_groups(module: nn.Module, learning_rate: float, *, weights: bool =
         As a share of the root mean square of the layer's weights, and of a scale.
     weights : bool
         Learn weights and batch norms; otherwise only biases and scales.
+    unequal : nn.Module, optional
+        A layer whose outputs differ in size, as a regression's may: its rate goes with the smallest of them.
     """
     module.requires_grad_(False)
     groups: list[dict[str, Any]] = []
@@ -493,7 +644,9 @@ def parameter_groups(module: nn.Module, learning_rate: float, *, weights: bool =
             groups.append({"params": list(each.parameters()), "lr": learning_rate})
         elif isinstance(each, WEIGHTED) or (weights and isinstance(each, NORMS) and each.affine):
             chosen = [p for name, p in each.named_parameters() if weights or name == "bias"]
-            size = float(each.weight.detach().square().mean().sqrt())
+            weight = each.weight.detach()
+            square = weight.flatten(1).square().mean(dim=1)
+            size = float((square.min() if each is unequal else weight.square().mean()).sqrt())
             groups.append({"params": chosen, "lr": learning_rate * size})
     groups = [group for group in groups if group["params"]]
     for group in groups:

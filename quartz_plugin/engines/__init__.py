@@ -6,6 +6,7 @@ walks through time and judges the others.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from importlib.util import find_spec
@@ -71,6 +72,8 @@ def run(graph: ConvertedGraph, images: Tensor, engine: str = "auto", record: boo
         n_steps=graph.n_steps,
         engine=engine,
         signed_output=graph.layers[-1].neuron.p.signed,
+        task=graph.task,
+        last_positive_step=_last_positive_step(graph),
     )
 
 
@@ -108,8 +111,18 @@ def decode_output(graph: ConvertedGraph, output_spikes: Tensor) -> Tensor:
 
 
 def _logits(graph: ConvertedGraph, output_levels: Tensor) -> Tensor:
-    """What the output's levels say in the ANN's units."""
-    return output_levels * (graph.output_scale / graph.layers[-1].neuron.clock.window) + graph.output_shift
+    """The output's levels in the ANN's units."""
+    return graph.output_values(output_levels, graph.layers[-1].neuron.clock.window)
+
+
+def _last_positive_step(graph: ConvertedGraph) -> int | None:
+    """Step at which an output of the smallest positive value fires; None where outputs differ in their range."""
+    scale, shift, clock = graph.output_scale, graph.output_shift, graph.layers[-1].neuron.clock
+    if isinstance(scale, Tensor) or isinstance(shift, Tensor):
+        return None
+    window = clock.output_window
+    level = math.floor(-shift * window.length / scale) + 1
+    return window.step_of(max(-window.length, min(window.length, level)))
 
 
 @contextmanager

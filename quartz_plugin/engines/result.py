@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from quartz_plugin.coding import NO_SPIKE, Window
 from quartz_plugin.graph import INPUT
+from quartz_plugin.task import CLASSIFICATION, Task, decide, single_logit, undecided
 
 
 @dataclass(eq=False)
@@ -20,10 +21,10 @@ class SimulationResult:
     Attributes
     ----------
     logits : Tensor
-        ``[B, classes]``: the output layer's values in the ANN's units. Equal values are equal first spikes;
-        ``argmax`` then takes the smallest class index.
+        ``[B, classes]`` (or as the ANN's output is shaped): the output layer's values in the ANN's units. Equal values
+        are equal first spikes; ``argmax`` then takes the smallest class index.
     membrane : Tensor
-        ``[B, classes]``: the output's membranes at its readout, in the ANN's units: the logits before the output rounds
+        Like `logits`: the output's membranes at its readout, in the ANN's units: the logits before the output rounds
         and clips them, for a reader who can see membranes. They seldom tie.
     spike_steps : dict
         Layer name -> int32 ``[B, ...]``: step on the global clock, -1 where there was no spike.
@@ -36,6 +37,10 @@ class SimulationResult:
         The engine that ran.
     signed_output : bool
         Whether silence of an output says -1 (0 where the network ends in a ReLU).
+    task : "classification" or "regression"
+        What the output means; see :func:`~quartz_plugin.convert`.
+    last_positive_step : int or None
+        Step at which an output of the smallest positive value fires.
     """
 
     logits: Tensor
@@ -45,6 +50,8 @@ class SimulationResult:
     n_steps: int
     engine: str
     signed_output: bool = True
+    task: Task = CLASSIFICATION
+    last_positive_step: int | None = None
     _found: WeakKeyDictionary[Any, Any] = field(default_factory=WeakKeyDictionary, init=False, repr=False)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -94,16 +101,50 @@ class SimulationResult:
         return window.levels_at(self.spike_steps[name], silent)
 
     @property
-    def decision_steps(self) -> Tensor:
-        """``[B]`` int32: step of the first output spike, when a decision can be made.
+    def decisions(self) -> Tensor:
+        """Classes (int64) decided for: ``[B]``, or ``[B, ...]`` where every position is a decision.
 
-        The inference's last step where no output fired.
+        A single logit decides for class 1 where it is positive, else for 0.
+
+        Raises
+        ------
+        ValueError
+            For a regression, which decides for nothing.
         """
-        steps = self.spike_steps[self.output].flatten(1)
-        return torch.where(steps == NO_SPIKE, self.n_steps - 1, steps).amin(dim=1)
+        self._check_decides()
+        return decide(self.logits)
+
+    @property
+    def decision_steps(self) -> Tensor:
+        """Step (int32) at which a decision can be made: ``[B]``, or ``[B, ...]`` where every position is a decision.
+
+        That of the first output spike, and the inference's last step where no output fired. A single logit is known
+        not to be positive once the step of its smallest positive value has passed. A regression is known with the last
+        of an image's output spikes, ``[B]``.
+        """
+        steps = self.spike_steps[self.output]
+        steps = torch.where(steps == NO_SPIKE, self.n_steps - 1, steps)
+        if self.task == "regression":
+            return steps.flatten(1).amax(dim=1) if steps.dim() > 1 else steps
+        if not single_logit(steps):
+            return steps.amin(dim=1)
+        known = steps.clamp(max=self.last_positive_step)
+        return known if steps.dim() == 1 else known.squeeze(1)
 
     @property
     def ties(self) -> Tensor:
-        """``[B]`` bool: several outputs share the first spike, so that the class index decides."""
-        logits = self.logits.flatten(1)
-        return (logits == logits.amax(dim=1, keepdim=True)).sum(dim=1) > 1
+        """Decisions (bool) that the class index makes, since several outputs share the first spike; or a logit is 0.
+
+        ``[B]``, or ``[B, ...]`` where every position is a decision.
+
+        Raises
+        ------
+        ValueError
+            For a regression, which decides for nothing.
+        """
+        self._check_decides()
+        return undecided(self.logits)
+
+    def _check_decides(self) -> None:
+        if self.task == "regression":
+            raise ValueError("a regression decides for no class; compare result.logits with the values wanted")

@@ -64,6 +64,7 @@ from quartz_plugin.network import SpikingNetwork, load
 from quartz_plugin.rate import RateCodedNetwork
 from quartz_plugin.structure import in_eval_mode
 from quartz_plugin.tables import format_table
+from quartz_plugin.task import class_scores
 from quartz_plugin.training import TrainableNetwork, restored
 
 _SKIP = {"model", "dataloaders", "datamodule"}
@@ -519,7 +520,7 @@ class QuartzTrainer(lightning.Trainer):
         for number, path in enumerate(images):
             decided = None if result is None else int(result.decision_steps[number])
             when = "" if decided is None else f"  decided at step {decided} of {network.n_steps}"  # type: ignore[union-attr]
-            tops = {who: top_classes(logits[number], top, names) for who, logits in answers.items()}
+            tops = {who: top_classes(class_scores(logits)[number], top, names) for who, logits in answers.items()}
             ranks = zip(*tops.values(), strict=True)
             print(f"{path}{when}")
             print(format_table([*tops], [[f"{name}  {100 * share:.1f} %" for name, share in rank] for rank in ranks]))

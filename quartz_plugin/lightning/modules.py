@@ -48,6 +48,7 @@ from quartz_plugin.metrics import (
 )
 from quartz_plugin.network import SpikingNetwork
 from quartz_plugin.rate import RATE_COUNTS, RateCodedNetwork
+from quartz_plugin.task import class_scores, decide
 from quartz_plugin.training import Teacher, TrainableNetwork, structure_of
 
 RANGE_IMAGES, RANGE_VALUES = 1000, 1 << 25
@@ -191,12 +192,15 @@ class Classifier(lightning.LightningModule):
         else:
             outputs = self(images)
             logits, *auxiliary = outputs if isinstance(outputs, tuple) else (outputs,)
-            loss = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
+            loss = self._cross_entropy(logits, labels)
             for head in auxiliary:
                 if head is not None:
-                    loss = loss + 0.3 * F.cross_entropy(head, labels, label_smoothing=self.label_smoothing)
+                    loss = loss + 0.3 * self._cross_entropy(head, labels)
         self.log("train_loss", loss, prog_bar=True)
         return loss
+
+    def _cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return F.cross_entropy(class_scores(logits), labels, label_smoothing=self.label_smoothing)
 
     def _taught(self, images: Tensor, labels: Tensor) -> Tensor:
         """Loss of one batch where an ANN teaches the network with the rounding of its spikes."""
@@ -235,8 +239,9 @@ class Classifier(lightning.LightningModule):
         """Loss and accuracy of one batch."""
         images, labels = batch
         logits = self(images)
-        self.val_accuracy(logits, labels)
-        self.log("val_loss", F.cross_entropy(logits, labels), prog_bar=True, sync_dist=True, batch_size=len(images))
+        scores = class_scores(logits)
+        self.val_accuracy(scores, labels)
+        self.log("val_loss", F.cross_entropy(scores, labels), prog_bar=True, sync_dist=True, batch_size=len(images))
         self.log("val_accuracy", self.val_accuracy, prog_bar=True)
 
     def on_test_start(self) -> None:
@@ -249,8 +254,8 @@ class Classifier(lightning.LightningModule):
         images, labels = batch
         logits = self(images)
         check_outputs(logits, self.classes)
-        self.decisions.append(logits.argmax(1))
-        self.test_accuracy.update(logits, labels)
+        self.decisions.append(decide(logits))
+        self.test_accuracy.update(class_scores(logits), labels)
         self.images.update(len(images))
         if self.costs is not None:
             chosen = counted(self.trainer, batch_idx, len(images), self.cost_images)
@@ -485,14 +490,14 @@ class SpikingClassifier(lightning.LightningModule):
         every = len(chosen) == len(images)
         result: SimulationResult = self.snn.run(images, engine=self.engine, record=every)
         check_outputs(result.logits, self.classes)
-        seen = {"result": result, "preds": result.logits, "target": labels}
+        seen = {"result": result, "preds": class_scores(result.logits), "target": labels}
         if self.decisions is not None:
             seen["reference"] = self.decisions[batch_idx]
-            right, ann_right = result.logits.argmax(1) == labels, seen["reference"] == labels
+            right, ann_right = result.decisions == labels, seen["reference"] == labels
             self.gained.update((right & ~ann_right).sum())
             self.lost.update((ann_right & ~right).sum())
         self.answers.update(**seen)
-        self.by_membrane.update(result.membrane, labels)
+        self.by_membrane.update(class_scores(result.membrane), labels)
         if chosen:
             self.costs.update(result=result if every else self.snn.run(images[chosen], engine=self.engine))
             if self.first_layer is not None:
@@ -562,7 +567,7 @@ class RateClassifier(lightning.LightningModule):
         """Simulate one batch and count."""
         images, labels = batch
         result = self.rate.run(images, self.steps)
-        self.accuracy.update(result.logits, labels)
+        self.accuracy.update(class_scores(result.logits), labels)
         self.agreement.update(result.logits, self.decisions[batch_idx])
         chosen = counted(self.trainer, batch_idx, len(images), self.cost_images)
         for name, metric in self.counts.items():
@@ -598,8 +603,8 @@ def mixed(images: Tensor, labels: Tensor, most: float) -> tuple[Tensor, Tensor]:
 
 
 def check_outputs(logits: Tensor, classes: int) -> None:
-    """Raise ValueError where a network has not an output for each class."""
-    if logits.shape[1:] != (classes,):
+    """Raise ValueError where a network has not an output for each class, or a single logit for two."""
+    if logits.shape[1:] != (classes,) and not (classes == 2 and logits.shape[1:] in ((), (1,))):
         raise ValueError(
             f"the network has {logits[0].numel()} outputs, the data {classes} classes: "
             "give the --data.root that the network is made for"

@@ -8,21 +8,24 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from quartz_plugin.task import decide
+
 
 def agreement(preds: Tensor, reference: Tensor) -> Tensor:
-    """Which inferences of two networks have the same top class.
+    """Compare the decisions of two networks.
 
     Parameters
     ----------
     preds : Tensor
-        Logits ``[B, classes]``; of equal logits the smallest class index counts.
+        Logits ``[B, classes, ...]``, a decision at every position (``[B, classes, H, W]`` in segmentation); of equal
+        logits the smallest class index counts. A single logit, ``[B]`` or ``[B, 1, ...]``, decides by its sign.
     reference : Tensor
-        Logits of the same shape, or the classes decided for, whole numbers ``[B]``.
+        Logits of the same shape, or the classes decided for, whole numbers ``[B, ...]``.
 
     Returns
     -------
     Tensor
-        bool ``[B]``.
+        bool ``[B, ...]``: whether both decide alike.
 
     Raises
     ------
@@ -35,16 +38,16 @@ def agreement(preds: Tensor, reference: Tensor) -> Tensor:
     tensor([ True, False])
     """
     decided = not reference.is_floating_point()
-    if preds.dim() != 2 or reference.shape != (preds.shape[:1] if decided else preds.shape):
+    if preds.dim() == 0 or reference.shape != (preds.shape[:1] + preds.shape[2:] if decided else preds.shape):
         raise ValueError(
-            "preds must be [B, classes] and reference the same, or classes [B] (whole numbers), "
-            f"got {list(preds.shape)} and {list(reference.shape)}"
+            "preds must be [B, classes] (or [B, classes, ...]) and reference the same, or classes [B, ...] (whole "
+            f"numbers), got {list(preds.shape)} and {list(reference.shape)}"
         )
-    return preds.argmax(dim=1) == (reference if decided else reference.argmax(dim=1))
+    return decide(preds) == (reference if decided else decide(reference))
 
 
 class Agreement(Metric):
-    """Share of inferences in which the spiking network decides as the ANN does (top-1).
+    """Share of decisions that the spiking network makes as the ANN does (top-1); in segmentation of pixels.
 
     Examples
     --------
@@ -67,9 +70,10 @@ class Agreement(Metric):
         self.add_state("total", torch.tensor(0), dist_reduce_fx="sum")
 
     def update(self, preds: Tensor, reference: Tensor) -> None:
-        """Add the spiking network's logits ``[B, classes]``, and the ANN's or the classes it decided for."""
-        self.agreeing += agreement(preds, reference).sum()
-        self.total += len(preds)
+        """Add the spiking network's logits ``[B, classes, ...]``, and the ANN's or the classes it decided for."""
+        alike = agreement(preds, reference)
+        self.agreeing += alike.sum()
+        self.total += alike.numel()
 
     def compute(self) -> Tensor:
         """Share in [0, 1]."""

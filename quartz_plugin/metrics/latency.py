@@ -12,12 +12,15 @@ from quartz_plugin.engines.result import SimulationResult
 
 
 def decision_latency(result: SimulationResult) -> Tensor:
-    """Steps until the first output spike: ``[B]``, counted from 1; all steps where no output fires."""
+    """Steps until a decision can be made, counted from 1: ``[B]``, or ``[B, ...]`` for decisions at every position.
+
+    See :attr:`~quartz_plugin.SimulationResult.decision_steps`.
+    """
     return result.decision_steps + 1
 
 
 class DecisionLatency(Metric):
-    """Mean number of steps until the first output spike.
+    """Mean number of steps until a decision can be made: the first output spike, or the last one of a regression.
 
     Examples
     --------
@@ -44,11 +47,12 @@ class DecisionLatency(Metric):
 
     def update(self, result: SimulationResult) -> None:
         """Add a simulation."""
-        self.steps += decision_latency(result).sum().to(self.steps)
-        self.total += len(result.logits)
+        latency = decision_latency(result)
+        self.steps += latency.sum().to(self.steps)
+        self.total += latency.numel()
 
     def compute(self) -> Tensor:
-        """Mean over images, float64."""
+        """Mean over decisions, float64."""
         return self.steps.double() / self.total
 
     def plot(self, val: Any = None, ax: Any = None) -> Any:
