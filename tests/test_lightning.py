@@ -12,15 +12,18 @@ import torch
 from conftest import SHARED
 from safetensors.torch import save_file
 from torch import nn
+from torch.nn import functional as F
 
 pytest.importorskip("lightning", reason="needs the extra recipes")
+
+import lightning
 
 import quartz_plugin
 from quartz_plugin.lightning import Classifier, MNISTData, QuartzTrainer, SpikingClassifier, quartz_mnist
 from quartz_plugin.lightning.cli import load_checkpoint
 from quartz_plugin.lightning.comparison import write_csv
 from quartz_plugin.lightning.data import DIGITS, FULL_MNIST, random_affine, stratified_split
-from quartz_plugin.lightning.modules import warn_if_seen
+from quartz_plugin.lightning.modules import check_outputs, warn_if_seen
 from quartz_plugin.lightning.networks import UNKNOWN_DATA, load_weights, told_fitted_on
 
 ROOT = Path(__file__).parents[1]
@@ -361,3 +364,32 @@ def test_fit_and_test_work_without_the_command_line(tmp_path):
     assert figures["steps"] == 4 * 63 + 1
     images, labels = data._parts["test"].tensors
     assert figures["accuracy"] == pytest.approx(float((snn(images).argmax(1) == labels).float().mean()), abs=1e-6)
+
+
+def test_a_network_of_one_logit_is_tested_by_its_sign(tmp_path):
+    ann = nn.Sequential(nn.Flatten(), nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 1))
+    images = torch.rand(60, 3, 2, 2)
+    with torch.no_grad():
+        ann[3].bias -= ann(images).mean()
+    labels = (ann(images) > 0.02).long().squeeze(1)
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(images, labels), batch_size=20)
+    trainer = lightning.Trainer(
+        default_root_dir=tmp_path, logger=False, enable_checkpointing=False, enable_progress_bar=False
+    )
+    classifier = Classifier(ann, classes=2)
+    classifier.log = lambda *_, **__: None
+    expected = F.binary_cross_entropy_with_logits(ann(images).squeeze(1), labels.float())
+    torch.testing.assert_close(classifier.training_step((images, labels), 0), expected)
+    trainer.test(classifier, loader, verbose=False)
+    assert classifier.figures["accuracy"] == pytest.approx(
+        float(((ann(images).squeeze(1) > 0) == labels).float().mean())
+    )
+    snn = quartz_plugin.convert(ann, images, 8, calibration_method="output")
+    tested = SpikingClassifier(snn, 2, classifier.decisions)
+    trainer.test(tested, loader, verbose=False)
+    by_sign = (snn(images) > 0).squeeze(1)
+    assert tested.figures["accuracy"] == pytest.approx(float((by_sign == labels).float().mean()))
+    assert tested.figures["agreement"] == pytest.approx(quartz_plugin.verify(ann, snn, images).agreement)
+    assert tested.figures["gained"] == float((by_sign == labels)[~ann_right].sum())
+    with pytest.raises(ValueError, match="the network has 1 outputs, the data 3 classes"):
+        check_outputs(ann(images), 3)
