@@ -10,9 +10,10 @@ Engines, exporters, metrics and files all read it through this module and know n
 
 from __future__ import annotations
 
+import copy
 import itertools
 from collections.abc import Container, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any
 
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from quartz_plugin.coding import Window, check_unit_interval
+from quartz_plugin.fingerprint import new_number
 from quartz_plugin.neuron import AxonalDelay, FirstSpikeMaxPool, TTFSNeuron
 from quartz_plugin.structure import DenseFirstLayer
 from quartz_plugin.task import CLASSIFICATION, Task
@@ -114,6 +116,8 @@ class ConvertedGraph:
         What computes the values that the input's spikes say; None where they say the image.
     output_shift : float or Tensor
         The ANN's output that the value 0 stands for.
+    number : int
+        Tells it, as an object, from its copies, which may be edited apart from it.
     """
 
     module: fx.GraphModule
@@ -125,6 +129,11 @@ class ConvertedGraph:
     report: list[dict[str, Any]] = field(default_factory=list)
     front: DenseFirstLayer | None = None
     output_shift: float | Tensor = 0.0
+    number: int = field(default_factory=new_number, repr=False, compare=False)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> ConvertedGraph:
+        own = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "number"}
+        return ConvertedGraph(**copy.deepcopy(own, memo))
 
     @property
     def input_window(self) -> Window:
@@ -256,27 +265,6 @@ def check_modules(graph: ConvertedGraph) -> None:
                 f"node {node.name!r} ({node.op} {node.target}) is no call of a module, so the network cannot be "
                 "saved or exported; put what it does into a module"
             )
-
-
-def structure_of(module: fx.GraphModule) -> tuple[Any, ...]:
-    """What a network is apart from the values of its weights: equal while nothing but those is edited."""
-    return (
-        tuple((n.op, n.name, str(n.target), str(n.args), str(n.kwargs)) for n in module.graph.nodes),
-        tuple((name, type(each), _settings(each)) for name, each in module.named_modules()),
-        tuple((name, tensor.dtype, tuple(tensor.shape)) for name, tensor in module.state_dict().items()),
-    )
-
-
-def _settings(module: nn.Module) -> tuple[Any, ...]:
-    """What a module computes with besides tensors and modules."""
-    if isinstance(module, TTFSNeuron):
-        return module.p._replace(bias=None, spike_grad=None)
-    plain = (int, float, str, tuple, list, type(None))
-    return tuple(
-        (name, str(value))
-        for name, value in vars(module).items()
-        if name[0] != "_" and name != "training" and isinstance(value, plain)
-    )
 
 
 def is_chain(graph: ConvertedGraph) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from importlib.util import find_spec
 
 import torch
@@ -19,10 +20,14 @@ from quartz_plugin.engines.analytic import run_analytic
 from quartz_plugin.engines.event import run_event
 from quartz_plugin.engines.result import SimulationResult
 from quartz_plugin.engines.stepped import run_stepped
+from quartz_plugin.fingerprint import FINITE, Fingerprint, Kept, identity_of, structure_of
 from quartz_plugin.functional import closed_form
 from quartz_plugin.graph import INPUT, ConvertedGraph
 
 __all__ = ["ENGINES", "SimulationResult", "decode_output", "run"]
+
+_ARRIVING = Kept(lambda graph: bool(graph.arrivals()), structure_of)
+"""Raises ValueError where windows that meet do not end together."""
 
 ENGINES = {"analytic": run_analytic, "event": run_event, "stepped": run_stepped}
 
@@ -45,7 +50,8 @@ def run(graph: ConvertedGraph, images: Tensor, engine: str = "auto", record: boo
     ------
     ValueError
         For images of a wrong shape or outside [0, 1], an unknown engine, one that cannot be exact here, synapses in
-        a type narrower than float32, or paths that meet with windows that do not end together.
+        a type narrower than float32, weights that are NaN or infinite, or paths that meet with windows that do not
+        end together.
     ImportError
         For "event" where numba is not installed.
     """
@@ -53,12 +59,16 @@ def run(graph: ConvertedGraph, images: Tensor, engine: str = "auto", record: boo
     if graph.dtype not in (torch.float32, torch.float64):
         raise ValueError(f"{graph.dtype} cannot hold the membrane; use snn.to(torch.float32)")
     graph.check_images(images)
-    graph.arrivals()
+    network = identity_of(graph)
+    fingerprint = Fingerprint(network.structure, network.weights)
+    FINITE.of(graph, fingerprint)
+    _ARRIVING.of(graph, network.structure)
     window = graph.input_window
-    with _full_precision(graph.device), _versioned():
+    with _full_precision(graph.device), _outside_inference_mode():
         drive = graph.values_to_encode(images) * window.length
         input_levels = closed_form(drive, window.length)
-        spike_steps, output_levels, membrane = ENGINES[engine](graph, input_levels, record)
+        engine_of = partial(run_event, fingerprint=fingerprint) if engine == "event" else ENGINES[engine]
+        spike_steps, output_levels, membrane = engine_of(graph, input_levels, record)
         if record:
             steps = window.steps_of(input_levels.detach())
             if graph.silent:
@@ -74,6 +84,7 @@ def run(graph: ConvertedGraph, images: Tensor, engine: str = "auto", record: boo
         signed_output=graph.layers[-1].neuron.p.signed,
         task=graph.task,
         last_positive_step=_last_positive_step(graph),
+        network=network,
     )
 
 
@@ -126,8 +137,8 @@ def _last_positive_step(graph: ConvertedGraph) -> int | None:
 
 
 @contextmanager
-def _versioned() -> Iterator[None]:
-    """In inference mode, run without gradients instead: its tensors do not tell when they are edited."""
+def _outside_inference_mode() -> Iterator[None]:
+    """In inference mode, run without gradients instead: its tensors could not be edited, or learned from, later."""
     with ExitStack() as stack:
         if torch.is_inference_mode_enabled():
             stack.enter_context(torch.inference_mode(False))

@@ -18,7 +18,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial, reduce
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -35,8 +34,9 @@ from quartz_plugin.engines.convolutions import (
     rows_as_channels,
 )
 from quartz_plugin.engines.stepped import Found, step_layer
+from quartz_plugin.fingerprint import Fingerprint, Kept, fingerprint_of
 from quartz_plugin.functional import TTFSParameters, spike_steps_of
-from quartz_plugin.graph import ConvertedGraph, Layer, carry, is_spike_source, module_nodes, structure_of
+from quartz_plugin.graph import ConvertedGraph, Layer, carry, is_spike_source, module_nodes
 from quartz_plugin.neuron import FirstSpikeMaxPool
 from quartz_plugin.synapses import unit_shapes
 
@@ -90,19 +90,24 @@ def _threads(plan: NetworkPlan, batch: int) -> Iterator[int]:
 
 
 @torch.no_grad()
-def run_event(graph: ConvertedGraph, input_levels: Tensor, record: bool = True) -> Found:
+def run_event(
+    graph: ConvertedGraph, input_levels: Tensor, record: bool = True, fingerprint: Fingerprint | None = None
+) -> Found:
     """Find all spikes by events, on a CPU, without gradients.
 
-    Parameters and returns are those of :func:`~quartz_plugin.engines.stepped.run_stepped`.
+    Other parameters, and returns, are those of :func:`~quartz_plugin.engines.stepped.run_stepped`.
+
+    Parameters
+    ----------
+    fingerprint : Fingerprint, optional
+        The network's, where that has just been taken.
 
     Raises
     ------
-    ValueError
-        If a weight is NaN or infinite.
     ImportError
         Without numba.
     """
-    plan = _plan_of(graph)
+    plan = _plan_of(graph, fingerprint)
     with _threads(plan, len(input_levels)) as threads:
         return _run(graph, plan, input_levels, record, threads)
 
@@ -281,31 +286,7 @@ class NetworkPlan:
         return sum(each.synapses for each in ranges)
 
 
-_PLANS: WeakKeyDictionary[fx.GraphModule, tuple[Any, NetworkPlan]] = WeakKeyDictionary()
-
-
-def _plan_of(graph: ConvertedGraph) -> NetworkPlan:
-    """Plan of a network; kept until the graph, a module or a weight is another."""
-    module = graph.module
-    state = structure_of(module), tuple(_fingerprint(tensor) for tensor in module.state_dict().values())
-    made = _PLANS.get(module)
-    if made is None or made[0] != state:
-        made = state, _planned(graph)
-        _PLANS[module] = made
-    return made[1]
-
-
-def _fingerprint(tensor: Tensor) -> tuple[Any, ...]:
-    """Tells a tensor from what it was before an edit, also one past autograd's notice (through ``.data``)."""
-    bits = tensor.detach().contiguous().view(torch.int64 if tensor.dtype == torch.float64 else torch.int32)
-    version = 0 if tensor.is_inference() else tensor._version
-    return tensor.data_ptr(), version, int(bits.sum(dtype=torch.int64))
-
-
 def _planned(graph: ConvertedGraph) -> NetworkPlan:
-    for name, tensor in graph.module.state_dict().items():
-        if not bool(torch.isfinite(tensor).all()):
-            raise ValueError(f"{name} of the network contains NaN or infinity")
     shapes = unit_shapes(graph)
     layers = {layer.name: _layer_plan(graph, layer, shapes) for layer in graph.layers}
     pools: dict[str, FirstSpikeMaxPool] = {}
@@ -319,6 +300,14 @@ def _planned(graph: ConvertedGraph) -> NetworkPlan:
             routing |= {node.name} if moves else set()
             spikes |= {node} if moves else set()
     return NetworkPlan(layers, pools, routing)
+
+
+_PLANS = Kept(_planned, fingerprint_of)
+
+
+def _plan_of(graph: ConvertedGraph, fingerprint: Fingerprint | None = None) -> NetworkPlan:
+    """Plan of a network, kept until it is edited; `fingerprint`, where that has just been taken."""
+    return _PLANS.of(graph, fingerprint)
 
 
 def _layer_plan(graph: ConvertedGraph, layer: Layer, shapes: dict[fx.Node, torch.Size]) -> LayerPlan | None:

@@ -38,6 +38,21 @@ def compiled(function: Any) -> Any:
         return njit(nogil=True)(function)
 
 
+@compiled
+def digest_words(words: Any, multipliers: Any, base: Any) -> Any:
+    """Weigh words by their multipliers, block by block, and blocks by powers of `base`; modulo 2^64, signed."""
+    # Unsigned indices need no look at their sign, and the loop runs in vectors.
+    size, block, start = np.uint64(words.size), np.uint64(multipliers.size), np.uint64(0)
+    total = np.int64(0)
+    while start < size:
+        members, weighed = min(block, size - start), np.int64(0)
+        for index in range(members):
+            weighed += np.int64(words[start + np.uint64(index)]) * np.int64(multipliers[np.uint64(index)])
+        total = total * base + weighed
+        start += members
+    return total
+
+
 def _vector_at(context: Any, builder: Any, array_type: Any, array: Any, index: Any) -> tuple[Any, int]:
     """Pointer to a vector in a contiguous array, and the alignment of its numbers."""
     number = context.get_data_type(array_type.dtype)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from quartz_plugin.coding import NO_SPIKE, Window
-from quartz_plugin.graph import INPUT
+from quartz_plugin.fingerprint import Identity, digests, fingerprint_of
+from quartz_plugin.graph import INPUT, ConvertedGraph
 from quartz_plugin.task import CLASSIFICATION, Task, decide, single_logit, undecided
 
 
@@ -41,6 +42,13 @@ class SimulationResult:
         What the output means; see :func:`~quartz_plugin.convert`.
     last_positive_step : int or None
         Step at which an output of the smallest positive value fires.
+    network : Identity or None
+        Which network it is of; None where that is not known.
+
+    Notes
+    -----
+    It can be pickled, saved by ``torch.save`` (and loaded with ``weights_only=True``), deep-copied and sent between
+    processes; the copy has all of the above, logits and membrane without their gradients, and no network.
     """
 
     logits: Tensor
@@ -52,28 +60,27 @@ class SimulationResult:
     signed_output: bool = True
     task: Task = CLASSIFICATION
     last_positive_step: int | None = None
-    _found: WeakKeyDictionary[Any, Any] = field(default_factory=WeakKeyDictionary, init=False, repr=False)
+    network: Identity | None = None
+    _found: dict[Any, tuple[Hashable, dict[Any, Any]]] = field(default_factory=dict, init=False, repr=False)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_found": WeakKeyDictionary()}
+        # Tensors inside an autograd graph cannot go to another process, nor be copied.
+        apart = {"logits": self.logits.detach(), "membrane": self.membrane.detach(), "_found": {}}
+        return {**self.__dict__, **apart}
 
-    def memo(self, owner: nn.Module | None = None) -> dict[Any, Any]:
+    def memo(self, graph: ConvertedGraph | None = None) -> dict[Any, Any]:
         """What readers have found out about these spikes, for one another: of a network's, or of any.
 
-        It is empty again where spikes, or the network's parameters, have been edited through torch; an edit in
-        place of a tensor that was made in inference mode (``run`` makes none) is not seen.
+        It is empty again where spikes, or the network, have been edited (:mod:`quartz_plugin.fingerprint`).
         """
-        tensors = list(self.spike_steps.values())
-        if owner is not None:
-            own = [each for module in owner.modules() for each in (module._parameters, module._buffers)]
-            tensors += [tensor for named in own for tensor in named.values() if tensor is not None]
-        versions = [0 if tensor.is_inference() else tensor._version for tensor in tensors]
-        known = self._found.get(self if owner is None else owner)
-        # Tensors that are held here cannot give their place in memory to others.
-        if known is None or known[1] != versions or [*map(id, known[0])] != [*map(id, tensors)]:
-            known = self._found[self if owner is None else owner] = tensors, versions, {}
-        found: dict[Any, Any] = known[2]
-        return found
+        owner = None if graph is None else graph.number
+        shapes = tuple((name, steps.shape) for name, steps in self.spike_steps.items())
+        own = digests(self.spike_steps.values()), shapes, tuple(self.windows.items()), self.n_steps
+        state = own, None if graph is None else fingerprint_of(graph)
+        known = self._found.get(owner)
+        if known is None or known[0] != state:
+            known = self._found[owner] = state, {}
+        return known[1]
 
     @property
     def output(self) -> str:
@@ -148,3 +155,7 @@ class SimulationResult:
     def _check_decides(self) -> None:
         if self.task == "regression":
             raise ValueError("a regression decides for no class; compare result.logits with the values wanted")
+
+
+# Plain data: a file of results may be loaded without running code.
+torch.serialization.add_safe_globals([SimulationResult, Window, Identity])

@@ -16,8 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from importlib.util import find_spec
-from typing import Any, ClassVar, TypeVar
-from weakref import WeakKeyDictionary
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, fx
@@ -26,6 +25,7 @@ from quartz_plugin.coding import NO_SPIKE, Window
 from quartz_plugin.engines.event import LEAST_CHANGE, count_changes, pooled
 from quartz_plugin.engines.result import SimulationResult
 from quartz_plugin.engines.stepped import walk_layer
+from quartz_plugin.fingerprint import Kept, structure_of
 from quartz_plugin.graph import (
     INPUT,
     ConvertedGraph,
@@ -34,7 +34,6 @@ from quartz_plugin.graph import (
     carry,
     check_modules,
     is_spike_source,
-    structure_of,
 )
 from quartz_plugin.hardware.spikes import (
     early_spike_counts,
@@ -62,20 +61,13 @@ class Synapses:
     It holds no node: nodes hold their network, which it must not keep alive.
     """
 
-    _known: ClassVar[WeakKeyDictionary[fx.GraphModule, tuple[Any, Synapses]]] = WeakKeyDictionary()
-
     def __init__(self) -> None:
         self._found: dict[str, Any] = {}
 
-    @classmethod
-    def of(cls, graph: ConvertedGraph) -> Synapses:
+    @staticmethod
+    def of(graph: ConvertedGraph) -> Synapses:
         """Return those of this network."""
-        structure = structure_of(graph.module)
-        known = cls._known.get(graph.module)
-        if known is None or known[0] != structure:
-            known = structure, cls()
-            cls._known[graph.module] = known
-        return known[1]
+        return _SYNAPSES.of(graph)
 
     def fan_outs(self, graph: ConvertedGraph) -> FanOut:
         """Return :func:`quartz_plugin.synapses.fan_outs`, float64: dot products of it are exact below 2^53."""
@@ -155,6 +147,9 @@ class Synapses:
         return found
 
 
+_SYNAPSES = Kept(lambda graph: Synapses(), structure_of)
+
+
 def _double(counts: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {source: count.flatten().double() for source, count in counts.items()}
 
@@ -216,7 +211,7 @@ class InferenceCounts:
             )
         result.check_recorded()
         self.graph, self.result = graph, result
-        self._found = result.memo(graph.module)
+        self._found = result.memo(graph)
         if "checked" not in self._found:
             self._check()
 

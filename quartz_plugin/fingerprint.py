@@ -1,0 +1,247 @@
+"""One rule for all that is kept about a network or its spikes: it is kept while every bit of them is the same.
+
+Event plans, tables of synapses, counts of a simulation and the check for NaN all go by it. Any edit is seen, whatever
+way it takes (``optimizer.step()``, ``load_state_dict``, in place, through ``.data`` or a numpy view, a module or a
+setting replaced), since the tensors are read, at the speed of memory, and not asked whether they were edited.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import secrets
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+
+from quartz_plugin.neuron import TTFSNeuron
+
+if TYPE_CHECKING:
+    from quartz_plugin.graph import ConvertedGraph
+
+Found = TypeVar("Found")
+
+BLOCK = 1024
+"""Words that are weighed by multipliers of their own; whole blocks are then weighed by powers of :data:`BASE`."""
+
+BASE = 0x9E3779B97F4A7C15 - 2**64
+"""Odd, as a signed 64-bit number."""
+
+CHUNK = 1024 * BLOCK
+"""Words that are widened to 64 bits together where there are no compiled loops."""
+
+
+def _multipliers() -> np.ndarray[Any, Any]:
+    """Odd numbers of 31 bits, all different, so that two words of a block that change places change the sum."""
+    hashed = [hashlib.blake2b(index.to_bytes(4, "big"), digest_size=4).digest() for index in range(BLOCK)]
+    return np.array([int.from_bytes(each, "big") >> 1 | 1 for each in hashed], np.int32)
+
+
+MULTIPLIERS = _multipliers()
+"""Without any pattern of their own: sums of some of them are those of others by chance alone."""
+
+
+class Fingerprint(NamedTuple):
+    """What a network is: numbers of 64 bits that are equal while nothing is edited, in every process.
+
+    Attributes
+    ----------
+    structure : int
+        Of its graph, modules and their settings, and the shapes of its weights.
+    weights : int
+        Of the values of its parameters and buffers.
+    """
+
+    structure: int
+    weights: int
+
+
+class Identity(NamedTuple):
+    """Which network a simulation is of.
+
+    Attributes
+    ----------
+    number : int
+        That of the network as an object, from its making on: edits keep it, copies have others.
+    structure, weights : int
+        Its fingerprint when it ran.
+    """
+
+    number: int
+    structure: int
+    weights: int
+
+    def is_that_of(self, other: Identity) -> bool:
+        """Whether both are of one network: of the same structure, and either the same object or the same weights.
+
+        So a network may be trained between two simulations, and a copy that has not been edited is no other network.
+        """
+        alike = self.number == other.number or self.weights == other.weights
+        return alike and self.structure == other.structure
+
+
+def new_number() -> int:
+    """A number that no other network has, in no process; random, without a random generator of others."""
+    return secrets.randbits(62) + 1
+
+
+def digest(tensor: Tensor) -> int:
+    """64 bits that depend on every bit of a tensor and its place: its words of 32 bits, weighed and summed.
+
+    A change of one word is always seen, any other but for a share of about 2^-32. Equal on all devices.
+
+    Examples
+    --------
+    >>> x = torch.tensor([1.0, 2.0, -3.0])
+    >>> digest(x) == digest(x.clone()), digest(x) == digest(x.flip(0)), digest(x) == digest(-x)
+    (True, False, False)
+    """
+    words = _words(tensor)
+    if words.device.type == "cpu" and _compiles():
+        from quartz_plugin.engines.event_kernels import digest_words
+
+        return int(digest_words(words.numpy(), MULTIPLIERS, BASE))
+    return digest_in_torch(words)
+
+
+def digests(tensors: Iterable[Tensor]) -> int:
+    """One number for several tensors in this order, from each one's :func:`digest`."""
+    total = 0
+    for tensor in tensors:
+        total = (total * BASE + digest(tensor)) % 2**64
+    return total - 2**63
+
+
+@functools.cache
+def _compiles() -> bool:
+    return find_spec("numba") is not None
+
+
+def _words(tensor: Tensor) -> Tensor:
+    """A tensor's bits as a vector of int32."""
+    flat = tensor.detach().contiguous().view(-1)
+    if flat.element_size() >= 4:
+        return flat.view(torch.int32)
+    return flat.view(torch.int16 if flat.element_size() == 2 else torch.uint8).to(torch.int32)
+
+
+def digest_in_torch(words: Tensor) -> int:
+    """:func:`digest` of a vector of words without compiled loops, or on another device."""
+    multipliers = torch.from_numpy(MULTIPLIERS).to(words.device, torch.int64)
+    powers = torch.full((CHUNK // BLOCK,), BASE, dtype=torch.int64, device=words.device).cumprod(0)
+    total = torch.zeros((), dtype=torch.int64, device=words.device)
+    for chunk in words.split(CHUNK) if len(words) else ():
+        padded = torch.nn.functional.pad(chunk.to(torch.int64), (0, -len(chunk) % BLOCK))
+        sums = (padded.view(-1, BLOCK) * multipliers).sum(dim=1)
+        falling = powers[: len(sums)].flip(0)
+        total = total * falling[0] + (sums[:-1] * falling[1:]).sum() + sums[-1]
+    return int(total)
+
+
+def tensors_of(graph: ConvertedGraph) -> Iterator[tuple[str, Tensor]]:
+    """Yield names and all tensors that a network computes with: parameters, buffers, and mere attributes."""
+    for path, module in _modules(graph):
+        # Of our neurons' tensors snnTorch wants all but the bias.
+        helds = [{"bias": module.bias}] if isinstance(module, TTFSNeuron) else [module._parameters, module._buffers]
+        for held in (*helds, vars(module)):
+            for name, tensor in held.items():
+                if isinstance(tensor, Tensor):
+                    yield f"{path}.{name}", tensor
+
+
+def _modules(graph: ConvertedGraph) -> Iterator[tuple[str, nn.Module]]:
+    yield from graph.module.named_modules()
+    if graph.front is not None:
+        yield from graph.front.named_modules(prefix="front")
+
+
+def structure_of(graph: ConvertedGraph) -> int:
+    """What a network is apart from the values of its weights, as a number of 64 bits."""
+    structure = (
+        graph.t_max,
+        graph.input_shape,
+        tuple((n.op, n.name, *map(_argument, (n.target, *n.args)), str(n.kwargs)) for n in graph.module.graph.nodes),
+        tuple((path, type(module), *_settings(module)) for path, module in _modules(graph)),
+        tuple((name, tensor.shape) for name, tensor in tensors_of(graph)),
+    )
+    known = _STRUCTURES.get(graph.module)
+    if known is None or known[0] != structure:
+        number = int.from_bytes(hashlib.blake2b(repr(structure).encode(), digest_size=8).digest(), "big", signed=True)
+        _STRUCTURES[graph.module] = known = structure, number
+    return known[1]
+
+
+_STRUCTURES: WeakKeyDictionary[fx.GraphModule, tuple[Any, int]] = WeakKeyDictionary()
+
+
+def _argument(value: Any) -> Any:
+    """An argument of a node, or what it calls. A node counts by its name: it would keep its network alive."""
+    return value if isinstance(value, str) else value.name if isinstance(value, fx.Node) else repr(value)
+
+
+def _settings(module: nn.Module) -> Iterator[Any]:
+    """What a module computes with besides tensors and modules."""
+    if isinstance(module, TTFSNeuron):
+        yield module.p._replace(bias=None, spike_grad=None)
+        return
+    for name, value in vars(module).items():
+        if name[0] == "_" or name == "training" or isinstance(value, Tensor):
+            continue
+        yield name
+        yield value if value is None or isinstance(value, (int, float, str)) else repr(value)
+
+
+def fingerprint_of(graph: ConvertedGraph) -> Fingerprint:
+    """Return a network's fingerprint as it is now."""
+    return Fingerprint(structure_of(graph), digests(tensor for _, tensor in tensors_of(graph)))
+
+
+def identity_of(graph: ConvertedGraph) -> Identity:
+    """Return which network this is, and how it is now."""
+    return Identity(graph.number, *fingerprint_of(graph))
+
+
+class Kept(Generic[Found]):
+    """Something found out about networks; of each it is kept until the network is another.
+
+    It holds no network alive, provided that what is found holds no node: nodes hold their network.
+
+    Parameters
+    ----------
+    find : callable
+        What finds it.
+    state : callable
+        What it depends on: :func:`fingerprint_of`, or :func:`structure_of` where weights do not matter.
+    """
+
+    def __init__(self, find: Callable[[ConvertedGraph], Found], state: Callable[[ConvertedGraph], Hashable]) -> None:
+        self._find, self._state = find, state
+        self._known: WeakKeyDictionary[fx.GraphModule, tuple[Hashable, Found]] = WeakKeyDictionary()
+
+    def of(self, graph: ConvertedGraph, state: Hashable | None = None) -> Found:
+        """What is known of a network; `state`, where the caller has just found it."""
+        state = self._state(graph) if state is None else state
+        known = self._known.get(graph.module)
+        if known is None or known[0] != state:
+            known = self._known[graph.module] = state, self._find(graph)
+        return known[1]
+
+    def clear(self) -> None:
+        """Forget all of them."""
+        self._known.clear()
+
+
+def _check_finite(graph: ConvertedGraph) -> None:
+    for name, tensor in tensors_of(graph):
+        # A sum of finite numbers is finite, or too large; to look at each of them takes a multiple of its time.
+        if not bool(torch.isfinite(tensor.detach().sum())) and not bool(torch.isfinite(tensor).all()):
+            raise ValueError(f"{name} of the network contains NaN or infinity")
+
+
+FINITE = Kept(_check_finite, fingerprint_of)
+"""Raises ValueError where a weight is NaN or infinite."""
