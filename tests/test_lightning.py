@@ -381,9 +381,8 @@ def test_a_network_of_one_logit_is_tested_by_its_sign(tmp_path):
     expected = F.binary_cross_entropy_with_logits(ann(images).squeeze(1), labels.float())
     torch.testing.assert_close(classifier.training_step((images, labels), 0), expected)
     trainer.test(classifier, loader, verbose=False)
-    assert classifier.figures["accuracy"] == pytest.approx(
-        float(((ann(images).squeeze(1) > 0) == labels).float().mean())
-    )
+    ann_right = (ann(images) > 0).squeeze(1) == labels
+    assert classifier.figures["accuracy"] == pytest.approx(float(ann_right.float().mean()))
     snn = quartz_plugin.convert(ann, images, 8, calibration_method="output")
     tested = SpikingClassifier(snn, 2, classifier.decisions)
     trainer.test(tested, loader, verbose=False)

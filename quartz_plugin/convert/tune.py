@@ -645,8 +645,8 @@ def parameter_groups(
         elif isinstance(each, WEIGHTED) or (weights and isinstance(each, NORMS) and each.affine):
             chosen = [p for name, p in each.named_parameters() if weights or name == "bias"]
             weight = each.weight.detach()
-            square = weight.flatten(1).square().mean(dim=1)
-            size = float((square.min() if each is unequal else weight.square().mean()).sqrt())
+            square = weight.flatten(1).square().mean(dim=1).min() if each is unequal else weight.square().mean()
+            size = float(square.sqrt())
             groups.append({"params": chosen, "lr": learning_rate * size})
     groups = [group for group in groups if group["params"]]
     for group in groups:
