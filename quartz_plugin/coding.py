@@ -163,13 +163,21 @@ def at_least_float32(dtype: torch.dtype) -> torch.dtype:
     return dtype if dtype in (torch.float32, torch.float64) else torch.float32
 
 
+def is_traced(x: Tensor) -> bool:
+    """Whether `x` has no values to be looked at: it is traced by torch.compile, torch.export or torch.func, or meta.
+
+    What would be refused for its values is then taken on trust.
+    """
+    return torch.compiler.is_compiling() or x.is_meta or torch._C._functorch.is_functorch_wrapped_tensor(x)
+
+
 def check_unit_interval(x: Tensor, what: str = "x") -> None:
     """Raise one clear ValueError unless `x` is a floating-point tensor with all values in [0, 1]."""
     if not isinstance(x, Tensor):
         raise TypeError(f"{what} must be a torch.Tensor, got {type(x).__name__}")
     if not x.is_floating_point():
         raise ValueError(f"{what} must be floating point in [0, 1], got {x.dtype}; divide raw bytes by 255")
-    if x.numel() == 0:
+    if is_traced(x) or x.numel() == 0:
         return
     low, high = (float(value) for value in x.detach().aminmax())
     if low >= 0.0 and high <= 1.0:

@@ -28,7 +28,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from quartz_plugin.coding import NO_SPIKE, NeuronClock, at_least_float32, round_half_up, window_length
+from quartz_plugin.coding import NO_SPIKE, NeuronClock, at_least_float32, is_traced, round_half_up, window_length
 
 Rectifier = Literal["spike", "silent"]
 BiasCode = Literal["synapse", "spike"]
@@ -193,7 +193,7 @@ def ttfs_step(input_: Tensor, state: TTFSState | None, p: TTFSParameters, dt: fl
     Raises
     ------
     ValueError
-        At step 0, if the bias does not fit the neurons' shape.
+        At step 0, if the bias does not fit the neurons' shape, and at readout, if a membrane is NaN.
 
     Returns
     -------
@@ -228,6 +228,9 @@ def ttfs_step(input_: Tensor, state: TTFSState | None, p: TTFSParameters, dt: fl
     elif bias is not None and step == clock.first_input:
         i = i + bias
     if step == clock.readout:
+        drive = state.v if bias is None else state.v + bias
+        if not is_traced(drive) and bool(drive.isnan().any()):
+            raise ValueError("a membrane is NaN: a weight, a bias or an input is NaN or infinite")
         i = torch.ones_like(i)
         if bias is not None and p.bias_code == "spike":
             # A negative bias is a spike still to come: until then nothing pulls the membrane up.
@@ -367,7 +370,7 @@ def spike_steps_of(p: TTFSParameters, levels: Tensor, fired: Tensor | None = Non
     """
     steps = p.clock.output_window.steps_of(levels)
     if fired is not None:
-        steps[~fired] = NO_SPIKE
+        steps.masked_fill_(~fired, NO_SPIKE)
     if p.rectifier == "silent":
-        steps[levels == 0] = NO_SPIKE
+        steps.masked_fill_(levels == 0, NO_SPIKE)
     return steps

@@ -6,6 +6,7 @@ import copy
 from os import PathLike
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from quartz_plugin import engines, export, io
@@ -21,6 +22,12 @@ class SpikingNetwork(nn.Module):
 
     Calling it with images ``[B, ...]`` in [0, 1] gives the output layer's values in the ANN's units,
     ``[B, classes]``.
+
+    ``torch.compile`` runs it as it is, between what it compiles before and behind; ``torch.export.export`` takes the
+    closed form of held neurons, as a module that can be compiled whole, and that takes its images on trust.
+
+    What is kept about it (event plans, tables of synapses, counts of a result) is found anew when it has been edited,
+    whatever way: :mod:`quartz_plugin.fingerprint`.
 
     Attributes
     ----------
@@ -70,6 +77,10 @@ class SpikingNetwork(nn.Module):
         ImportError
             For "event" where numba is not installed.
         """
+        if torch.compiler.is_dynamo_compiling():
+            from quartz_plugin.engines.uncompiled import run
+
+            return run(self.graph, images, engine, record)
         return engines.run(self.graph, images, engine, record)
 
     def values_to_encode(self, images: Tensor) -> Tensor:

@@ -271,3 +271,14 @@ def test_decode_makes_the_logits_of_the_network_of_spikes_stepped_by_hand(chain,
     assert torch.equal(snn.decode(torch.stack(spikes)), wanted)
     with pytest.raises(ValueError, match=rf"must be \[{snn.n_steps}, B"):
         snn.decode(torch.stack(spikes[:-1]))
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize("hold", [True, False])
+def test_a_weight_that_is_not_finite_is_refused_by_both_faces(hold, value):
+    snn = quartz_plugin.convert(nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU()), torch.rand(4, 1, 5, 5), 4, hold=hold)
+    train = quartz_plugin.encode(torch.rand(2, 1, 5, 5), 4, snn.n_steps)
+    snn.graph_module.get_submodule("0").weight.data[1, 0, 2, 2] = value
+    for walk, net in ((run_snntorch, snn.to_snntorch()), (run_norse, snn.to_norse())):
+        with pytest.raises(ValueError, match="^a membrane is NaN: "):
+            walk(net, train)

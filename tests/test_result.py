@@ -81,3 +81,44 @@ def test_workers_send_results(learns):
     loader = DataLoader(Results(snn, images), batch_size=None, num_workers=1, timeout=60)
     for found, each in zip(loader, images, strict=True):
         assert_alike(found, snn.run(each))
+
+
+# ----------------------------------------------------------------------------------------------- compiled, exported
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("hold", [True, False])
+def test_a_compiled_network_gives_the_same_values(backend, hold):
+    torch._dynamo.reset()
+    snn, images = network(hold=hold), torch.rand(5, 4)
+    around = nn.Sequential(nn.Sigmoid(), snn, nn.Softmax(1))
+    for net in (snn, around):
+        expected = net(images)
+        compiled = torch.compile(net, backend=backend)
+        for _ in range(2):
+            torch.testing.assert_close(compiled(images), expected)
+    with pytest.raises(ValueError, match="must lie in"):
+        torch.compile(snn, backend=backend)(images + 1)
+
+
+@pytest.mark.parametrize("first_layer", ["spiking", "dense"])
+def test_a_held_network_is_exported_for_any_batch(first_layer):
+    snn, images = network(first_layer=first_layer), torch.rand(5, 4)
+    exported = torch.export.export(snn, (images,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},)).module()
+    for batch in (images, torch.rand(1, 4), torch.rand(17, 4)):
+        assert torch.equal(exported(batch), snn(batch))
+    torch._dynamo.reset()
+    assert torch.equal(torch.compile(exported, backend="eager", fullgraph=True)(images), snn(images))
+
+
+def test_early_spikes_are_not_exported():
+    with pytest.raises(ValueError, match=r"torch\.export takes the closed form of held neurons"):
+        torch.export.export(network(hold=False), (torch.rand(2, 4),))
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+def test_weights_may_be_those_of_many_networks_at_once():
+    snn, images = network(), torch.rand(5, 4)
+    weights = {name: torch.stack([value, -value]) for name, value in snn.state_dict().items()}
+    both = torch.func.vmap(lambda own: torch.func.functional_call(snn, own, (images,)))(weights)
+    assert torch.equal(both[0], snn(images))

@@ -15,12 +15,12 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
-from quartz_plugin.coding import NO_SPIKE
+from quartz_plugin.coding import NO_SPIKE, is_traced
 from quartz_plugin.engines.analytic import run_analytic
 from quartz_plugin.engines.event import run_event
 from quartz_plugin.engines.result import SimulationResult
 from quartz_plugin.engines.stepped import run_stepped
-from quartz_plugin.fingerprint import FINITE, Fingerprint, Kept, identity_of, structure_of
+from quartz_plugin.fingerprint import FINITE, Fingerprint, Kept, identity_of, structure_of, tensors_of
 from quartz_plugin.functional import closed_form
 from quartz_plugin.graph import INPUT, ConvertedGraph
 
@@ -59,10 +59,12 @@ def run(graph: ConvertedGraph, images: Tensor, engine: str = "auto", record: boo
     if graph.dtype not in (torch.float32, torch.float64):
         raise ValueError(f"{graph.dtype} cannot hold the membrane; use snn.to(torch.float32)")
     graph.check_images(images)
-    network = identity_of(graph)
-    fingerprint = Fingerprint(network.structure, network.weights)
-    FINITE.of(graph, fingerprint)
-    _ARRIVING.of(graph, network.structure)
+    network = fingerprint = None
+    if not any(is_traced(tensor) for _, tensor in tensors_of(graph)):
+        network = identity_of(graph)
+        fingerprint = Fingerprint(network.structure, network.weights)
+        FINITE.of(graph, fingerprint)
+        _ARRIVING.of(graph, network.structure)
     window = graph.input_window
     with _full_precision(graph.device), _outside_inference_mode():
         drive = graph.values_to_encode(images) * window.length
@@ -92,6 +94,10 @@ def _chosen(graph: ConvertedGraph, engine: str) -> str:
     """Name of the engine to run; raises where it cannot be exact, or not run, here."""
     if engine not in ("auto", *ENGINES):
         raise ValueError(f'engine must be "auto" or one of {sorted(ENGINES)}, got {engine!r}')
+    if torch.compiler.is_exporting() and not (graph.hold and engine in ("auto", "analytic")):
+        raise ValueError(
+            "torch.export takes the closed form of held neurons: convert with hold=True and leave the engine to auto"
+        )
     on_cpu = graph.device.type == "cpu"
     if engine == "auto":
         if graph.hold:
