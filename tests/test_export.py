@@ -280,5 +280,5 @@ def test_a_weight_that_is_not_finite_is_refused_by_both_faces(hold, value):
     train = quartz_plugin.encode(torch.rand(2, 1, 5, 5), 4, snn.n_steps)
     snn.graph_module.get_submodule("0").weight.data[1, 0, 2, 2] = value
     for walk, net in ((run_snntorch, snn.to_snntorch()), (run_norse, snn.to_norse())):
-        with pytest.raises(ValueError, match="^a membrane is NaN: "):
+        with pytest.raises(ValueError, match=r"^a membrane is NaN: "):
             walk(net, train)
