@@ -21,6 +21,7 @@ from quartz_plugin.engines.stepped import walk_layer
 from quartz_plugin.graph import INPUT
 from quartz_plugin.hardware.operations import source_levels
 from quartz_plugin.network import SpikingNetwork
+from quartz_plugin.tables import printable
 from quartz_plugin.verification import values_side_by_side
 
 if TYPE_CHECKING:
@@ -702,8 +703,10 @@ def _number(row: Mapping[str, Any], column: str) -> float | None:
         return None
     try:
         number = float(str(value) if isinstance(value, bool) else value)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
-        raise ValueError(f"column {column!r} must hold numbers, got {value!r}") from None
+    except (TypeError, ValueError, OverflowError):
+        number = math.inf
+    if math.isinf(number):
+        raise ValueError(f"column {column!r} must hold numbers, got {printable(repr(value))[:80]}")
     return None if math.isnan(number) else number
 
 

@@ -1,7 +1,15 @@
 """The networks of the recipes by name, their weights, and what goes wrong with them."""
 
+import argparse
+import collections
+import contextlib
+import copy
+import random
+import re
 import sys
 import urllib.error
+import zipfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,7 +23,17 @@ import torchvision
 import quartz_plugin
 from quartz_plugin.hardware import ann_costs
 from quartz_plugin.hardware.operations import neuron_count
-from quartz_plugin.lightning.networks import NETWORKS, ResNet20, build, load_weights, vgg_cifar10
+from quartz_plugin.lightning.networks import (
+    NETWORKS,
+    UNKNOWN_DATA,
+    ResNet20,
+    build,
+    class_names_of,
+    load_weights,
+    told_fitted_on,
+    vgg_cifar10,
+)
+from quartz_plugin.lightning.weights import fill
 
 SIZES = {
     "quartz_mnist": (1, 28, 28),
@@ -308,6 +326,276 @@ def test_no_code_is_run_from_a_file_of_weights(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="not a readable file"):
         load_weights(Plain(), "code.pt")
     assert not (tmp_path / "ran").exists()
+
+
+# Weights as people have them.
+
+
+def prefixed(prefix, state):
+    return {f"{prefix}{name}": value for name, value in state.items()}
+
+
+def with_segments(state):
+    """As a network saves that has DataParallel and torch.compile within it."""
+    return {name.replace("body.", "body.module._orig_mod."): value for name, value in state.items()}
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda state: prefixed("module.", state),
+        lambda state: prefixed("model.", state),
+        lambda state: prefixed("_orig_mod.", state),
+        lambda state: prefixed("module._orig_mod.", state),
+        lambda state: prefixed("_orig_mod.module.", state),
+        lambda state: prefixed("net.", state),
+        lambda state: prefixed("model.net.module.", state),
+        with_segments,
+        lambda state: {"n_averaged": torch.tensor(3), **prefixed("module.", state)},
+        lambda state: {name: value for name, value in state.items() if "num_batches_tracked" not in name},
+    ],
+    ids=["module", "model", "_orig_mod", "module._orig_mod", "_orig_mod.module", "net", "three", "within", "averaged",
+         "old batch norm"],
+)  # fmt: skip
+@pytest.mark.parametrize("safetensors", [False, True])
+def test_weights_are_found_behind_prefixes(tmp_path, wrap, safetensors):
+    source, target = Plain(), Plain()
+    source.body[1].running_mean.uniform_()
+    state = wrap(copy_of(source))
+    path = tmp_path / ("w.safetensors" if safetensors else "w.pt")
+    (save_file if safetensors else torch.save)(state, path)
+    assert load_weights(target, path) == []
+    for name, value in target.state_dict().items():
+        assert torch.equal(value, source.state_dict()[name]), name
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda state: {"model": state},
+        lambda state: {"net": prefixed("module.", state), "acc": 91.2, "epoch": 7},
+        lambda state: {"state_dict": prefixed("module.", state), "best_acc1": torch.tensor(70.0), "arch": "resnet18"},
+        lambda state: {"model_state_dict": state, "optimizer_state_dict": {"state": {0: {"step": torch.tensor(5.0)}}}},
+        lambda state: {"state_dict": {**prefixed("model.", state), "loss.weight": torch.ones(4)}, "hparams": {}},
+        lambda state: {"model": state, "args": argparse.Namespace(lr=0.1, model="resnet18")},
+        lambda state: {"checkpoint": {"model": {"state_dict": state}}},
+        lambda state: {"generator": {"0.weight": torch.ones(3, 3)}, "discriminator": state},
+        lambda state: {"model": state, "state_dict": copy.deepcopy(state)},
+        lambda state: {"model_ema": prefixed("module.", state)},
+        lambda state: collections.OrderedDict(state_dict=collections.OrderedDict(state)),
+    ],
+    ids=["model", "net", "imagenet", "tutorial", "lightning", "torchvision", "nested", "gan", "twice", "ema",
+         "ordered"],
+)  # fmt: skip
+@pytest.mark.parametrize("legacy", [False, True])
+def test_weights_are_found_within_checkpoints(tmp_path, wrap, legacy):
+    source, target = Plain(), Plain()
+    torch.save(wrap(copy_of(source)), tmp_path / "w.pth.tar", _use_new_zipfile_serialization=not legacy)
+    assert load_weights(target, tmp_path / "w.pth.tar") == []
+    for name, value in target.state_dict().items():
+        assert torch.equal(value, source.state_dict()[name]), name
+
+
+def test_of_another_number_of_classes_behind_a_prefix_all_but_the_head_is_loaded(tmp_path):
+    source, target = Plain(4), Plain(9)
+    torch.save({"state_dict": prefixed("module.", copy_of(source))}, tmp_path / "w.pt")
+    assert sorted(load_weights(target, tmp_path / "w.pt")) == ["heads.0.bias", "heads.0.weight"]
+    assert torch.equal(target.body[0].weight, source.body[0].weight)
+
+
+@pytest.mark.parametrize("name", ["model_ema", "ema_state_dict", "averaged_model"])
+def test_of_weights_and_their_running_means_the_weights_are_taken_with_a_warning(tmp_path, name):
+    source, mean, target = Plain(), Plain(), Plain()
+    torch.save({"model": copy_of(source), name: prefixed("module.", copy_of(mean))}, tmp_path / "w.pt")
+    with pytest.warns(UserWarning, match=rf"running means of the weights as well \({name}\)"):
+        load_weights(target, tmp_path / "w.pt")
+    assert torch.equal(target.body[0].weight, source.body[0].weight)
+
+
+def test_of_several_networks_that_fit_none_is_taken(tmp_path):
+    states = {f"{who}.{name}": value for who in ("student", "teacher") for name, value in copy_of(Plain()).items()}
+    states["student.body.0.weight"] = torch.ones(6, 3)
+    torch.save({"state_dict": states}, tmp_path / "w.pt")
+    target = Plain()
+    before = copy_of(target)
+    with pytest.raises(ValueError, match=r"holds 2 networks that fit \(state_dict.student, state_dict.teacher\)"):
+        load_weights(target, tmp_path / "w.pt")
+    assert all(torch.equal(value, before[name]) for name, value in target.state_dict().items())
+    # Of another shape, one of them is out of the question.
+    states["teacher.body.0.weight"] = torch.ones(6, 5)
+    torch.save({"state_dict": states}, tmp_path / "w.pt")
+    load_weights(target, tmp_path / "w.pt")
+    assert torch.equal(target.body[0].weight, torch.ones(6, 3))
+
+
+def test_a_part_of_a_network_that_looks_like_the_whole_is_not_taken_for_it(tmp_path):
+    inner = nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 3))
+    torch.save(nn.Sequential(nn.Linear(3, 3), inner, nn.Linear(3, 3)).state_dict(), tmp_path / "w.pt")
+    with pytest.raises(ValueError, match=r"another network: 4 unexpected \(1.0.weight, 1.0.bias, 1.2.weight, ...\)$"):
+        load_weights(nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 3)), tmp_path / "w.pt")
+
+
+def test_what_does_not_fit_is_named_by_its_kind(tmp_path):
+    state = copy_of(Plain(heads=4))
+    del state["body.0.bias"], state["body.1.running_var"]
+    state["body.0.weight"] = torch.ones(6, 5)
+    state["body.1.weight"] = torch.ones(6, dtype=torch.int8)
+    state["evil\x1b[31m\nname"] = torch.ones(1)
+    torch.save({"model": prefixed("module.", state)}, tmp_path / "w.pt")
+    target = Plain()
+    before = copy_of(target)
+    with pytest.raises(ValueError, match="another network: ") as raised:
+        load_weights(target, tmp_path / "w.pt")
+    line = str(raised.value)
+    assert line.isprintable()
+    assert "2 missing (body.0.bias, body.1.running_var), " in line
+    assert "7 unexpected (heads.1.weight, heads.1.bias, heads.2.weight, ...), " in line
+    assert "1 of another shape (body.0.weight [6, 5] for [6, 3]), " in line
+    assert line.endswith("1 of another type (body.1.weight torch.int8 for torch.float32)")
+    assert all(torch.equal(value, before[name]) for name, value in target.state_dict().items())
+    del state["evil\x1b[31m\nname"]
+    torch.save({**state, "evil\x1b[31m\nname": torch.ones(1)}, tmp_path / "w.pt")
+    with pytest.raises(ValueError, match=r"1 unexpected \(evil\\x1b\[31m name\)"):
+        load_weights(Plain(heads=4), tmp_path / "w.pt")
+
+
+def test_weights_that_are_not_finite_are_refused(tmp_path):
+    state = copy_of(Plain())
+    state["body.0.weight"][0, 0] = torch.nan
+    torch.save(state, tmp_path / "w.pt")
+    with pytest.raises(ValueError, match=r"w.pt: body.0.weight contains NaN or infinity"):
+        load_weights(Plain(), tmp_path / "w.pt")
+
+
+def test_weights_of_the_older_weight_norm_are_translated_by_torch(tmp_path):
+    def network(norm):
+        return nn.Sequential(norm(nn.Linear(3, 4)), nn.ReLU(), nn.Linear(4, 2))
+
+    with pytest.warns(FutureWarning, match="weight_norm"):
+        source = network(torch.nn.utils.weight_norm)
+    target = network(torch.nn.utils.parametrizations.weight_norm)
+    torch.save({"net": copy_of(source)}, tmp_path / "w.pt")
+    assert load_weights(target, tmp_path / "w.pt") == []
+    x = torch.rand(5, 3)
+    assert torch.allclose(target(x), source(x))
+    before = copy_of(target)
+    torch.save(
+        {"0.weight_g": torch.ones(4, 1), "0.weight_v": torch.ones(4, 3), "0.bias": torch.ones(4)}, tmp_path / "w.pt"
+    )
+    with pytest.raises(ValueError, match="another network"):
+        load_weights(target, tmp_path / "w.pt")
+    assert all(torch.equal(value, before[name]) for name, value in target.state_dict().items())
+
+
+def test_densenets_are_read_as_torchvision_publishes_them():
+    source = torchvision.models.DenseNet(4, (1, 1), 8)
+    for part in ("norm1", "conv1", "norm2", "conv2"):
+        assert any(f"denselayer1.{part}." in name for name in source.state_dict())
+    old = {
+        re.sub(r"(denselayer1\.)(norm|conv)([12])\.", r"\1\2.\3.", name): value
+        for name, value in source.state_dict().items()
+    }
+    assert "features.denseblock1.denselayer1.norm.1.weight" in old
+    target = torchvision.models.DenseNet(4, (1, 1), 8)
+    assert fill(target, old, "old") == []
+    assert all(torch.equal(value, source.state_dict()[name]) for name, value in target.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ({"model": Plain()}, r"it holds a \S*Plain, and code from files is not run: save the network's state_dict\(\)"),
+        ([torch.ones(3)], "it holds a list, not a state dict"),
+        (torch.ones(3), "it holds a Tensor, not a state dict"),
+        (None, "it holds a NoneType, not a state dict"),
+        ({"path": Path("x")}, "it holds a pathlib.*, and code from files is not run"),
+    ],
+    ids=["module", "list", "tensor", "nothing", "path"],
+)
+def test_what_a_file_holds_instead_of_weights_is_told(tmp_path, content, says):
+    torch.save(content, tmp_path / "w.pt")
+    with pytest.raises(ValueError, match=rf"w.pt is not a readable file of weights \({says}") as raised:
+        load_weights(Plain(), tmp_path / "w.pt")
+    assert str(raised.value).isprintable()
+
+
+def test_dictionaries_that_hold_each_other_end(tmp_path):
+    inner = {}
+    loop = {"model": inner, "again": inner}
+    inner["back"] = loop
+    inner.update(copy_of(Plain()))
+    torch.save(loop, tmp_path / "w.pt")
+    assert load_weights(Plain(), tmp_path / "w.pt") == []
+
+
+def test_damaged_files_of_weights_are_refused_in_one_line_whatever_is_wrong(tmp_path):
+    draw = random.Random(0)
+    refused = 0
+    odd = [None, 3, "text", [1], {}, 10**400, float("nan"), torch.ones(2, dtype=torch.int64), torch.tensor(1 + 1j),
+           torch.ones(3, 4).to_sparse(), torch.empty(0), (), b"bytes", torch.ones(1).expand(10**9)]  # fmt: skip
+    for number in range(200):
+        state = dict(copy_of(Plain()))
+        path = tmp_path / f"{number}.{draw.choice(['pt', 'ckpt'])}"
+        for _ in range(draw.randrange(3)):
+            state[draw.choice([*state, "more", 5, ("a", 2), "a\x1bb"])] = draw.choice(odd)
+        content = draw.choice([state, {"state_dict": state}, {"model": state, "model_ema": draw.choice(odd)}])
+        if any(value is odd[-1] for value in state.values()):
+            state = {name: value for name, value in state.items() if value is not odd[-1]}  # Saved whole, it is 4 GB.
+            content = state
+        torch.save(content, path, _use_new_zipfile_serialization=draw.random() < 0.7)
+        if draw.random() < 0.5:
+            data = bytearray(path.read_bytes())
+            if draw.random() < 0.5:
+                del data[draw.randrange(len(data)) :]
+            for _ in range(draw.randrange(6)):
+                if data:
+                    data[draw.randrange(len(data))] = draw.randrange(256)
+            path.write_bytes(data)
+        target = Plain()
+        before = copy_of(target)
+        try:
+            load_weights(target, path)
+        except ValueError as error:
+            assert str(error).isprintable(), repr(error)  # noqa: PT017
+            assert path.name in str(error)  # noqa: PT017
+            assert all(torch.equal(value, before[name]) for name, value in target.state_dict().items())
+            refused += 1
+        told = UNKNOWN_DATA
+        with contextlib.suppress(ValueError):
+            told = told_fitted_on(str(path))
+        assert told == UNKNOWN_DATA
+    assert 60 < refused < 190
+
+
+@pytest.mark.parametrize("value", [5, ["x"], {}, None, b"x", torch.ones(2)])
+def test_notes_of_odd_types_are_no_notes(tmp_path, value):
+    torch.save({**copy_of(Plain()), "fitted_on": value}, tmp_path / "w.pt")
+    assert told_fitted_on(str(tmp_path / "w.pt")) == UNKNOWN_DATA
+    if value is not None:
+        with pytest.raises(ValueError, match=r"^its class names are no list of texts, but "):
+            class_names_of({"class_names": value if value != ["x"] else ["x", 5]})
+
+
+def test_an_archive_that_would_become_larger_than_it_is_is_refused(tmp_path):
+    torch.save({"weight": torch.zeros(4, 10**6), "bias": torch.zeros(4)}, tmp_path / "w.pt")
+    small = zipfile.ZipFile(tmp_path / "small.pt", "w", zipfile.ZIP_DEFLATED)
+    with zipfile.ZipFile(tmp_path / "w.pt") as stored, small as packed:
+        for entry in stored.infolist():
+            packed.writestr(entry.filename, stored.read(entry))
+    for read in (told_fitted_on, lambda path: load_weights(nn.Linear(10**6, 4), path)):
+        with pytest.raises(ValueError, match=r"small.pt is not a readable file of weights \(.*16,\d\d\d,\d\d\d bytes"):
+            read(str(tmp_path / "small.pt"))
+        read(str(tmp_path / "w.pt"))
+
+
+def test_huge_tensors_of_small_files_take_no_memory(tmp_path):
+    """A view of one number as 10^12 of them: only its shape is looked at."""
+    storage = torch.ones(1)
+    state = {**copy_of(Plain()), "body.0.weight": storage.expand(10**6, 10**6)}
+    torch.save(state, tmp_path / "w.pt")
+    assert (tmp_path / "w.pt").stat().st_size < 10_000
+    with pytest.raises(ValueError, match=r"body.0.weight \[1000000, 1000000\] for \[6, 3\]"):
+        load_weights(Plain(), tmp_path / "w.pt")
 
 
 # Published weights; none is downloaded.

@@ -1,8 +1,10 @@
 """The image recipes, from fit to a picture, on small images of their own; what goes wrong, and what is cut off."""
 
+import contextlib
 import csv
 import json
 import os
+import random
 import re
 import runpy
 import shutil
@@ -25,6 +27,7 @@ from conftest import SHARED
 
 import quartz_plugin
 from quartz_plugin.lightning import Classifier, FolderData, ImageClassifier
+from quartz_plugin.lightning.cli import SWEPT, _line, _rows_of, _spiking_figures, load_checkpoint
 from quartz_plugin.lightning.networks import build
 
 ROOT = Path(__file__).parents[1]
@@ -460,6 +463,329 @@ def test_the_learning_rate_rises_and_falls_whatever_the_number_of_epochs(images,
         assert rates.seen[-1] < 0.05 * max(rates.seen) + 0.02
         assert rates.seen[: top + 1] == sorted(rates.seen[: top + 1])
         assert rates.seen[top:] == sorted(rates.seen[top:], reverse=True)
+
+
+# Files that others wrote, or that were spoilt.
+
+
+def stopped_by(*arguments):
+    """The one line that a recipe ends in."""
+    with pytest.raises(SystemExit) as stopped:
+        recipe(*arguments)
+    (line,) = str(stopped.value.code).splitlines()
+    assert line.startswith("error: ")
+    assert line.isprintable()
+    return line
+
+
+def spoil(state, *path, value=None):
+    """Put a value into nested dictionaries and lists, or take out what is there."""
+    *before, last = path
+    for key in before:
+        state = state[key]
+    if value is None:
+        del state[last]
+    else:
+        state[last] = value
+
+
+FEW = {"distillation": 0.5, "relative_lr": 0.1, "input_shape": [3, 16, 16], "scales": {}, "t_max": {}}
+
+SPOILT = [
+    (("state_dict",), None, "is not a readable checkpoint of Lightning's (it holds no state_dict)"),
+    (("state_dict",), {5: torch.ones(1)}, "is not a readable checkpoint of Lightning's (it holds no state_dict)"),
+    (("state_dict", "network.0.bias"), None, "1 missing (network.0.bias)"),
+    (("state_dict", "network.0.bias"), "text", "1 missing (network.0.bias)"),
+    (("state_dict", "network.9.bias"), torch.ones(2), "1 unexpected (network.9.bias)"),
+    (("state_dict", "network.0.bias"), torch.ones(9), "1 of another shape (network.0.bias [9] for [8])"),
+    (("state_dict", "network.0.bias"), torch.ones(8).char(), "(network.0.bias torch.int8 for torch.float32)"),
+    (("class_names",), 5, "is damaged: its class names are no list of texts, but 5"),
+    (("class_names",), {"ant": 0}, "is damaged: its class names are no list of texts"),
+    (("class_names",), ["ant", "bee", 7], "is damaged: its class names are no list of texts"),
+    (("spikes",), 5, "is a checkpoint of another network"),
+    (("spikes",), {}, "is a checkpoint of another network"),
+    (("spikes",), FEW | {"input_shape": [3, 10**5, 10**5]}, "it has values of [3, 100000, 100000]"),
+    (("spikes",), FEW | {"scales": {"2": [10**9]}}, "it has values of [1000000000]"),
+    (("spikes",), FEW | {"scales": {"2": 5}}, "is a checkpoint of another network"),
+    (("spikes",), FEW | {"relative_lr": "text"}, "its relative_lr is 'text'"),
+    (("spikes",), FEW | {"mixup": 2}, "its mixup is 2"),
+]  # fmt: skip
+
+NO_RUN = [
+    (("optimizer_states",), None, "holds no run that could go on (optimizer_states): give it as --model.weights"),
+    (("lr_schedulers",), 5, "holds no run that could go on (lr_schedulers)"),
+    (("loops",), None, "holds no run that could go on (loops)"),
+    (("epoch",), "text", "holds no run that could go on (epoch)"),
+    (("global_step",), -1, "holds no run that could go on (its counters)"),
+    (("loops", "fit_loop", "epoch_progress", "current", "ready"), 10**30, "(its counters)"),
+    (("loops", "fit_loop", "epoch_progress", "current"), None, "(KeyError: 'current')"),
+    (("loops", "fit_loop"), {}, "holds no run that could go on (its counters)"),
+    (("loops", "fit_loop"), None, "holds no run that could go on (its counters)"),
+    (("loops", "fit_loop", "epoch_progress"), None, "holds no run that could go on (its counters)"),
+    (("pytorch-lightning_version",), "text", "is damaged, or of another run or version"),
+    (("pytorch-lightning_version",), None, "is damaged, or of another run or version"),
+    (("optimizer_states", 0, "state", 0), "text", "is damaged, or of another run or version"),
+    (("optimizer_states", 0, "param_groups", 0, "dampening"), 10**30, "(OverflowError"),
+    (("optimizer_states", 0, "param_groups", 0, "lr"), float("nan"), "(its learning rates)"),
+    (("lr_schedulers", 0), "text", "is damaged, or of another run or version"),
+    (("callbacks",), [], "holds no run that could go on (callbacks)"),
+    (("callbacks", "ModelCheckpoint", "best_model_path"), 5, "(its best checkpoint)"),
+    (("callbacks", "ModelCheckpoint", "best_model_score"), "text", "(its best checkpoint)"),
+]  # fmt: skip
+
+
+def one_line(read, *arguments):
+    """The line by which a file is refused; as the command line prints it."""
+    with pytest.raises(ValueError) as raised:  # noqa: PT011
+        read(*arguments)
+    return _line(raised.value)
+
+
+@pytest.mark.parametrize(("path", "value", "says"), SPOILT)
+def test_spoilt_checkpoints_are_refused_in_one_line(here, trained, path, value, says):
+    checkpoint = torch.load(trained / "imagenet" / "last.ckpt", weights_only=True)
+    spoil(checkpoint, *path, value=value)
+    torch.save(checkpoint, "spoilt.ckpt")
+    line = one_line(load_checkpoint, ImageClassifier("mine.Small", classes=3), "spoilt.ckpt")
+    assert says in line
+    assert line.startswith("spoilt.ckpt is ")
+    assert line.isprintable()
+
+
+@pytest.mark.parametrize(("path", "value", "says"), [*NO_RUN, SPOILT[0], SPOILT[7]])
+def test_fit_goes_on_from_no_spoilt_checkpoint(images, here, trained, path, value, says):
+    checkpoint = torch.load(trained / "imagenet" / "last.ckpt", weights_only=True)
+    if len(path) > 1 and path[1] == "ModelCheckpoint":
+        path = (path[0], next(name for name in checkpoint["callbacks"] if "val_loss" in name), *path[2:])
+    spoil(checkpoint, *path, value=value)
+    torch.save(checkpoint, "spoilt.ckpt")
+    line = stopped_by("imagenet", "fit", "--ckpt_path=spoilt.ckpt", "--trainer.max_epochs=4", *small(images))
+    assert says in line
+    assert "spoilt.ckpt" in line
+    assert not list(here.glob("runs/**/*.ckpt"))
+
+
+def test_checkpoints_of_others_are_weights_not_runs(images, here, trained, capsys):
+    """As another program's Lightning module, or a plain loop, writes them."""
+    checkpoint = torch.load(trained / "imagenet" / "best.ckpt", weights_only=True)
+    state = {name.removeprefix("network."): value for name, value in checkpoint["state_dict"].items()}
+    theirs = {f"model.{name}": value for name, value in state.items()}
+    torch.save(
+        {"state_dict": {**theirs, "loss.weight": torch.ones(3)}, "pytorch-lightning_version": "2.0.0"}, "pl.ckpt"
+    )
+    torch.save({"net": {f"module.{name}": value for name, value in state.items()}, "acc": 70.0, "epoch": 9}, "loop.pth")
+    torch.save(state, "plain.pt")
+    for name, says in (
+        ("pl.ckpt", "or, if another program wrote it, give it as --model.weights ("),
+        ("loop.pth", "it holds no state_dict): give weights that fit did not write as --model.weights"),
+        ("plain.pt", "it holds no state_dict): give weights that fit did not write as --model.weights"),
+    ):
+        for command in ("fit", "convert"):
+            assert says in stopped_by("imagenet", command, f"--ckpt_path={name}", *small(images))
+        options = (f"--model.weights={name}", "--verify_images=0", f"--output={name}.safetensors", *small(images))
+        recipe("imagenet", "convert", *options)
+    files = [load_file(f"{name}.safetensors") for name in ("pl.ckpt", "loop.pth", "plain.pt")]
+    for name, value in files[0].items():
+        assert torch.equal(files[1][name], value)
+        assert torch.equal(files[2][name], value)
+
+
+def test_damaged_checkpoints_end_in_one_line_whatever_is_wrong(trained, here):
+    whole = (trained / "imagenet" / "last.ckpt").read_bytes()
+    draw = random.Random(0)
+    model = ImageClassifier("mine.Small", classes=3)
+    for number in range(60):
+        data = bytearray(whole)
+        if number % 3 == 0:
+            del data[draw.randrange(len(data)) :]
+        elif number % 3 == 1:
+            data = bytearray(draw.randbytes(draw.randrange(300)))
+        else:
+            for _ in range(draw.randrange(1, 40)):
+                data[draw.randrange(len(data))] = draw.randrange(256)
+        Path("spoilt.ckpt").write_bytes(data)
+        with contextlib.suppress(ValueError):
+            load_checkpoint(model, "spoilt.ckpt")  # Nothing else is raised.
+
+
+def test_class_names_of_odd_types_in_a_network_file_are_named(images, here, trained):
+    snn = quartz_plugin.convert(build("mine.Small", 3)[0], torch.rand(8, 3, 16, 16))
+    for names in (5, ["ant", "bee", 7], {"ant": 1}):
+        snn.graph.settings["class_names"] = names
+        snn.save("odd.safetensors")
+        for command in (("test",), ("predict", f"--images=[{images / 'ant' / '00.png'}]")):
+            line = stopped_by("imagenet", *command, "--snn=odd.safetensors", *small(images))
+            assert "odd.safetensors is damaged: its class names are no list of texts" in line
+
+
+def test_names_of_classes_and_files_are_printed_without_control_characters(images, here, trained, capsys):
+    shutil.copytree(images, "photos")
+    Path("photos/ant").rename("photos/a\x1b[31mnt")
+    snn = quartz_plugin.convert(build("mine.Small", 3)[0], torch.rand(8, 3, 16, 16))
+    snn.graph.settings["class_names"] = ["a\x1b[31mnt", "b\nee", "c\u202eow"]
+    snn.save("snn.safetensors")
+    picture = Path("photos/a\x1b[31mnt/\x1b]0;title.png")
+    shutil.copy(images / "ant" / "00.png", picture)
+    recipe("imagenet", "predict", "--snn=snn.safetensors", f"--images=[{json.dumps(str(picture))}]", *small(images))
+    said = capsys.readouterr().out
+    assert all(sign.isprintable() or sign == "\n" for sign in said), said
+    assert r"a\x1b[31mnt" in said
+    assert "b ee" in said
+    assert r"c\u202eow" in said
+    line = stopped_by("imagenet", "test", "--snn=snn.safetensors", *small("photos"))
+    assert "first difference: b ee, bee" in line
+
+
+HEADER = ("network", "ann_accuracy", "images", "t_max", "calibration_method", *SWEPT)
+
+
+def sweep_file(cells=(), header=HEADER, rows=2, end="\n"):
+    """A sweep's file of ones, but for some cells (row, column, text)."""
+    table = [dict.fromkeys(header, "1") | {"t_max": "4", "calibration_method": "percentile"} for _ in range(rows)]
+    for row, column, text in cells:
+        table[row][column] = text
+    lines = [",".join(header), *(",".join(row[name] for name in header) for row in table)]
+    return "\n".join(lines) + end
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (sweep_file([(1, "accuracy", "good")]), "line 3: 'good' in column accuracy; mend or remove the line"),
+        (sweep_file([(1, "accuracy", "1.5")]), "line 3: '1.5' in column accuracy"),
+        (sweep_file([(0, "spikes", "inf")]), "line 2: 'inf' in column spikes"),
+        (sweep_file([(0, "spikes", "9" * 5000)]), f"line 2: '{'9' * 40}' in column spikes"),
+        (sweep_file([(0, "spikes", "1e999")]), "line 2: '1e999' in column spikes"),
+        (sweep_file([(0, "spikes", "True")]), "line 2: 'True' in column spikes"),
+        (sweep_file([(0, "spikes", "1_000")]), "line 2: '1_000' in column spikes"),
+        (sweep_file([(0, "t_max", "four")]), "line 2: 'four' in column t_max"),
+        (sweep_file([(0, "t_max", "1")]), "line 2: '1' in column t_max"),
+        (sweep_file([(0, "ann_accuracy", "\x1b[31m")]), r"line 2: '\x1b[31m' in column ann_accuracy"),
+        (sweep_file([(0, "calibration_method", "magic")]), "line 2: 'magic' in column calibration_method"),
+        (sweep_file() + "1,2\n", "line 4: not as many cells as columns; mend or remove it"),
+        (sweep_file() + ",".join("1" * 99) + "\n", "line 4: not as many cells as columns"),
+        ("a,b\n1,2\n", "is no file of a sweep (its columns are missing)"),
+        ("", "is no file of a sweep (its columns are missing)"),
+        ("\0\0\n", "is no file of a sweep"),
+        ("\ud800".encode("utf-8", "surrogatepass"), "is no file of a sweep; give another --output"),
+        ("x" * 200_000, "is no file of a sweep; give another --output"),
+    ],
+    ids=lambda value: None if isinstance(value, bytes) or len(value) > 60 else value,
+)
+def test_odd_files_of_sweeps_are_named_in_one_line(tmp_path, text, says):
+    path = tmp_path / "sweep.csv"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    line = one_line(_rows_of, path)
+    assert says in line
+    assert line.startswith(str(path))
+    assert line.isprintable()
+
+
+@pytest.mark.parametrize("command", ["figures", "sweep"])
+def test_an_odd_cell_of_a_sweeps_file_ends_in_one_line_and_leaves_it(images, here, trained, command):
+    path = here / "runs" / "imagenet" / "sweep.csv"
+    path.parent.mkdir(parents=True)
+    path.write_text(sweep_file([(1, "accuracy", "good")]))
+    before = path.read_bytes()
+    line = stopped_by("imagenet", command, f"--model.weights={trained / 'imagenet' / 'best.ckpt'}", *small(images))
+    assert "sweep.csv, line 3: 'good' in column accuracy; mend or remove the line" in line
+    assert path.read_bytes() == before
+
+
+def test_a_sweeps_file_with_only_a_header_has_no_row(images, here, trained):
+    path = here / "runs" / "imagenet" / "sweep.csv"
+    path.parent.mkdir(parents=True)
+    for end in ("", "\n", "\r\n"):
+        path.write_bytes(sweep_file(rows=0, end=end).encode())
+        assert _rows_of(path) == []
+    assert "sweep.csv has no whole row" in stopped_by("imagenet", "figures")
+    options = ("--t_max=[3]", "--hold=[true]", "--rectifier=[spike]", "--bias=[synapse]")
+    recipe("imagenet", "sweep", f"--model.weights={trained / 'imagenet' / 'best.ckpt'}", *options, *small(images))
+    assert [row["t_max"] for row in rows_of(path)] == ["3"]
+
+
+def test_of_a_sweeps_file_whole_rows_are_taken_as_spreadsheets_write_them_too(here):
+    path = here / "sweep.csv"
+    path.write_text(sweep_file([(1, "decision_steps", "nan")]))
+    assert [row["t_max"] for row in _rows_of(path)] == [4, 4]
+    path.write_bytes(b"\xef\xbb\xbf" + sweep_file().replace("\n", "\r\n").encode())
+    assert [row["accuracy"] for row in _rows_of(path)] == [1, 1]
+    path.write_text(sweep_file([(1, "accuracy", "0.")], end=""))  # Cut off while it was written.
+    assert len(_rows_of(path)) == 1
+    path.write_text(sweep_file([(1, "ties", "")]))  # Of a version without.
+    assert len(_rows_of(path)) == 1
+
+
+WHOLE = {"network": "SNN, T = 4", "t_max": 4.0, "accuracy": 0.5, "images": 15.0, "steps": 12.0}
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("[" * 10**5, "is not a file that test wrote"),
+        ("\x00", "is not a file that test wrote"),
+        (b"\xff\xfe", "is not a file that test wrote"),
+        ("5", "is not a file that test wrote (no list of networks and their figures)"),
+        ('["t_max"]', "is not a file that test wrote (no list of networks and their figures)"),
+        ('{"t_max": 4}', "is not a file that test wrote (no list of networks and their figures)"),
+        ("[]", "holds the figures of no spiking network"),
+        ([{name: value for name, value in WHOLE.items() if name != "images"}], "(null as a network's images)"),
+        ([WHOLE | {"images": [15]}], "([15] as a network's images)"),
+        ([WHOLE | {"images": 0}], "(0 as a network's images)"),
+        ([WHOLE | {"accuracy": "good"}], '("good" as a network\'s accuracy)'),
+        ([WHOLE | {"accuracy": 2}], "(2 as a network's accuracy)"),
+        ([WHOLE | {"t_max": True}], "(true as a network's t_max)"),
+        ([WHOLE | {"steps": float("inf")}], "(no number as a network's steps)"),
+        ([WHOLE | {"steps": 10**400}], "(no number as a network's steps)"),
+        ([WHOLE | {"st\x1beps": {}}], r"(no number as a network's st\x1beps)"),
+    ],
+    ids=str,
+)
+def test_odd_files_of_figures_are_named_in_one_line(tmp_path, content, says):
+    path = tmp_path / "odd.json"
+    content = content if isinstance(content, str | bytes) else json.dumps(content)
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    line = one_line(_spiking_figures, str(path))
+    assert says in line
+    assert line.startswith(str(path))
+    assert line.isprintable()
+
+
+def test_figures_without_images_end_in_one_line(here, trained):
+    shutil.copytree(trained, "runs")
+    for row, says in (
+        ({name: value for name, value in WHOLE.items() if name != "images"}, "odd.json is not a file that test wrote"),
+        (WHOLE | {"images": 14.0}, "the sweep is of 15 images, and --trained of {14.0}"),
+    ):
+        Path("odd.json").write_text(json.dumps([row]))
+        assert says in stopped_by("imagenet", "figures", "--trained=[odd.json]")
+    Path("odd.json").write_text(json.dumps([WHOLE]))
+    recipe("imagenet", "figures", "--trained=[odd.json]")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"trainer: [", b"\xff\xfe\x00", b"!!python/object/apply:os.system ['touch ran']", b"model: {arch: [1, 2]}",
+     b"- 1\n", b"trainer: {max_epochs: !!python/name:os.system }", b"[" * 3000, b"a: &a [*a]"],
+    ids=range(8),
+)  # fmt: skip
+def test_odd_configs_end_in_one_line_and_run_nothing(images, here, content):
+    Path("odd.yaml").write_bytes(content)
+    line = stopped_by("imagenet", "fit", "--config=odd.yaml", *small(images))
+    assert len(line) < 1000
+    assert not Path("ran").exists()
+
+
+def test_an_image_that_is_gone_ends_in_one_line_from_a_worker_too(images, here, trained, monkeypatch):
+    monkeypatch.setattr(torch.utils.data._utils, "MP_STATUS_CHECK_INTERVAL", 0.5)
+    shutil.copytree(images, "photos")
+    for path in Path("photos").rglob("*.png"):
+        path.unlink()
+        path.symlink_to("gone")
+    ann = f"--model.weights={trained / 'imagenet' / 'best.ckpt'}"
+    for workers in (0, 1):
+        line = stopped_by("imagenet", "convert", f"--data.num_workers={workers}", ann, *small("photos"))
+        assert re.fullmatch(r"error: no image photos/\w+/\d\d.png", line)
 
 
 def command(name, *arguments):

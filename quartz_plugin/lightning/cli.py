@@ -9,11 +9,12 @@ import hashlib
 import io
 import itertools
 import json
+import math
 import os
 import sys
 import time
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -48,7 +49,7 @@ from quartz_plugin.lightning.comparison import (
     side_by_side,
     write_csv,
 )
-from quartz_plugin.lightning.data import ClassificationData
+from quartz_plugin.lightning.data import MOST_PIXELS, ClassificationData
 from quartz_plugin.lightning.modules import (
     Classifier,
     ImageClassifier,
@@ -58,12 +59,13 @@ from quartz_plugin.lightning.modules import (
     common_t_max,
     inner_windows,
 )
-from quartz_plugin.lightning.networks import CLASS_NAMES, FITTED_ON, SPIKES
+from quartz_plugin.lightning.networks import CLASS_NAMES, FITTED_ON, SPIKES, class_names_of
+from quartz_plugin.lightning.weights import compare, read_file
 from quartz_plugin.metrics import ANNOperations
 from quartz_plugin.network import SpikingNetwork, load
 from quartz_plugin.rate import RateCodedNetwork
 from quartz_plugin.structure import in_eval_mode
-from quartz_plugin.tables import format_table
+from quartz_plugin.tables import format_table, printable
 from quartz_plugin.task import class_scores
 from quartz_plugin.training import TrainableNetwork, restored
 
@@ -108,6 +110,17 @@ PICTURED = 200
 
 # Of several processes, one speaks and writes.
 _say, _write_csv, _save_pictures = rank_zero_only(print), rank_zero_only(write_csv), rank_zero_only(save_pictures)
+
+
+class _Resumption(lightning.Callback):
+    """Notes that a run which goes on from a checkpoint has trained on a batch: it is that run from there on."""
+
+    def __init__(self) -> None:
+        self.done = False
+
+    def on_train_batch_end(self, *_: Any, **__: Any) -> None:
+        """Of the first batch, optimizer and learning rate included."""
+        self.done = True
 
 
 class AtomicCheckpoints(TorchCheckpointIO):
@@ -210,7 +223,7 @@ class QuartzTrainer(lightning.Trainer):
                 check_outputs(model(image), model.classes)
             _check_mixup(mixup, ckpt_path, t_max is not None and model.fitted_on is not None and distillation > 0)
             if ckpt_path is not None:
-                load_checkpoint(model, ckpt_path)
+                _check_resumable(load_checkpoint(model, ckpt_path), ckpt_path)
                 _check_windows(model, ckpt_path, t_max)
             elif t_max is not None:
                 images = datamodule.training_images(datamodule.calibration_images)
@@ -225,7 +238,19 @@ class QuartzTrainer(lightning.Trainer):
             spikes = isinstance(model.network, TrainableNetwork)
             self._keep_best(*(("val_accuracy", "max") if spikes else ("val_loss", "min")))
             _say(datamodule.summary())
-        super().fit(model, train_dataloaders, val_dataloaders, datamodule, ckpt_path, weights_only=True)
+        resumption = _Resumption()
+        self.callbacks.insert(0, resumption)  # type: ignore[has-type]
+        try:
+            super().fit(model, train_dataloaders, val_dataloaders, datamodule, ckpt_path, weights_only=True)
+        except Exception as error:
+            if ckpt_path is None or resumption.done or isinstance(error, OSError | MisconfigurationException):
+                raise
+            raise ValueError(
+                f"{ckpt_path} is damaged, or of another run or version: it cannot be gone on from; to start from its "
+                f"weights alone, give it as --model.weights ({type(error).__name__}: {printable(error)[:150]})"
+            ) from error
+        finally:
+            self.callbacks.remove(resumption)  # type: ignore[has-type]
         if self._best_path:
             _say(f"wrote {os.path.relpath(self._best_path)}")
             if isinstance(model, Classifier) and isinstance(model.network, TrainableNetwork) and self.is_global_zero:
@@ -473,7 +498,7 @@ class QuartzTrainer(lightning.Trainer):
     ) -> dict[str, float]:
         """All figures of a spiking network, on the test images."""
         _check_size(network, datamodule.test_image())
-        _check_names(network.graph.settings.get(CLASS_NAMES), datamodule)
+        _check_names(class_names_of(network.graph.settings), datamodule)
         decisions = None if model.fitted_on is None else model.decisions
         spiking = SpikingClassifier(network, model.classes, decisions, engine, model.cost_images)
         super().test(spiking, datamodule=datamodule, verbose=False)
@@ -514,7 +539,7 @@ class QuartzTrainer(lightning.Trainer):
             answers[_named(network)] = result.logits
         if model.fitted_on is not None:
             answers["ANN"] = model.eval()(batch)
-        names = (network.graph.settings.get(CLASS_NAMES) if network else None) or list(datamodule.class_names)
+        names = (class_names_of(network.graph.settings) if network else []) or list(datamodule.class_names)
         alike = len({Path(path).stem for path in images}) < len(images)
         found = []
         for number, path in enumerate(images):
@@ -522,14 +547,14 @@ class QuartzTrainer(lightning.Trainer):
             when = "" if decided is None else f"  decided at step {decided} of {network.n_steps}"  # type: ignore[union-attr]
             tops = {who: top_classes(class_scores(logits)[number], top, names) for who, logits in answers.items()}
             ranks = zip(*tops.values(), strict=True)
-            print(f"{path}{when}")
+            print(f"{printable(path)}{when}")
             print(format_table([*tops], [[f"{name}  {100 * share:.1f} %" for name, share in rank] for rank in ranks]))
             found.append({"image": path, "decision_step": decided, **tops})
             if result is not None:
                 stem = f"{number + 1}_{Path(path).stem}" if alike else Path(path).stem
                 picture = Path(self.default_root_dir) / f"{stem}_raster"
                 drawn = save_pictures(picture.parent, {picture.name: partial(plot.raster, result, number)})
-                print(f"wrote {drawn[picture.name]}\n")
+                print(f"wrote {printable(drawn[picture.name])}\n")
         return found
 
     def figures(
@@ -566,9 +591,10 @@ class QuartzTrainer(lightning.Trainer):
             name: [figures for file in files or [] for figures in _spiking_figures(file)]
             for name, files in (("calibrated", calibrated), ("trained", trained))
         }
+        images = rows[0].get("images")
         for name, found in others.items():
-            if strange := {figures["images"] for figures in found} - {rows[0]["images"]}:
-                raise ValueError(f"the sweep is of {rows[0]['images']:.0f} images, and --{name} of {strange}")
+            if strange := {figures["images"] for figures in found} - {images}:
+                raise ValueError(f"the sweep is of {_rounded(images)} images, and --{name} of {strange}")
         self._draw_sweep(model, drawn, Path(output) if output is not None else path.parent, others)
 
     def _draw_sweep(
@@ -862,6 +888,18 @@ class QuartzCLI(LightningCLI):
         # Lightning would read the file here, for hyperparameters that we do not store.
         pass
 
+    def parse_arguments(self, parser: Any, args: Any) -> None:
+        """Parse options and files of options; what such a file breaks is told in one line, too."""
+        try:
+            super().parse_arguments(parser, args)
+        except (argparse.ArgumentError, OSError, ValueError, ImportError, MisconfigurationException):
+            raise
+        except Exception as error:
+            raise ValueError(
+                f"cannot read the options, or a file of theirs as --config ({type(error).__name__}: "
+                f"{printable(error)[:100]})"
+            ) from error
+
     @classmethod
     def main(cls, model_class: Any, datamodule_class: Any, **options: Any) -> None:
         """Run the command line; what a user can mend ends in one line, not in a traceback."""
@@ -872,10 +910,18 @@ class QuartzCLI(LightningCLI):
         except argparse.ArgumentError as error:
             recipe, *rest = sys.argv
             command = next((word for word in rest if word in cls.subcommands()), "")
-            what = " ".join(str(error).split())
-            sys.exit(f"error: {what} (python {recipe} {command} --help lists the options)".replace("  ", " "))
+            what = f"{_line(error)} (python {recipe} {command} --help lists the options)"
+            sys.exit(f"error: {what}".replace("  ", " "))
         except (OSError, ValueError, ImportError, MisconfigurationException) as error:
-            sys.exit(f"error: {error}")
+            sys.exit(f"error: {_line(error)}")
+
+
+def _line(error: Exception) -> str:
+    """What an error says, in one line without control characters."""
+    text = str(error)
+    if "Original Traceback" in text:  # Of a process that loads data.
+        _, _, text = text.strip().splitlines()[-1].partition(": ")
+    return " ".join(printable(text).split())
 
 
 def _classes_of(data: ClassificationData) -> int:
@@ -889,6 +935,11 @@ def _classes_of(data: ClassificationData) -> int:
 def _load_both(model: Classifier, snn: str | None, ckpt_path: str | None, datamodule: Any) -> SpikingNetwork | None:
     """Load the spiking network, if there is one, and the ANN, which may be missing only beside it."""
     network = None if snn is None else load(snn)
+    if network is not None:
+        try:
+            class_names_of(network.graph.settings)
+        except ValueError as error:
+            raise ValueError(f"{snn} is damaged: {error}") from error
     if network is None or ckpt_path is not None:
         _load_trained(model, ckpt_path, datamodule)
     return network
@@ -938,23 +989,65 @@ def _rows_of(path: Path) -> list[dict[str, Any]]:
     Raises
     ------
     ValueError
-        If it is a file of something else.
+        If it is a file of something else, or a cell holds what sweep does not write.
     """
     if not path.is_file():
         return []
     try:
-        text = path.read_text()
-        rows = list(csv.DictReader(text.splitlines()))
+        text = path.read_text(encoding="utf-8-sig")
+        reader = csv.DictReader(io.StringIO(text, newline=""))
+        rows = [(reader.line_num, row) for row in reader]
     except (UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"{path} is no file of a sweep; give another --output") from error
-    if not {"t_max", "network", "ann_accuracy", *SWEPT} <= set(rows[0] if rows else text.split(",")):
+    if not {"t_max", "network", "ann_accuracy", *SWEPT} <= set(reader.fieldnames or ()):
         raise ValueError(f"{path} is no file of a sweep (its columns are missing); give another --output")
     # A line without its end was cut off while it was written.
-    whole = rows if text.endswith("\n") else rows[:-1]
-    values = [{name: _value(cell) for name, cell in row.items()} for row in whole if None not in row.values()]
-    rows = [row for row in values if all(isinstance(row.get(name), (int, float)) for name in SWEPT)]
+    whole = rows if text.endswith(("\n", "\r")) else rows[:-1]
+    values = []
+    for line, row in whole:
+        if None in row or None in row.values():
+            raise ValueError(f"{path}, line {line}: not as many cells as columns; mend or remove it")
+        # Versions that had fewer figures wrote none of the others.
+        if any(row[name] == "" for name in SWEPT):
+            continue
+        found = {name: _value(cell) for name, cell in row.items()}
+        if wrong := next((name for name, right in _CELLS.items() if not right(found.get(name))), None):
+            cell = printable(row.get(wrong))[:40]
+            raise ValueError(f"{path}, line {line}: '{cell}' in column {wrong}; mend or remove the line")
+        values.append(found)
     # Versions whose tuning was another wrote no rate.
-    return [row for row in rows if "tuning_rate" in row or not _tunes(str(row.get("calibration_method", "percentile")))]
+    return [
+        row for row in values if "tuning_rate" in row or not _tunes(str(row.get("calibration_method", "percentile")))
+    ]
+
+
+def _is_number(value: Any) -> bool:
+    """Whether it is a number that can be drawn and printed; NaN is, where there was nothing to count."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and (value != value or abs(value) < 1e100)
+
+
+def _is_share(value: Any) -> bool:
+    return _is_number(value) and 0 <= value <= 1
+
+
+def _is_method(value: Any) -> bool:
+    try:
+        return value is None or bool(CalibrationMethod.parse(str(value)))
+    except ValueError:
+        return False
+
+
+_CELLS: dict[str, Callable[[Any], bool]] = {
+    **dict.fromkeys(SWEPT, _is_number),
+    "accuracy": _is_share,
+    "ann_accuracy": _is_share,
+    "t_max": lambda value: type(value) is int and value >= 2,
+    "images": lambda value: value is None or _is_number(value),
+    "calibration_method": _is_method,
+    "calibrated_by": lambda value: value == "" or _is_method(value),
+    "tuning_rate": lambda value: value in (None, "") or _is_number(value),
+}
+"""Columns of a sweep's file -> whether a value may stand there; None where the column is not there."""
 
 
 def _tunes(calibration_method: str) -> bool:
@@ -963,12 +1056,17 @@ def _tunes(calibration_method: str) -> bool:
 
 def _as_calibrated(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Rows of a sweep as they are shown: under the calibration that was carried out."""
-    return [{**row, "calibration_method": row.get("calibrated_by") or row["calibration_method"]} for row in rows]
+    return [
+        {**row, "calibration_method": row.get("calibrated_by") or row.get("calibration_method", "")} for row in rows
+    ]
 
 
 def _value(text: str) -> Any:
     if text in ("True", "False"):
         return text == "True"
+    # Python also takes 1_000, and digits without end.
+    if "_" in text or len(text) > 40:
+        return text
     for kind in (int, float):
         try:
             return kind(text)
@@ -982,8 +1080,8 @@ def _same(row: dict[str, Any], asked: dict[str, Any]) -> bool:
     return all(row.get(name) == value for name, value in asked.items())
 
 
-def load_checkpoint(model: Classifier, path: str) -> None:
-    """Load a checkpoint of Lightning's into a classifier, running no code from it.
+def load_checkpoint(model: Classifier, path: str) -> Mapping[str, Any]:
+    """Load a checkpoint of Lightning's into a classifier, running no code from it; returns all that it holds.
 
     Raises
     ------
@@ -992,26 +1090,98 @@ def load_checkpoint(model: Classifier, path: str) -> None:
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"no checkpoint {path}: fit writes best.ckpt and last.ckpt")
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        state = checkpoint["state_dict"]
-    except Exception as error:
-        raise ValueError(f"{path} is not a readable checkpoint of Lightning's") from error
+    checkpoint = read_file(path, "checkpoint of Lightning's")
+    state = checkpoint.get("state_dict")
+    if not isinstance(state, Mapping) or not all(isinstance(name, str) for name in state):
+        raise ValueError(
+            f"{path} is not a readable checkpoint of Lightning's (it holds no state_dict): give weights that fit did "
+            "not write as --model.weights"
+        )
     try:
         if checkpoint.get(SPIKES) is not None:
-            if not isinstance(model.network, TrainableNetwork):
-                model.train_spikes(restored(model.network, checkpoint[SPIKES], model.preprocessing))
-            model.distillation = float(checkpoint[SPIKES]["distillation"])
-            model.relative_lr = float(checkpoint[SPIKES]["relative_lr"])
-            model.mixup = float(checkpoint[SPIKES].get("mixup", 0.0))
+            _restore_spikes(model, checkpoint[SPIKES], state)
+        if misfit := compare(
+            *({n: v for n, v in of.items() if torch.is_tensor(v)} for of in (state, model.state_dict()))
+        ):
+            raise ValueError(str(misfit))
         model.load_state_dict(state)
-    except (RuntimeError, quartz_plugin.ConversionError, KeyError) as error:
+    except Exception as error:
         arch = f" than --model.arch {model.arch}" if isinstance(model, ImageClassifier) else ""
+        reason = printable(error)[:200]
+        if not isinstance(error, ValueError | RuntimeError):
+            reason = f"{type(error).__name__}: {reason}"
         raise ValueError(
             f"{path} is a checkpoint of another network{arch}, or of other classes than the data's {model.classes}: "
-            f"give the --model and --data options it was fitted with ({' '.join(str(error).split())[:200]} ...)"
+            "give the --model and --data options it was fitted with, or, if another program wrote it, give it as "
+            f"--model.weights ({reason})"
         ) from error
-    model.on_load_checkpoint(checkpoint)
+    try:
+        model.on_load_checkpoint(dict(checkpoint))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+    return checkpoint
+
+
+def _restore_spikes(model: Classifier, told: Any, state: Mapping[str, Any]) -> None:
+    """Make a classifier's network the one for few steps that a checkpoint is told of; raises whatever is wrong."""
+    options = {name: told.get(name, 0.0) if name == "mixup" else told[name] for name in _TRAINED}
+    for name, right in _TRAINED.items():
+        if not right(options[name]):
+            raise ValueError(f"its {name} is {printable(repr(options[name]))[:40]}")
+    # What it holds itself is the most that it may ask for; of images, as many values as they may have pixels.
+    largest = max((value.numel() for value in state.values() if torch.is_tensor(value)), default=0)
+    for sizes, most in [(told["input_shape"], MOST_PIXELS), *((sizes, largest) for sizes in told["scales"].values())]:
+        if not all(type(size) is int and size > 0 for size in sizes) or math.prod(sizes) > most:
+            raise ValueError(f"it has values of {printable(repr(sizes))[:40]}")
+    if not isinstance(model.network, TrainableNetwork):
+        model.train_spikes(restored(model.network, told, model.preprocessing))
+    for name, value in options.items():
+        setattr(model, name, float(value))
+
+
+_TRAINED: dict[str, Callable[[Any], bool]] = {
+    "distillation": _is_share,
+    "relative_lr": lambda value: _is_number(value) and value >= 0,
+    "mixup": _is_share,
+}
+"""How a network for few steps is trained, as its checkpoint is told -> whether a value may stand there."""
+
+
+def _check_resumable(checkpoint: Mapping[str, Any], path: str) -> None:
+    """Raise ValueError where a run cannot go on from a checkpoint, as far as that shows before it does."""
+    wanted = {
+        "epoch": int, "global_step": int, "loops": dict, "optimizer_states": list, "lr_schedulers": list,
+        "callbacks": dict,
+    }  # fmt: skip
+    absent = [name for name, kind in wanted.items() if type(checkpoint.get(name)) is not kind]
+    # Lightning begins anew where these two are not there.
+    if not absent and not {"epoch_progress", "epoch_loop.batch_progress"} <= set(
+        checkpoint["loops"].get("fit_loop", ())
+    ):
+        absent = ["its counters"]
+    counters = [checkpoint.get("epoch"), checkpoint.get("global_step"), checkpoint.get("loops")]
+    while not absent and counters:
+        counter = counters.pop()
+        if isinstance(counter, dict):
+            counters += counter.values()
+        elif type(counter) is not bool and (type(counter) is not int or not 0 <= counter < 1 << 53):
+            absent = ["its counters"]
+    rates = [] if absent else [checkpoint["optimizer_states"], checkpoint["lr_schedulers"]]
+    while rates:
+        rate = rates.pop()
+        if isinstance(rate, dict | list):
+            rates += rate.values() if isinstance(rate, dict) else rate
+        elif isinstance(rate, float) and not math.isfinite(rate):
+            absent = ["its learning rates"]
+    # What the keeper of the best checkpoint is told is used only when it keeps the next.
+    for name, state in [] if absent else checkpoint["callbacks"].items():
+        if str(name).startswith(ModelCheckpoint.__name__) and not _is_keeper(state):
+            absent = ["its best checkpoint"]
+    if absent:
+        raise ValueError(
+            f"{path} holds no run that could go on ({', '.join(absent)}): give it as --model.weights, to start from "
+            "its weights"
+        )
 
 
 def _refuse_trained(model: Classifier, why: str) -> None:
@@ -1020,6 +1190,19 @@ def _refuse_trained(model: Classifier, why: str) -> None:
         raise ValueError(
             f"{why}, and this checkpoint was trained for spikes: its windows are its own; use convert or test"
         )
+
+
+def _is_keeper(state: Any) -> bool:
+    """Whether it is what a ModelCheckpoint keeps: paths, and losses or accuracies."""
+    if not isinstance(state, dict) or not isinstance(state.get("best_k_models"), dict):
+        return False
+    scores = [state.get(name) for name in ("best_model_score", "current_score", "kth_value")]
+    scores += state["best_k_models"].values()
+    paths = [state.get(name) for name in ("best_model_path", "kth_best_model_path", "last_model_path", "dirpath")]
+    paths += state["best_k_models"]
+    return all(score is None or (torch.is_tensor(score) and score.numel() == 1) for score in scores) and all(
+        isinstance(path, str) for path in paths
+    )
 
 
 def _check_windows(model: Classifier, ckpt_path: str, t_max: int | dict[str, int] | None) -> None:
@@ -1098,15 +1281,34 @@ def _spiking_figures(path: str) -> list[dict[str, Any]]:
     if not Path(path).is_file():
         raise FileNotFoundError(f"no file {path}: test writes test.json")
     try:
-        found = [row for row in json.loads(Path(path).read_text()) if "t_max" in row]
-    except (ValueError, TypeError) as error:
+        rows = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not a file that test wrote") from error
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise ValueError(f"{path} is not a file that test wrote (no list of networks and their figures)")
+    found = [row for row in rows if "t_max" in row]
     if not found:
         raise ValueError(f"{path} holds the figures of no spiking network: give test a network with --snn")
+    for row in found:
+        for name, right in _FIGURES.items():
+            if not right(row.get(name)):
+                told = printable(json.dumps(row.get(name)))[:40]
+                raise ValueError(f"{path} is not a file that test wrote ({told} as a network's {name})")
+        for name, value in row.items():
+            if value is not None and not isinstance(value, str) and not _is_number(value):
+                raise ValueError(f"{path} is not a file that test wrote (no number as a network's {printable(name)})")
     return found
 
 
+_FIGURES: dict[str, Callable[[Any], bool]] = {
+    "t_max": lambda value: _is_number(value) and value >= 2,
+    "accuracy": _is_share,
+    "images": lambda value: _is_number(value) and value >= 1,
+}
+"""Figures that test writes of a spiking network -> whether a value may stand there."""
+
+
 def _rounded(value: Any) -> Any:
-    if isinstance(value, float):
+    if isinstance(value, float) and math.isfinite(value):
         return int(value) if value == int(value) else round(value, 5)
     return value

@@ -30,6 +30,8 @@ from quartz_plugin.lightning.networks import (
     SPIKES,
     UNKNOWN_DATA,
     build,
+    class_names_of,
+    fitted_on_of,
     load_weights,
     told_fitted_on,
 )
@@ -317,8 +319,8 @@ class Classifier(lightning.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Read the note."""
-        self.fitted_on = checkpoint.get(FITTED_ON, UNKNOWN_DATA)
-        self.class_names = checkpoint.get(CLASS_NAMES) or []
+        self.fitted_on = fitted_on_of(checkpoint) or UNKNOWN_DATA
+        self.class_names = class_names_of(checkpoint)
 
 
 class ImageClassifier(Classifier):

@@ -13,9 +13,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from quartz_plugin.lightning.weights import fill, read_file
+from quartz_plugin.tables import printable
 
 FITTED_ON, CLASS_NAMES = "fitted_on", "class_names"
 """What a converted network's settings, and a checkpoint, are told of their data."""
@@ -323,7 +325,7 @@ def build(
     if weights is None:
         return network, []
     if of_torchvision:
-        return network, _fill(network, _published_state(arch, weights), f"torchvision's {weights} weights")
+        return network, fill(network, _published_state(arch, weights), f"torchvision's {weights} weights")
     return network, load_weights(network, weights)
 
 
@@ -358,7 +360,29 @@ def told_fitted_on(weights: str) -> str:
     # Lightning writes zip files; of those the tensors need not be read for this.
     if not zipfile.is_zipfile(weights):
         return UNKNOWN_DATA
-    return torch.load(weights, map_location="cpu", weights_only=True, mmap=True).get(FITTED_ON) or UNKNOWN_DATA
+    return fitted_on_of(read_file(weights, "file of weights", mmap=True)) or UNKNOWN_DATA
+
+
+def fitted_on_of(notes: Mapping[Any, Any]) -> str | None:
+    """The name of the data that a checkpoint or a network's settings are told of; None where they are told nothing."""
+    note = notes.get(FITTED_ON)
+    return note if isinstance(note, str) else None
+
+
+def class_names_of(notes: Mapping[Any, Any]) -> list[str]:
+    """The names of classes that a checkpoint or a network's settings are told of; empty where they are told nothing.
+
+    Raises
+    ------
+    ValueError
+        If they are anything but a list of texts.
+    """
+    names = notes.get(CLASS_NAMES)
+    if names is None:
+        return []
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"its class names are no list of texts, but {printable(repr(names))[:80]}")
+    return names
 
 
 def load_weights(network: nn.Module, path: str | os.PathLike[str]) -> list[str]:
@@ -369,7 +393,8 @@ def load_weights(network: nn.Module, path: str | os.PathLike[str]) -> list[str]:
     network : nn.Module
         Is modified.
     path : str or path
-        A state dict, .safetensors or .pt, or a checkpoint of Lightning's (read with ``weights_only``).
+        A state dict, .safetensors or of torch.save's, or a checkpoint with one in it, of Lightning's or as others have
+        them: see :func:`quartz_plugin.lightning.weights.fill`.
 
     Returns
     -------
@@ -383,43 +408,10 @@ def load_weights(network: nn.Module, path: str | os.PathLike[str]) -> list[str]:
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"no weights file {path}")
-    try:
-        spikes = False
-        if Path(path).suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            state = load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-            if "state_dict" in state:  # A checkpoint of Lightning's: its network.
-                spikes = state.get(SPIKES) is not None
-                state = {name.removeprefix("network."): value for name, value in state["state_dict"].items()}
-            state = {name: value for name, value in state.items() if isinstance(value, Tensor)}
-    except Exception as error:
-        raise ValueError(f"{path} is not a readable file of weights") from error
-    if spikes:
+    loaded = read_file(path, "file of weights")
+    if loaded.get(SPIKES) is not None:
         raise ValueError(
             f"{path} is a checkpoint of a network that was trained for spikes, no ANN's: give it as --ckpt_path, and "
             "as --model.weights the ANN's weights that it was trained from"
         )
-    return _fill(network, state, str(path))
-
-
-def _fill(network: nn.Module, state: dict[str, Tensor], source: str) -> list[str]:
-    own = network.state_dict()
-    fresh = [
-        name
-        for name, value in state.items()
-        if name in own and value.dim() and value.shape[1:] == own[name].shape[1:] and len(value) != len(own[name])
-    ]
-    # Another number of outputs is a weight and its bias, in a head (or two: GoogLeNet has auxiliary ones).
-    of_heads = {(state[name].shape[0], own[name].shape[0]) for name in fresh}
-    if len(of_heads) == 1 and set(state) == set(own):
-        state = {name: own[name] if name in fresh else value for name, value in state.items()}
-    try:
-        network.load_state_dict(state)
-    except (RuntimeError, TypeError, AttributeError) as error:
-        raise ValueError(
-            f"{source} holds the weights of another network: {' '.join(str(error).split())[:300]}"
-        ) from error
-    return fresh
+    return fill(network, loaded, str(path))
