@@ -121,8 +121,11 @@ def fill(network: nn.Module, loaded: Mapping[Any, Any], source: str) -> list[str
     # Another number of outputs is a weight and its bias, in a head (or two: GoogLeNet has auxiliary ones).
     fresh = [
         name
-        for name in misfit.shapes
-        if state[name].dim() and own[name].dim() and state[name].shape[1:] == own[name].shape[1:]
+        for name in state
+        if name in misfit.shapes
+        and state[name].dim()
+        and own[name].dim()
+        and state[name].shape[1:] == own[name].shape[1:]
     ]
     if misfit.of_shapes_alone and len(fresh) == len(misfit.shapes):
         of_heads = {(len(state[name]), len(own[name])) for name in fresh}
