@@ -219,7 +219,7 @@ def ttfs_step(input_: Tensor, state: TTFSState | None, p: TTFSParameters, dt: fl
         state = initial_state(input_)
     clock, step = p.clock, int(state.step)
     if step == 0:
-        _check_bias_shape(p.bias, input_)
+        check_bias_shape(p.bias, input_)
     i = state.i + input_.to(state.i.dtype)
     bias = None if p.bias is None else p.bias.to(i)
     if bias is not None and p.bias_code == "spike":
@@ -246,7 +246,8 @@ def ttfs_step(input_: Tensor, state: TTFSState | None, p: TTFSParameters, dt: fl
     return spikes.to(input_.dtype if input_.is_floating_point() else v.dtype), state
 
 
-def _check_bias_shape(bias: Tensor | None, input_: Tensor) -> None:
+def check_bias_shape(bias: Tensor | None, input_: Tensor) -> None:
+    """Raise ValueError unless a bias fits neurons that are given `input_`, ``[B, ...]``."""
     if bias is None:
         return
     neurons = input_.shape[1:]

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any
@@ -297,21 +297,52 @@ def is_spike_source(module: fx.GraphModule, node: fx.Node) -> bool:
 def projection_to(module: fx.GraphModule, neurons: fx.Node) -> Projection:
     """Collect the synapses between the neurons at this node and the spikes they listen to."""
     target = neurons.all_input_nodes[0]
-    wanted, pending, sources = set(), [target], set()
-    while pending:
-        node = pending.pop()
-        if is_spike_source(module, node):
-            sources.add(node)
-        elif node not in wanted:
-            wanted.add(node)
-            pending.extend(node.all_input_nodes)
+    sources, between = _spikes_behind(module, target)
     order = list(module.graph.nodes)
     return Projection(
         module,
         tuple(node for node in order if node in sources),
-        tuple(node for node in order if node in wanted),
+        tuple(node for node in order if node in between),
         target,
     )
+
+
+def spike_sources(module: fx.GraphModule, node: fx.Node) -> list[fx.Node]:
+    """Nodes whose spikes reach this one without neurons or pools between; itself alone if it emits any."""
+    return list(_spikes_behind(module, node)[0])
+
+
+def _spikes_behind(module: fx.GraphModule, node: fx.Node) -> tuple[dict[fx.Node, None], dict[fx.Node, None]]:
+    """Nodes that emit the spikes which reach this one, and the nodes they pass, itself included."""
+    between: dict[fx.Node, None] = {}
+    sources: dict[fx.Node, None] = {}
+    pending = [node]
+    while pending:
+        each = pending.pop()
+        if is_spike_source(module, each):
+            sources[each] = None
+        elif each not in between:
+            between[each] = None
+            pending.extend(reversed(each.all_input_nodes))
+    return sources, between
+
+
+def evaluated(node: fx.Node, values: dict[fx.Node, Tensor], evaluate: Callable[[fx.Node], Tensor]) -> Tensor:
+    """Value of a node; those that it needs and `values` lacks are evaluated before it, and kept there.
+
+    Networks may be deep, so nothing here recurs.
+    """
+    pending = [node]
+    while pending:
+        each = pending[-1]
+        missing = [] if each in values else [source for source in each.all_input_nodes if source not in values]
+        if missing:
+            pending += missing
+            continue
+        pending.pop()
+        if each not in values:
+            values[each] = evaluate(each)
+    return values[node]
 
 
 def expiring_after(module: fx.GraphModule) -> dict[fx.Node, list[fx.Node]]:

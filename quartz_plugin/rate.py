@@ -14,8 +14,8 @@ from snntorch import Leaky
 from torch import Tensor, fx, nn
 
 from quartz_plugin.engines.event import LEAST_CHANGE
-from quartz_plugin.graph import call_node, called_by
-from quartz_plugin.hardware.operations import LayerCounts, Synapses, biased_neurons, delivered, spike_sources
+from quartz_plugin.graph import call_node, called_by, spike_sources
+from quartz_plugin.hardware.operations import LayerCounts, Synapses, biased_neurons, delivered
 from quartz_plugin.hardware.spikes import per_image
 from quartz_plugin.network import SpikingNetwork
 from quartz_plugin.neuron import AxonalDelay, FirstSpikeMaxPool, TTFSNeuron, forget_instance, reset

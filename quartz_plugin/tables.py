@@ -1,4 +1,4 @@
-"""Plain-text tables."""
+"""Plain text: tables, and words that come from files."""
 
 from __future__ import annotations
 
@@ -43,15 +43,26 @@ def _text(cell: object) -> str:
     return printable(cell)
 
 
-def printable(text: object) -> str:
+def printable(text: object, most: int | None = None) -> str:
     r"""Return a text in one line without control characters, which files may hold in their names.
+
+    Parameters
+    ----------
+    text : object
+        What is to be printed.
+    most : int, optional
+        Leave out what comes behind so many characters.
 
     Examples
     --------
     >>> print(printable("a\x1b[31mb\nc"))
     a\x1b[31mb c
+    >>> printable("a" * 1000, most=3)
+    'aaa ...'
     """
-    return "".join(
+    given = str(text)
+    shown = "".join(
         sign if sign.isprintable() else " " if sign.isspace() else sign.encode("unicode_escape").decode()
-        for sign in str(text)
+        for sign in given[:most]
     )
+    return shown if most is None or len(given) <= most else f"{shown} ..."

@@ -658,7 +658,9 @@ class Clock:
             self.membrane[name] = torch.zeros_like(arrived)
             self.spike_steps[name] = torch.full(arrived.shape, -1, dtype=torch.int32)
             self.margins[name] = torch.full(arrived.shape, math.inf, dtype=torch.float64)
-        window, readout, start = p.t_max - 1, p.readout, p.readout - p.input_window
+        window = p.t_max - 1
+        readout = p.layer * window if p.readout is None else p.readout
+        start = readout - (p.input_window or window)
         last = readout + (window if p.rectifier else 2 * window)
         if step > last or (p.rectifier == "silent" and step == last):
             return torch.zeros_like(arrived)

@@ -4,19 +4,21 @@ import copy
 import json
 import os
 import pickle
+import re
 import struct
+from collections import Counter
 
 import pytest
 import torch
+from damaged_files import Branches, Joined, base_files, contents, damaged, judge, rewrite
 from hypothesis import given
 from hypothesis import strategies as st
 from random_chains import NEURONS, SCALES, SOME, chains, first_spikes, input_train, t_maxima
-from safetensors import safe_open
 from safetensors.torch import save, save_file
 from torch import nn
 
 import quartz_plugin
-from quartz_plugin import ConversionError
+from quartz_plugin import AxonalDelay, ConversionError, TTFSNeuron
 from quartz_plugin.io import FORMAT
 
 
@@ -38,16 +40,6 @@ def snn():
 @pytest.fixture
 def path(tmp_path):
     return tmp_path / "network.quartz"
-
-
-def contents(path):
-    with safe_open(path, framework="pt") as file:
-        header = json.loads(file.metadata()[FORMAT])
-        return header, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-
-
-def rewrite(path, header, tensors):
-    save_file(tensors, path, metadata={FORMAT: json.dumps(header)})
 
 
 def assert_same_spikes(one, other, images):
@@ -442,20 +434,6 @@ class TestWriting:
         assert torch.equal(tensors["module.0.weight"], snn.graph_module.get_submodule("0").weight)
 
 
-class Joined(nn.Module):
-    """A network with every class of module that joins or routes."""
-
-    def __init__(self):
-        super().__init__()
-        self.conv, self.side, self.fc = nn.Conv2d(2, 4, 3, padding=1), nn.Conv2d(2, 4, 1), nn.Linear(8, 3)
-
-    def forward(self, x):
-        x = self.conv(x).relu() + self.side(x)
-        x = torch.cat([x, 2 * x[:, ::2]], 1).relu().view(-1, 2, 3, 4, 4).transpose(1, 2)
-        x = nn.functional.interpolate(x.reshape(-1, 6, 4, 4), scale_factor=2)
-        return self.fc(nn.functional.pad(x, (0, 0, 0, 0, 1, 1)).mean((2, 3)))
-
-
 @pytest.mark.parametrize(
     ("kind", "option", "values"),
     [
@@ -516,3 +494,225 @@ def test_a_loaded_network_does_not_change_with_its_file(tmp_path):
         assert torch.equal(loaded.graph.scales[name], scale)
     images = torch.rand(3, 2, 4, 4)
     assert torch.equal(loaded(images), snn(images))
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    return base_files(tmp_path_factory.mktemp("files"))
+
+
+def assert_what_loads_runs(files, path, seeds):
+    outcomes = Counter(judge(path) for seed in seeds if damaged(seed, files, path))
+    assert outcomes["runs"] > sum(outcomes.values()) / 20
+    assert outcomes["large"] <= sum(outcomes.values()) / 50
+
+
+def test_a_file_damaged_at_random_is_refused_in_one_line_or_runs_alike_in_all_engines(files, path):
+    assert_what_loads_runs(files, path, range(60))
+
+
+@pytest.mark.slow
+def test_many_files_damaged_at_random_are_refused_in_one_line_or_run_alike_in_all_engines(files, path):
+    assert_what_loads_runs(files, path, range(1000, 2500))
+
+
+def set_settings(kind, **settings):
+    """Damage: change settings of the first module of a class; of a pool, those inside."""
+
+    def damage(header, tensors):
+        for entry in header["modules"].values():
+            own = entry.get("pool", entry)
+            if own["class"] == kind:
+                own.update(settings)
+                return
+        raise AssertionError(f"no {kind}")
+
+    return damage
+
+
+def put_behind(path, *entries):
+    """Damage: let modules stand in a row behind one, for all that listened to it."""
+
+    def damage(header, tensors):
+        names = [f"new{number}" for number in range(len(entries))]
+        for node in header["nodes"]:
+            node["inputs"] = [names[-1] if source == path else source for source in node["inputs"]]
+        at = 1 + [node["module"] for node in header["nodes"]].index(path) if path != "input" else 0
+        for name, before, entry in zip(names, [path, *names], entries, strict=False):
+            times = 2 if entry["class"] == "Add" else 1
+            header["nodes"].insert(at, {"module": name, "inputs": [before] * times})
+            header["modules"][name] = entry
+            at += 1
+
+    return damage
+
+
+def change_tensor(name, change):
+    def damage(header, tensors):
+        tensors[name] = change(tensors[name])
+
+    return damage
+
+
+POOL = {"class": "MaxPool2d", "kernel_size": 1, "stride": 1, "padding": 0, "dilation": 1, "ceil_mode": False}
+SHIFT = {"class": "ZeroPad2d", "padding": [1, -1, 0, 0]}
+
+
+@pytest.mark.parametrize(
+    ("damage", "why"),
+    [
+        (set_settings("Conv2d", stride=[0, 1]), "stride=.0, 1., expected a whole number of at least 1, or 2 of them"),
+        (set_settings("Conv2d", dilation=[0, 0]), "dilation="),
+        (set_settings("Conv2d", padding=[1]), "padding=.1., expected a whole number"),
+        (set_settings("Conv2d", padding=[1, 1.0]), "padding="),
+        (set_settings("Conv2d", padding=-1), "padding="),
+        (set_settings("Conv2d", groups=True), "groups=True"),
+        (set_settings("Conv2d", in_channels="1"), "in_channels='1'"),
+        (set_settings("Conv2d", padding_mode="constant"), "padding_mode='constant', expected 'zeros' or"),
+        (set_settings("Conv2d", kernel_size=[10**5, 10**5]), r"weight is of shape"),
+        (set_settings("Conv2d", in_channels=5 * 10**9), "in_channels="),
+        (set_settings("Conv2d", padding=[10**6, 10**6], stride=[10**6, 10**6]), "units"),
+        (set_settings("Conv2d", bias=True), "unknown setting 'bias'"),
+        (set_settings("Linear", out_features=10**9), "weight is of shape"),
+        (set_settings("AvgPool2d", stride=0), "stride=0"),
+        (set_settings("AvgPool2d", divisor_override=0), "divisor_override=0"),
+        (set_settings("AvgPool2d", ceil_mode=1), "ceil_mode=1, expected True or False"),
+        (set_settings("MaxPool2d", dilation=0), "dilation=0"),
+        (set_settings("MaxPool2d", kernel_size=2, stride=1, padding=4, dilation=13), "of padding alone|does not fit"),
+        (set_settings("Flatten", start_dim=0), "start_dim=0"),
+        (set_settings("TTFSNeuron", hold=1), "hold=1"),
+        (set_settings("TTFSNeuron", hold=False), "of another kind of neuron"),
+        (set_settings("TTFSNeuron", rectifier="silent"), "of another kind of neuron"),
+        (set_settings("TTFSNeuron", rectifier=None), "of another kind of neuron"),
+        (set_settings("TTFSNeuron", rectifier=[]), "rectifier="),
+        (set_settings("TTFSNeuron", t_max=6.0), "t_max=6.0"),
+        (set_settings("TTFSNeuron", input_window=4), "input_window=4, and the longest window among its sources is 5"),
+        (set_settings("TTFSNeuron", readout="5"), "readout='5'"),
+        (put_behind("0", POOL), "MaxPool2d"),
+        (put_behind("1", {"class": "Add"}), "pools currents"),
+        (put_behind("0", {"class": "FirstSpikeMaxPool", "pool": POOL}), "pools currents"),
+        (put_behind("1", {"class": "FirstSpikeMaxPool", "pool": {"class": "Add"}}), "'Add'"),
+        (put_behind("1", {"class": "FirstSpikeMaxPool", "pool": POOL, "x": 1}), "holds more or less than a pool"),
+        (put_behind("1", {"class": "Upsample", "size": None, "scale_factor": 2e4, "mode": "nearest"}), "units"),
+        (put_behind("1", {"class": "ZeroPad2d", "padding": [10**5] * 4}), "units"),
+        (put_behind("1", {"class": "Slice", "dim": 1, "start": 2, "stop": 2, "step": 1}), "units"),
+        (put_behind("5", {"class": "Unflatten", "dim": 0, "unflattened_size": [1, 1]}), "does not fit|mixes the batch"),
+        (change_tensor("module.1.bias", lambda t: t.to(torch.int8)), "int8"),
+        (change_tensor("module.1.bias", lambda t: t.to(torch.int64)), "int64"),
+        (change_tensor("module.1.bias", lambda t: t.double()), "torch.float64, and the network in torch.float32"),
+        (change_tensor("module.1.bias", lambda t: t.flatten()), "bias of shape"),
+        (change_tensor("module.1.bias", lambda t: t.unsqueeze(0)), "bias of shape"),
+        (change_tensor("module.1.bias", lambda t: t[:2]), "bias of shape"),
+        (change_tensor("module.0.weight", lambda t: t.half()), "float16"),
+        (change_tensor("scale.1", lambda t: t.expand(7)), "the scale of '1' is of shape .7."),
+        (change_tensor("scale.1", lambda t: torch.ones((), dtype=torch.int32)), "the scale of '1'"),
+        (lambda header, tensors: tensors.update({"x": torch.ones(1)}), "tensors that belong to no module"),
+        (lambda header, tensors: tensors.update({"front.x": torch.ones(1)}), "tensors that belong to no module"),
+        (lambda header, tensors: header.update(output_shift="0"), "output shift"),
+        (lambda header, tensors: header["modules"].update({"a." * 400 + "a": {"class": "Add"}}), "names a module"),
+    ],
+)
+def test_what_conversion_would_not_make_is_refused_by_name(snn, path, damage, why):
+    snn.save(path)
+    header, tensors = contents(path)
+    damage(header, tensors)
+    rewrite(path, header, tensors)
+    message = refusal(path)
+    assert "is damaged" in message
+    assert re.search(why, message), message
+
+
+@pytest.mark.parametrize("settings", [{"output_padding": [5]}, {"padding": "same"}, {"in_channels": 2}])
+def test_settings_of_transposed_convolutions_that_torch_refuses_when_it_runs(path, settings):
+    ann = nn.Sequential(nn.ConvTranspose1d(1, 1, 3, stride=2), nn.ReLU(), nn.Flatten(), nn.Linear(9, 2))
+    ann[0].weight.data.abs_()
+    ann[0].bias.data.abs_()
+    quartz_plugin.convert(ann, torch.rand(20, 1, 4)).save(path)
+    header, tensors = contents(path)
+    header["modules"]["0"].update(settings)
+    rewrite(path, header, tensors)
+    refusal(path)
+
+
+def test_two_thousand_modules_in_a_row_run_in_all_engines(snn, path):
+    snn.save(path)
+    header, tensors = contents(path)
+    put_behind("1", *[SHIFT, {**SHIFT, "padding": [-1, 1, 0, 0]}] * 1000)(header, tensors)
+    rewrite(path, header, tensors)
+    assert judge(path) == "runs"
+
+
+def test_sums_of_sums_run_in_all_engines(path):
+    """Thirty doublings are 2^30 paths from the input to the neurons."""
+    ann = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    snn = quartz_plugin.convert(ann, torch.rand(20, 3), t_max=4)
+    snn.save(path)
+    header, tensors = contents(path)
+    put_behind("0", *[{"class": "Add"}] * 30)(header, tensors)
+    tensors["module.0.weight"] *= 2.0**-30
+    rewrite(path, header, tensors)
+    assert judge(path) == "runs"
+
+
+def test_names_and_values_from_a_file_are_printed_without_control_characters(snn, path):
+    snn.save(path)
+    header, tensors = contents(path)
+    evil = "\x1b[2J\x1b]0;owned\x07\u202e"
+    for place in (["modules", evil], ["modules", "0", evil], ["modules", "0", "class"], ["t_max"], ["version"]):
+        other = copy.deepcopy(header)
+        at = other
+        for key in place[:-1]:
+            at = at[key]
+        at[place[-1]] = evil
+        rewrite(path, other, tensors)
+        message = refusal(path)
+        assert message.isprintable()
+    for name in (evil, f"module.{evil}", f"scale.{evil}", f"front.{evil}"):
+        rewrite(path, header, {**tensors, name: torch.tensor([float("nan")])})
+        assert refusal(path).isprintable()
+    save_file(tensors, path, metadata={FORMAT: json.dumps(header | {"version": "9" * 10**6})})
+    assert len(refusal(path)) < 1000
+    header["report"][0]["operation"] = evil
+    rewrite(path, header, tensors)
+    assert str(quartz_plugin.load(path).report).replace("\n", "").isprintable()
+
+
+def test_what_could_not_be_read_is_not_written(snn, path):
+    """One check stands before writing and behind reading."""
+    edits = {
+        "float16": lambda net: net.half(),
+        "expected a whole number": lambda net: net.graph_module.set_submodule("4", nn.Flatten(0)),
+        "of another kind": lambda net: net.graph_module.set_submodule("1", TTFSNeuron(6, readout=5, hold=False)),
+        "has a bias": lambda net: net.graph_module.set_submodule("5", nn.Linear(12, 4)),
+        "does not fit": lambda net: net.graph_module.set_submodule("5", nn.Linear(13, 4, bias=False)),
+        "windows that end": lambda net: net.graph_module.set_submodule("4", AxonalDelay(2)),
+        "not JSON serializable": lambda net: net.graph.settings.update(layers=object()),
+    }
+    for why, edit in edits.items():
+        net = copy.deepcopy(snn)
+        edit(net)
+        with pytest.raises(ValueError, match=why) as caught:
+            net.save(path)
+        assert "\n" not in str(caught.value)
+        assert not path.exists()
+
+
+def test_an_upsampling_that_computes_its_factor_anew_is_the_same_when_loaded(path):
+    up = nn.Upsample(scale_factor=1.4, recompute_scale_factor=True)
+    ann = nn.Sequential(nn.Conv2d(1, 2, 1), nn.ReLU(), up, nn.Flatten(), nn.Linear(98, 2))
+    ann[0].weight.data.abs_()
+    ann[0].bias.data.abs_()
+    images = torch.rand(20, 1, 5, 5)
+    snn = quartz_plugin.convert(ann, images)
+    snn.save(path)
+    assert_same_spikes(quartz_plugin.load(path), snn, images)
+
+
+def test_pools_and_branches_come_back(path):
+    torch.manual_seed(0)
+    ann, images = Branches(), torch.rand(20, 2, 5, 5)
+    for module in (ann.a, ann.b, ann.c, ann.d, ann.fc):
+        module.bias.data.abs_()
+    snn = quartz_plugin.convert(ann, images, t_max=5)
+    snn.save(path)
+    assert_same_spikes(quartz_plugin.load(path), snn, images)

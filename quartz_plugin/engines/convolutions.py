@@ -21,6 +21,12 @@ from quartz_plugin.graph import Layer
 from quartz_plugin.neuron import AxonalDelay
 from quartz_plugin.structure import AVERAGES, PADDING_MODES, Add, Concatenate, Mean, OneToOne, Permute, Reshape, Slice
 
+MOST_TERMS = 1024
+"""Convolutions of a layer, up to which it is seen as such; beyond, it is stepped."""
+
+FEW_WEIGHTS, MOST_GROWTH = 2**25, 256
+"""Weights that two maps in a row may always compose to, and how many times those of the second else."""
+
 Shape3 = tuple[int, int, int]
 Pair = tuple[int, int]
 
@@ -180,7 +186,7 @@ def convolutions_of(layer: Layer, shapes: Mapping[fx.Node, torch.Size]) -> list[
             continue
         inputs = [values[s] if s in values else _Sum.of_spikes(s, shapes[s]) for s in sources]
         value = _through(each, inputs, shapes[node])
-        if value is None:
+        if value is None or len(value.terms) > MOST_TERMS:
             return None
         values[node] = value
     target = layer.projection.target
@@ -391,6 +397,10 @@ def _composed(first: Convolution, middle: Shape3, second: LinearMap, out_shape: 
     if second.pointwise and second.depthwise:
         scaled = first.weight.double() * weight[inner].double().view(-1, 1, 1, 1)
         return replace(first, weight=scaled)
+    composed = math.prod(_composed_size(first, second, dim) for dim in (0, 1))
+    of_first = first.outputs * first.inputs * math.prod(first.kernel)
+    if max(of_first, second.outputs * first.inputs * composed) > max(FEW_WEIGHTS, MOST_GROWTH * second.weight.numel()):
+        return None
     left = first.dense_weight().double()
     second_dense = second.dense_weight().double()[:, inner]
     if second.pointwise:
@@ -414,12 +424,17 @@ def _composed(first: Convolution, middle: Shape3, second: LinearMap, out_shape: 
     )
 
 
+def _composed_size(first: Convolution, second: LinearMap, dim: int) -> int:
+    """Size of the composed kernel along a dimension."""
+    step = second.dilation[dim] * first.stride[dim]
+    return (second.kernel[dim] - 1) * step + (first.kernel[dim] - 1) * first.dilation[dim] + 1
+
+
 def _spread(first: Convolution, second: LinearMap, dim: int) -> Tensor:
     """``[composed, of second, of first]``: 1 where two places in the kernels meet at one in the composed kernel."""
     of_first, of_second = first.kernel[dim], second.kernel[dim]
     step = second.dilation[dim] * first.stride[dim]
-    size = (of_second - 1) * step + (of_first - 1) * first.dilation[dim] + 1
-    spread = torch.zeros(size, of_second, of_first, dtype=torch.float64)
+    spread = torch.zeros(_composed_size(first, second, dim), of_second, of_first, dtype=torch.float64)
     for p in range(of_second):
         for k in range(of_first):
             spread[p * step + k * first.dilation[dim], p, k] = 1

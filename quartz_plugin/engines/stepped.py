@@ -14,7 +14,7 @@ from torch import Tensor, fx
 
 from quartz_plugin.coding import NO_SPIKE
 from quartz_plugin.functional import TTFSState, initial_state, ttfs_step
-from quartz_plugin.graph import ConvertedGraph, Layer, call_node, called_by, carry, is_spike_source
+from quartz_plugin.graph import ConvertedGraph, Layer, call_node, called_by, carry, evaluated, is_spike_source
 from quartz_plugin.neuron import FirstSpikeMaxPool, StatefulModule
 
 Found = tuple[dict[str, Tensor], Tensor, Tensor]
@@ -148,7 +148,4 @@ def walk_layer(layer: Layer, levels: Mapping[fx.Node, Tensor]) -> Iterator[tuple
 
 def _routed_levels(module: fx.GraphModule, node: fx.Node, levels: dict[fx.Node, Tensor]) -> Tensor:
     """Levels at a node between a spike source and a pool, where only routing can stand."""
-    if node not in levels:
-        inputs = {source: _routed_levels(module, source, levels) for source in node.all_input_nodes}
-        levels[node] = carry(module, node, inputs)
-    return levels[node]
+    return evaluated(node, levels, lambda each: carry(module, each, levels))

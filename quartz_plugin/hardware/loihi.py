@@ -24,9 +24,9 @@ import torch
 from torch import Tensor, fx, nn
 
 from quartz_plugin.engines.convolutions import as_image, convolutions_of
-from quartz_plugin.graph import INPUT, ConvertedGraph, Layer, Projection, called_by, is_spike_source
+from quartz_plugin.graph import INPUT, ConvertedGraph, Layer, Projection, called_by, is_spike_source, spike_sources
 from quartz_plugin.hardware.energy import LOIHI, EnergyProfile
-from quartz_plugin.hardware.operations import Synapses, biased_neurons, spike_sources
+from quartz_plugin.hardware.operations import Synapses, biased_neurons
 from quartz_plugin.network import SpikingNetwork
 from quartz_plugin.neuron import AxonalDelay, FirstSpikeMaxPool
 from quartz_plugin.structure import AVERAGES, WEIGHTED, Add, OneToOne

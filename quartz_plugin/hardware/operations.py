@@ -33,7 +33,9 @@ from quartz_plugin.graph import (
     called_by,
     carry,
     check_modules,
+    evaluated,
     is_spike_source,
+    spike_sources,
 )
 from quartz_plugin.hardware.spikes import (
     early_spike_counts,
@@ -152,13 +154,6 @@ _SYNAPSES = Kept(lambda graph: Synapses(), structure_of)
 
 def _double(counts: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {source: count.flatten().double() for source, count in counts.items()}
-
-
-def spike_sources(module: fx.GraphModule, node: fx.Node) -> list[fx.Node]:
-    """Nodes whose spikes are routed to this one, itself if it emits any."""
-    if is_spike_source(module, node):
-        return [node]
-    return [source for before in node.all_input_nodes for source in spike_sources(module, before)]
 
 
 class InferenceCounts:
@@ -334,12 +329,15 @@ def source_levels(graph: ConvertedGraph, result: SimulationResult) -> dict[fx.No
 
 def _routed(module: fx.GraphModule, node: fx.Node, levels: Mapping[fx.Node, Tensor]) -> Tensor:
     """Levels at a node between a spike source and a pool, where only routing can stand."""
-    if node in levels:
-        return levels[node]
-    # Shifted, so that the border a padding adds is silent.
-    inputs = {source: _routed(module, source, levels) - SILENT for source in node.all_input_nodes}
-    routed: Tensor = carry(module, node, inputs) + SILENT
-    return routed
+
+    def route(each: fx.Node) -> Tensor:
+        # Shifted, so that the border a padding adds is silent.
+        inputs = {source: known[source] - SILENT for source in each.all_input_nodes}
+        routed: Tensor = carry(module, each, inputs) + SILENT
+        return routed
+
+    known = dict(levels)
+    return evaluated(node, known, route)
 
 
 def delivered(spikes: Tensor, fan_out: Tensor) -> Tensor:
@@ -376,21 +374,21 @@ def _synops_factored(counts: InferenceCounts) -> LayerCounts:
     chained = counts.synapses.chained(counts.graph)
     if not chained:
         return counts.shared("synops")
-    reached = {node: (value != SILENT).to(counts.graph.dtype) for node, value in counts.levels.items()}
+    dtype = counts.graph.dtype
+    reached = {node: (value != SILENT).to(dtype) for node, value in counts.levels.items()}
     nodes = {node.name: node for node in module.graph.nodes}
 
     def reach(node: fx.Node) -> Tensor:
         """1 where any spike reaches a unit of this node, else 0."""
-        if node not in reached:
-            inputs = {source: reach(source) for source in node.all_input_nodes}
-            each = module.get_submodule(str(node.target))
-            weighs = isinstance(each, (*WEIGHTED, *AVERAGES, OneToOne))
-            through = of_ones(each)(*inputs.values()) if weighs else carry(module, node, inputs)
-            reached[node] = (through > 0).to(through.dtype)
-        return reached[node]
+        inputs = {source: reached[source] for source in node.all_input_nodes}
+        each = module.get_submodule(str(node.target))
+        weighs = isinstance(each, (*WEIGHTED, *AVERAGES, OneToOne))
+        through = of_ones(each)(*inputs.values()) if weighs else carry(module, node, inputs)
+        reaches: Tensor = (through > 0).to(through.dtype)
+        return reaches
 
     return {
-        layer: _sum([delivered(reach(nodes[before]) > 0, count) for before, count in chain], counts)
+        layer: _sum([delivered(evaluated(nodes[before], reached, reach) > 0, count) for before, count in chain], counts)
         if layer in chained
         else counts.shared("synops")[layer]
         for layer, chain in chains_of.items()
