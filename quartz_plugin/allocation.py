@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from quartz_plugin.coding import window_length
+from quartz_plugin.coding import window_length, with_plain_numbers
 from quartz_plugin.convert import scale
 from quartz_plugin.convert.calibrate import Calibration, Granularity, calibrate, chunk_size, chunks, evenly
 from quartz_plugin.convert.draft import Draft
@@ -26,6 +26,7 @@ SCALE_IMAGES, DISTANCE_IMAGES = 1024, 256
 """Images, evenly spread, by which scales are found for each choice, and by which distances are measured."""
 
 
+@with_plain_numbers
 def allocate_steps(
     ann: nn.Module,
     calibration: Calibration,

@@ -13,11 +13,17 @@ arXiv:2309.16795.
 
 from __future__ import annotations
 
+import functools
 import operator
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
+
+P = ParamSpec("P")
+Returned = TypeVar("Returned")
 
 NO_SPIKE = -1
 """The step of a unit that did not fire."""
@@ -158,6 +164,41 @@ def window_length(t_max: int) -> int:
     return operator.index(t_max) - 1
 
 
+def plain(value: Any) -> Any:
+    """A number of numpy or torch as Python's, also inside of tuples, lists, mappings and slices; the rest as it is.
+
+    Files hold plain numbers, and what they are compared with are such.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> plain({"t_max": np.int64(8), "percentile": np.float32(99.5), "kernel": (torch.tensor(3), np.bool_(True))})
+    {'t_max': 8, 'percentile': 99.5, 'kernel': (3, True)}
+    """
+    if isinstance(value, np.generic | np.ndarray | Tensor):
+        return value.item() if value.ndim == 0 else value
+    if isinstance(value, tuple) and type(value) is not torch.Size:
+        parts = map(plain, value)
+        return type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)
+    if isinstance(value, list):
+        return list(map(plain, value))
+    if isinstance(value, Mapping):
+        return {plain(key): plain(entry) for key, entry in value.items()}
+    if isinstance(value, slice):
+        return slice(plain(value.start), plain(value.stop), plain(value.step))
+    return value
+
+
+def with_plain_numbers(function: Callable[P, Returned]) -> Callable[P, Returned]:
+    """Let a function take numbers of numpy and torch as :func:`plain` gives them."""
+
+    @functools.wraps(function)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> Returned:
+        return function(*map(plain, args), **{name: plain(value) for name, value in kwargs.items()})  # type: ignore[arg-type]
+
+    return wrapped
+
+
 def at_least_float32(dtype: torch.dtype) -> torch.dtype:
     """Return `dtype`, or float32 where it is too narrow to hold a membrane."""
     return dtype if dtype in (torch.float32, torch.float64) else torch.float32
@@ -253,7 +294,7 @@ def encode(x: Tensor, t_max: int, steps: int | None = None, *, silent_zeros: boo
     """
     length = window_length(t_max)
     check_unit_interval(x)
-    steps = t_max if steps is None else steps
+    steps = t_max if steps is None else plain(steps)
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < t_max:
         raise ValueError(f"steps must be at least t_max = {t_max}, a whole number, got {steps!r}")
     levels = to_levels(x, t_max)

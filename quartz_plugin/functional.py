@@ -28,7 +28,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from quartz_plugin.coding import NO_SPIKE, NeuronClock, at_least_float32, is_traced, round_half_up, window_length
+from quartz_plugin.coding import NO_SPIKE, NeuronClock, at_least_float32, is_traced, plain, round_half_up, window_length
 
 Rectifier = Literal["spike", "silent"]
 BiasCode = Literal["synapse", "spike"]
@@ -118,7 +118,11 @@ class TTFSParameters(NamedTuple):
         return self.clock.last_step(self.signed)
 
     def check(self) -> TTFSParameters:
-        """Return self, or raise ValueError or TypeError in one line for what cannot be simulated."""
+        """Return these parameters with plain numbers, or raise ValueError or TypeError for what cannot be simulated."""
+        numbers = {name: plain(value) for name, value in self._asdict().items() if name not in ("bias", "spike_grad")}
+        return self._replace(**numbers)._checked()
+
+    def _checked(self) -> TTFSParameters:
         window_length(self.t_max)
         for name, steps, least in (("readout", self.readout, 0), ("input_window", self.input_window, 1)):
             if steps is not None and (isinstance(steps, bool) or not isinstance(steps, int) or steps < least):

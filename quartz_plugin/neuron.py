@@ -11,7 +11,7 @@ import torch
 from snntorch import SpikingNeuron
 from torch import Tensor, nn
 
-from quartz_plugin.coding import NeuronClock
+from quartz_plugin.coding import NeuronClock, plain
 from quartz_plugin.functional import (
     BiasCode,
     Rectifier,
@@ -335,6 +335,7 @@ class AxonalDelay(StatefulModule):
 
     def __init__(self, steps: int, init_hidden: bool = False) -> None:
         super().__init__()
+        steps = plain(steps)
         if isinstance(steps, bool) or not isinstance(steps, int) or steps < 0:
             raise ValueError(f"a delay is a whole number of steps, 0 or more, got {steps!r}")
         self.steps = steps

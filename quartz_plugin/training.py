@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from quartz_plugin.activation import TTFSActivation, check_range
+from quartz_plugin.coding import with_plain_numbers
 from quartz_plugin.convert import FirstLayer, Override, convert, scale
 from quartz_plugin.convert.calibrate import Calibration, Granularity
 from quartz_plugin.convert.check import check
@@ -373,6 +374,7 @@ def labels_for(outputs: Tensor, labels: Tensor, task: Task) -> Tensor:
     )
 
 
+@with_plain_numbers
 def prepare(
     ann: nn.Module,
     calibration: Calibration,

@@ -8,6 +8,7 @@ import re
 import struct
 from collections import Counter
 
+import numpy as np
 import pytest
 import torch
 from damaged_files import Branches, Joined, base_files, contents, damaged, judge, rewrite
@@ -16,9 +17,11 @@ from hypothesis import strategies as st
 from random_chains import NEURONS, SCALES, SOME, chains, first_spikes, input_train, t_maxima
 from safetensors.torch import save, save_file
 from torch import nn
+from torch.nn import functional as F
 
 import quartz_plugin
 from quartz_plugin import AxonalDelay, ConversionError, TTFSNeuron
+from quartz_plugin.functional import TTFSParameters
 from quartz_plugin.hardware import InferenceCounts
 from quartz_plugin.io import FORMAT
 
@@ -724,3 +727,90 @@ def test_pools_and_branches_come_back(path):
     snn = quartz_plugin.convert(ann, images, t_max=5)
     snn.save(path)
     assert_same_spikes(quartz_plugin.load(path), snn, images)
+
+
+def whole(kind):
+    return {"numpy": np.int64, "torch": torch.tensor}[kind]
+
+
+@pytest.mark.parametrize("kind", ["numpy", "torch"])
+class TestNumbersOfNumpyAndTorch:
+    """What is given as one is kept as Python's, and can be saved."""
+
+    def assert_saved(self, path, ann, images, **options):
+        snn = quartz_plugin.convert(ann, images, **options)
+        snn.save(path)
+        loaded = quartz_plugin.load(path)
+        assert_same_spikes(loaded, snn, images)
+        assert loaded.graph.settings == snn.graph.settings
+        return snn
+
+    def test_as_options(self, path, kind):
+        number, real = whole(kind), {"numpy": np.float32, "torch": torch.tensor}[kind]
+        ann, images = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 2)), torch.rand(30, 4)
+        options = {
+            "percentile": real(99.5),
+            "output_percentile": number(100),
+            "weight_bits": number(8),
+            "tuning_passes": number(2),
+            "tuning_rate": real(0.5),
+            "hold": np.bool_(True) if kind == "numpy" else torch.tensor(True),
+            "preprocessing": (real(0.5), real(0.25)),
+            "layers": {"1": {"percentile": real(50.0), "t_max": number(6)}},
+        }
+        snn = self.assert_saved(path, ann, images, t_max={"default": number(8), "input": number(4)}, **options)
+        assert snn.graph.settings["t_max"] == {"default": 8, "input": 4}
+        assert snn.graph.settings["layers"] == {"1": {"percentile": 50.0, "t_max": 6}}
+        assert type(snn.graph.settings["percentile"]) is float
+        plain = {"percentile": 99.5, "output_percentile": 100, "weight_bits": 8, "preprocessing": (0.5, 0.25)}
+        own = {"layers": {"1": {"percentile": 50.0, "t_max": 6}}, "t_max": {"default": 8, "input": 4}}
+        assert_same_spikes(snn, quartz_plugin.convert(ann, images, **plain, **own), images)
+        self.assert_saved(path, ann, images, t_max=number(5))
+
+    def test_as_settings_of_modules(self, path, kind):
+        number = whole(kind)
+        two, one = number(2), number(1)
+        ann = nn.Sequential(
+            nn.Conv2d(1, 4, 3, stride=one if kind == "numpy" else 1, padding=1), nn.ReLU(), nn.MaxPool2d(2),
+            nn.AvgPool2d(2), nn.ReLU(), nn.Upsample(scale_factor=2), nn.Hardtanh(0.0, 1.5), nn.PixelShuffle(2),
+            nn.Flatten(1), nn.Linear(16, 2),
+        )  # fmt: skip
+        ann[0].padding, ann[0].groups, ann[0].dilation = (one, number(1)), one, (one, one)
+        ann[2].kernel_size, ann[2].stride = two, (two, two)
+        ann[3].kernel_size, ann[3].stride, ann[3].padding = (two, two), one, number(0)
+        ann[5].scale_factor, ann[6].max_val = np.float64(1.0), np.float32(1.5)
+        ann[7].upscale_factor, ann[8].start_dim = two, one
+        ann[0].bias.data.abs_()
+        self.assert_saved(path, ann, torch.rand(30, 1, 6, 6))
+
+    def test_as_arguments_of_calls(self, path, kind):
+        number = whole(kind)
+
+        class Calls(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.fc = nn.Linear(12, 4)
+
+            def forward(self, x):
+                x = F.avg_pool2d(x, number(1)).reshape(-1, number(2), number(8)).transpose(number(1), number(2))
+                x = x[:, number(1) : number(7)].flatten(number(1)) * np.float32(0.5)
+                return F.pad(self.fc(x).relu(), (number(1), 0))
+
+        self.assert_saved(path, Calls(), torch.rand(30, 1, 4, 4))
+
+    def test_as_parameters_of_neurons(self, kind):
+        number = whole(kind)
+        hold = np.bool_(True) if kind == "numpy" else torch.tensor(True)
+        neuron = TTFSNeuron(number(8), number(2), hold=hold, readout=number(14), input_window=number(7))
+        assert type(neuron.p.t_max) is int
+        assert neuron.p._replace(spike_grad=None) == TTFSParameters(8, 2, True, readout=14, input_window=7)
+        assert json.dumps([neuron.p.hold, neuron.p.readout, AxonalDelay(number(3)).steps]) == "[true, 14, 3]"
+        assert len(quartz_plugin.encode(torch.rand(2, 3), number(4), number(6))) == 6
+
+    def test_in_preparing_and_allocating(self, path, kind):
+        number = whole(kind)
+        ann, images = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 2)), torch.rand(30, 4)
+        windows = quartz_plugin.allocate_steps(ann, images, number(40), choices=[number(2), number(4)])
+        assert set(map(type, windows.values())) == {int}
+        quartz_plugin.prepare(ann, images, number(4)).eval().to_spiking(weight_bits=number(8)).save(path)
+        assert quartz_plugin.load(path).graph.settings["weight_bits"] == 8

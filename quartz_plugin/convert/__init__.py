@@ -13,7 +13,7 @@ from typing import Any, Literal, TypedDict
 import torch
 from torch import Tensor, nn
 
-from quartz_plugin.coding import at_least_float32, check_unit_interval, window_length
+from quartz_plugin.coding import at_least_float32, check_unit_interval, window_length, with_plain_numbers
 from quartz_plugin.convert.calibrate import (
     Calibration,
     Granularity,
@@ -59,6 +59,7 @@ PAPER: _Paper = {"hold": False, "bias": "spike", "rectifier": "spike"}
 """Options that make the neuron of arXiv:2309.16795: ``convert(ann, calibration, **PAPER)``."""
 
 
+@with_plain_numbers
 def convert(
     ann: nn.Module,
     calibration: Calibration,
@@ -284,6 +285,7 @@ class Scaled:
     calibration_method: str
 
 
+@with_plain_numbers
 def scale(
     ann: nn.Module,
     calibration: Calibration,

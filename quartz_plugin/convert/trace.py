@@ -8,9 +8,11 @@ import operator
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
+from quartz_plugin.coding import plain
 from quartz_plugin.convert.draft import Draft
 from quartz_plugin.convert.operators import (
     BATCH,
@@ -39,6 +41,11 @@ class _Tracer(fx.Tracer):
     def __init__(self) -> None:
         super().__init__(param_shapes_constant=True)
         self.failed_in: str | None = None
+
+    def create_arg(self, a: Any) -> Any:
+        """Take numbers of numpy, and whole ones of torch, for settings; other tensors are weights."""
+        whole = isinstance(a, Tensor) and not (a.is_floating_point() or a.is_complex())
+        return super().create_arg(plain(a) if whole or isinstance(a, np.generic) else a)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return type(m) in OPERATORS or super().is_leaf_module(m, module_qualified_name)
@@ -305,7 +312,7 @@ def _build(
     def appender(path: str, operation: str) -> Append:
         def append(module: nn.Module, *inputs: Value) -> Value:
             own = unique_path(path, modules)
-            module = module.eval().to(device=examples.device, dtype=examples.dtype)
+            module = _with_plain_settings(module.eval().to(device=examples.device, dtype=examples.dtype))
             out = module(*(value.tensor for value in inputs))
             if out.dim() == 0 or len(out) != EXAMPLES:
                 raise Refusal(BATCH)
@@ -377,6 +384,14 @@ def _own_copy(root: nn.Module, path: str, used: set[str]) -> nn.Module:
     module._forward_pre_hooks.clear()
     if getattr(module, "inplace", False):
         module.inplace = False  # type: ignore[assignment]
+    return module
+
+
+def _with_plain_settings(module: nn.Module) -> nn.Module:
+    """Let a module of our own have Python's numbers as settings, not numpy's or torch's."""
+    for name, value in vars(module).items():
+        if not isinstance(value, dict):
+            vars(module)[name] = plain(value)
     return module
 
 
