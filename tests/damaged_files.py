@@ -352,7 +352,7 @@ def damaged(seed, files, path):
 
 
 def _many(seeds):
-    resource.setrlimit(resource.RLIMIT_AS, (24 * 2**30, 24 * 2**30))
+    resource.setrlimit(resource.RLIMIT_AS, (8 * 2**30, 8 * 2**30))
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     found = []
