@@ -506,7 +506,8 @@ class Relation:
         elif isinstance(module, nn.Upsample):
             for dim in range(1, rank):
                 size, scale = of(module.size, dim), of(module.scale_factor, dim)
-                self._slide(dim, F.interpolate, size, scale, mode=module.mode)
+                anew = None if scale is None else module.recompute_scale_factor
+                self._slide(dim, F.interpolate, size, scale, mode=module.mode, recompute_scale_factor=anew)
         elif type(module) in PADDING_MODES:
             for place in range(len(module.padding) // 2):
                 pads = module.padding[2 * place : 2 * place + 2]

@@ -24,6 +24,7 @@ from quartz_plugin import AxonalDelay, ConversionError, TTFSNeuron
 from quartz_plugin.functional import TTFSParameters
 from quartz_plugin.hardware import InferenceCounts
 from quartz_plugin.io import FORMAT
+from quartz_plugin.synapses import fan_out, probed_fan_out, unit_shapes
 
 
 @pytest.fixture
@@ -709,12 +710,16 @@ def test_what_could_not_be_read_is_not_written(snn, path):
 
 
 def test_an_upsampling_that_computes_its_factor_anew_is_the_same_when_loaded(path):
-    up = nn.Upsample(scale_factor=1.4, recompute_scale_factor=True)
-    ann = nn.Sequential(nn.Conv2d(1, 2, 1), nn.ReLU(), up, nn.Flatten(), nn.Linear(98, 2))
+    up = nn.Upsample(scale_factor=1.25, recompute_scale_factor=True)
+    ann = nn.Sequential(nn.Conv2d(1, 2, 1), nn.ReLU(), up, nn.Flatten(), nn.Linear(128, 2))
     ann[0].weight.data.abs_()
     ann[0].bias.data.abs_()
-    images = torch.rand(20, 1, 5, 5)
+    images = torch.rand(20, 1, 7, 7)
     snn = quartz_plugin.convert(ann, images)
+    shapes = unit_shapes(snn.graph)
+    projection = snn.graph.layers[-1].projection
+    for source, count in fan_out(projection, shapes).items():
+        assert torch.equal(count, probed_fan_out(projection, shapes)[source])
     snn.save(path)
     assert_same_spikes(quartz_plugin.load(path), snn, images)
 
