@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from quartz_plugin.coding import window_length
+from quartz_plugin.coding import at_least_float32, window_length
 from quartz_plugin.functional import closed_form
 
 
@@ -94,15 +94,16 @@ class TTFSActivation(nn.Module):
     ) -> None:
         super().__init__()
         self.window = window_length(t_max)
-        scale = torch.as_tensor(scale, dtype=torch.get_default_dtype()).detach()
-        shift = torch.as_tensor(shift, dtype=torch.get_default_dtype()).detach()
+        # The logarithm in float64: what it is rounded to later does not hang on the default type.
+        scale, dtype = torch.as_tensor(scale, dtype=torch.float64).detach(), at_least_float32(torch.get_default_dtype())
+        shift = torch.as_tensor(shift, dtype=torch.float64).detach()
         check_range(scale, shift, signed)
         self.signed, self.ceiling = signed, ceiling
-        self.register_buffer("shift", shift.clone())
+        self.register_buffer("shift", shift.to(dtype).clone())
         if learned:
-            self.log_scale = nn.Parameter(scale.log())
+            self.log_scale = nn.Parameter(scale.log().to(dtype))
         else:
-            self.register_buffer("log_scale", scale.log())
+            self.register_buffer("log_scale", scale.log().to(dtype))
 
     @property
     def t_max(self) -> int:

@@ -17,6 +17,7 @@ from quartz_plugin.convert.operators import Role
 from quartz_plugin.convert.tune import output_distance, run_from, some_of
 from quartz_plugin.functional import said
 from quartz_plugin.graph import INPUT
+from quartz_plugin.precision import exact_arithmetic
 from quartz_plugin.task import CLASSIFICATION, Task
 
 CHOICES = (2, 3, 4, 5, 6, 8, 10, 12, 16, 24, 32, 48, 64)
@@ -27,6 +28,7 @@ SCALE_IMAGES, DISTANCE_IMAGES = 1024, 256
 
 
 @with_plain_numbers
+@exact_arithmetic()
 def allocate_steps(
     ann: nn.Module,
     calibration: Calibration,

@@ -21,6 +21,7 @@ from quartz_plugin.engines.stepped import walk_layer
 from quartz_plugin.graph import INPUT
 from quartz_plugin.hardware.operations import source_levels
 from quartz_plugin.network import SpikingNetwork
+from quartz_plugin.precision import exact_arithmetic
 from quartz_plugin.tables import printable
 from quartz_plugin.verification import values_side_by_side
 
@@ -665,6 +666,7 @@ def _weights_onto(projection: Any, source: Any, levels: dict[Any, Tensor], neuro
     return gradient.flatten()
 
 
+@exact_arithmetic()
 def _paired_values(
     ann: nn.Module, snn: SpikingNetwork, images: Tensor, names: Collection[str]
 ) -> dict[str, tuple[Values, Values]]:

@@ -19,6 +19,7 @@ from quartz_plugin.hardware.operations import LayerCounts, Synapses, biased_neur
 from quartz_plugin.hardware.spikes import per_image
 from quartz_plugin.network import SpikingNetwork
 from quartz_plugin.neuron import AxonalDelay, FirstSpikeMaxPool, TTFSNeuron, forget_instance, reset
+from quartz_plugin.precision import exact_arithmetic
 
 RATE_COUNTS = (
     "spikes",
@@ -111,6 +112,7 @@ class RateCodedNetwork(nn.Module):
         """Logits ``[B, classes]`` after so many steps."""
         return self.run(images, steps).logits
 
+    @exact_arithmetic()
     @torch.no_grad()
     def run(self, images: Tensor, steps: int) -> RateResult:
         """Simulate and count.

@@ -31,6 +31,7 @@ from quartz_plugin.convert.tune import (
 from quartz_plugin.functional import Rectifier
 from quartz_plugin.graph import INPUT
 from quartz_plugin.network import SpikingNetwork
+from quartz_plugin.precision import exact_arithmetic
 from quartz_plugin.structure import WEIGHTED, in_eval_mode
 from quartz_plugin.task import CLASSIFICATION, Task, check_task, class_scores, number_or_tensor, single_logit
 
@@ -107,6 +108,7 @@ class TrainableNetwork(nn.Module):
         unequal = self._last_layer if self.task == "regression" else None
         return parameter_groups(self.network, learning_rate, unequal=unequal)
 
+    @exact_arithmetic()
     def choose_output_range(self, images: Tensor, labels: Tensor) -> None:
         """Give the output the range of values with which the first spike is most often that of the label.
 
@@ -375,6 +377,7 @@ def labels_for(outputs: Tensor, labels: Tensor, task: Task) -> Tensor:
 
 
 @with_plain_numbers
+@exact_arithmetic()
 def prepare(
     ann: nn.Module,
     calibration: Calibration,
@@ -461,6 +464,7 @@ def prepare(
     return trainable(ann, found.example, found.scales, found.windows, preprocessing, first_layer, shift, task)
 
 
+@exact_arithmetic()
 def trainable(
     ann: nn.Module,
     example: Tensor,
@@ -513,6 +517,7 @@ def structure_of(net: TrainableNetwork) -> dict[str, Any]:
     return {"t_max": net.t_max, "input_shape": list(net.input_shape), "scales": scales, "task": net.task}
 
 
+@exact_arithmetic()
 def restored(ann: nn.Module, structure: Mapping[str, Any], preprocessing: Preprocessing | None) -> TrainableNetwork:
     """Make a trainable network of the structure that :func:`structure_of` told; its numbers are to be loaded.
 

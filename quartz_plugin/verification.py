@@ -14,6 +14,7 @@ from quartz_plugin.convert.fold import fold
 from quartz_plugin.convert.trace import trace
 from quartz_plugin.engines.result import SimulationResult
 from quartz_plugin.network import SpikingNetwork
+from quartz_plugin.precision import exact_arithmetic
 from quartz_plugin.tables import format_table
 from quartz_plugin.task import by_output, decide
 
@@ -138,6 +139,7 @@ class Verification:
         )
 
 
+@exact_arithmetic()
 def verify(ann: nn.Module, snn: SpikingNetwork, images: Tensor, *, engine: str = "auto") -> Verification:
     """Compare a spiking network with the ANN it was converted from, layer by layer.
 

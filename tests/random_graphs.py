@@ -8,6 +8,7 @@ as DESIGN.md section 3 says, and the ANN itself computing with rounded values.
 import copy
 import math
 import operator
+import warnings
 from collections import Counter
 from dataclasses import dataclass
 
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 from random_chains import TIE, assert_equal_but_for_ties, fired_levels, normalise, round_half_up
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.utils import parametrizations, prune
 
 import quartz_plugin
 from quartz_plugin import AxonalDelay, FirstSpikeMaxPool, TTFSNeuron
@@ -488,6 +490,38 @@ class _Writer:
             self.rectify(self.values[-1])
 
 
+COMPUTED = {
+    "pruned": lambda module: prune.l1_unstructured(module, "weight", 0.3),
+    "pruned twice": lambda module: (
+        prune.random_unstructured(module, "weight", 0.2),
+        prune.l1_unstructured(module, "weight", 0.2),
+    ),
+    "weight norm": lambda module: parametrizations.weight_norm(module),
+    "spectral norm": lambda module: parametrizations.spectral_norm(module),
+    "old weight norm": lambda module: old_weight_norm(module),
+    "old spectral norm": lambda module: nn.utils.spectral_norm(module),
+}
+"""Ways to let a network compute a module's weight in front of it."""
+
+
+def old_weight_norm(module):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        nn.utils.weight_norm(module)
+
+
+def compute_weights(way, module):
+    """Let a module's weight be computed in front of it, of numbers loaded since it last ran without gradients."""
+    COMPUTED[way](module)
+    like = module.weight
+    inputs = torch.rand(1, like.shape[1] * getattr(module, "groups", 1), *[8 * size for size in like.shape[2:]])
+    with torch.no_grad():
+        module.eval()(inputs.to(like))
+        for name, tensor in module.state_dict().items():
+            if name.endswith(("weight_orig", "weight_v", "original1", "original")):
+                tensor.mul_(torch.rand_like(tensor) + 0.5)
+
+
 @st.composite
 def random_nets(draw, *, exact=False, dtypes=(torch.float32, torch.float32, torch.float64), vectors=True):
     """Random networks that can be converted, with calibration images on which every ReLU is alive.
@@ -527,6 +561,9 @@ def random_nets(draw, *, exact=False, dtypes=(torch.float32, torch.float32, torc
         images=torch.rand(draw(st.integers(1, 3)), *shape),
         preprocessing=preprocessing,
     )
+    for module in net.ann.children():
+        if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Linear) and draw(st.integers(0, 99)) >= 90:
+            compute_weights(draw(st.sampled_from(sorted(COMPUTED))), module)
     net.images[torch.rand(net.images.shape) < 0.1] = 0.0
     net.images[torch.rand(net.images.shape) < 0.1] = 1.0
     if exact:

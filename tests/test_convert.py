@@ -792,13 +792,6 @@ class TestRefusedNetworks:
         message = message_of(ann, torch.rand(5, 3), ConversionError)
         assert re.search(r"does not run on inputs of shape \[1, 3\]", message), message
 
-    @pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
-    @pytest.mark.parametrize("norm", [nn.utils.weight_norm, nn.utils.parametrizations.weight_norm])
-    def test_whose_weights_are_computed_anew_in_each_call(self, norm):
-        ann = nn.Sequential(norm(nn.Linear(4, 3)), nn.ReLU(), nn.Linear(3, 2))
-        ann(torch.rand(1, 4))
-        assert message_of(ann, torch.rand(50, 4), ConversionError)
-
     def test_whose_layer_is_dead(self):
         ann = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
         with torch.no_grad():

@@ -37,6 +37,7 @@ from quartz_plugin.convert.tune import CalibrationMethod, TuningProgress, refine
 from quartz_plugin.functional import BiasCode, Rectifier
 from quartz_plugin.graph import INPUT
 from quartz_plugin.network import SpikingNetwork
+from quartz_plugin.precision import exact_arithmetic
 from quartz_plugin.synapses import synapse_counts
 from quartz_plugin.task import CLASSIFICATION, Task, check_task
 
@@ -60,6 +61,7 @@ PAPER: _Paper = {"hold": False, "bias": "spike", "rectifier": "spike"}
 
 
 @with_plain_numbers
+@exact_arithmetic()
 def convert(
     ann: nn.Module,
     calibration: Calibration,
@@ -286,6 +288,7 @@ class Scaled:
 
 
 @with_plain_numbers
+@exact_arithmetic()
 def scale(
     ann: nn.Module,
     calibration: Calibration,
@@ -383,6 +386,7 @@ def scale(
     return Scaled(draft, scales, lengths, example, own_t_max, calibration_method)
 
 
+@exact_arithmetic()
 def check_convertible(
     ann: nn.Module, example_input: Tensor, preprocessing: Preprocessing | None = None, linear: Linear = "compose"
 ) -> None:

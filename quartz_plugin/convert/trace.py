@@ -4,58 +4,39 @@ from __future__ import annotations
 
 import copy
 import inspect
+import keyword
 import operator
-from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
 from quartz_plugin.coding import plain
 from quartz_plugin.convert.draft import Draft
+from quartz_plugin.convert.intake import carry_out_hooks, copy_of, first_line, hooks_of, make_plain
 from quartz_plugin.convert.operators import (
     BATCH,
     FUNCTIONS,
+    INSIDE,
+    MONOTONE,
+    MONOTONE_OUTPUT,
     OPERATORS,
     REASONS,
     RULES,
-    SHAPE_ATTRIBUTES,
-    SHAPE_QUERIES,
     Append,
     ConversionError,
     Refusal,
+    Role,
     Value,
     call,
 )
+from quartz_plugin.convert.symbolic import Tracer, class_name, reason_against, refusal, symbolic, value_dependent
 from quartz_plugin.graph import INPUT, unique_path
+from quartz_plugin.precision import exact_arithmetic
 from quartz_plugin.structure import Add, Concatenate
 
 EXAMPLES = 3
 """Size of the batch that a network is traced with: what mixes the batch with the units then shows."""
-
-
-class _Tracer(fx.Tracer):
-    """Traces down to the modules of the table; remembers where it was when tracing failed."""
-
-    def __init__(self) -> None:
-        super().__init__(param_shapes_constant=True)
-        self.failed_in: str | None = None
-
-    def create_arg(self, a: Any) -> Any:
-        """Take numbers of numpy, and whole ones of torch, for settings; other tensors are weights."""
-        whole = isinstance(a, Tensor) and not (a.is_floating_point() or a.is_complex())
-        return super().create_arg(plain(a) if whole or isinstance(a, np.generic) else a)
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return type(m) in OPERATORS or super().is_leaf_module(m, module_qualified_name)
-
-    def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
-        try:
-            return super().call_module(m, forward, args, kwargs)
-        except Exception:
-            self.failed_in = self.failed_in or self.path_of_module(m)
-            raise
 
 
 def trace(ann: nn.Module, example: Tensor) -> Draft:
@@ -81,54 +62,45 @@ def trace(ann: nn.Module, example: Tensor) -> Draft:
     """
     if not isinstance(ann, nn.Module):
         raise TypeError(f"ann must be a torch.nn.Module, got {type(ann).__name__}")
-    ann = _unwrapped(ann)
-    _check_initialised(ann)
-    root = _with_rules(_copy(ann).eval())
-    if not isinstance(root, nn.Sequential) and (
-        type(root).__module__.startswith("torch.nn") or type(root) in OPERATORS
-    ):
-        root = nn.Sequential(root)
-    graph = _symbolic(root, type(ann).__name__)
-    dynamic = _dynamic(graph)
-    paths = _paths(root, graph, dynamic)
-    _check_known(root, graph, paths, dynamic)
-    _check_finite(ann)
-    # The draft computes in the example's type, which is float32 at least.
-    root = root.to(device=example.device, dtype=example.dtype)
-    reference = root
-    if any(type(module) in RULES for module in ann.modules()):
-        reference = _copy(ann).eval().to(device=example.device, dtype=example.dtype)
-    hooked = any(module._forward_hooks or module._forward_pre_hooks for module in ann.modules())
     # Different images show what mixes them; a batch of another size, what has taken the size for a number.
     others = torch.rand(
         EXAMPLES - 1, *example.shape[1:], generator=torch.Generator().manual_seed(0), dtype=torch.float64
     )
     examples = torch.cat([example[:1], others.to(example)])
-    with torch.no_grad():
-        wanted = _run(reference, examples[1:].clone())
-        del reference
-        draft = _build(root, graph, paths, dynamic, examples)
-        traced = draft.output(examples[1:].clone())
+    with exact_arithmetic(), torch.no_grad():
+        return _trace(ann, examples)
+
+
+def _trace(ann: nn.Module, examples: Tensor) -> Draft:
+    """Trace with a batch of examples, and compare with the network itself on the last of them."""
+    # The draft computes in the examples' type, which is float32 at least.
+    root = copy_of(ann).to(device=examples.device, dtype=examples.dtype)
+    name, tracer, wanted = type(root).__name__, Tracer(examples, examples[:1]), None
+    if hooked := hooks_of(root):
+        wanted = carry_out_hooks(root, hooked, tracer, _run, examples[1:], examples[:1])
+    make_plain(root)
+    _check_finite(root)
+    if "forward" in vars(root):
+        raise ConversionError(refusal("the network itself", name, reason_against(root)))
+    root = _with_rules(root)
+    if not isinstance(root, nn.Sequential) and (
+        type(root).__module__.startswith("torch.nn") or type(root) in OPERATORS
+    ):
+        root = nn.Sequential(root)
+    graph = symbolic(root, name, tracer)
+    dynamic = value_dependent(graph)
+    paths = _paths(root, graph, dynamic)
+    _check_known(root, graph, paths, dynamic)
+    if wanted is None:
+        wanted = _run(copy_of(ann).to(device=examples.device, dtype=examples.dtype), examples[1:].clone())
+    draft = _build(root, graph, paths, dynamic, examples)
+    traced = draft.output(examples[1:].clone())
     tolerance = 1e-3 * float(wanted.abs().nan_to_num(0.0, posinf=0.0).max()) if wanted.numel() else 0.0
     if wanted.shape != traced.shape or not torch.allclose(wanted, traced, rtol=0, atol=tolerance, equal_nan=True):
-        raise ConversionError(_DIFFERENT_WITH_HOOKS if hooked else _DIFFERENT)
+        raise ConversionError(_DIFFERENT)
     return draft
 
 
-def _unwrapped(ann: nn.Module) -> nn.Module:
-    """Return what torch.compile and data parallelism wrap."""
-    ann = getattr(ann, "_orig_mod", ann)
-    if isinstance(ann, nn.DataParallel | nn.parallel.DistributedDataParallel):
-        ann = ann.module
-    if isinstance(ann, torch.jit.ScriptModule):
-        raise ConversionError("a scripted network cannot be traced by torch.fx; give the nn.Module it was made from")
-    return ann
-
-
-_DIFFERENT_WITH_HOOKS = (
-    "a forward hook changes what the network computes, and a spiking network cannot carry it; "
-    "put it into the network's forward, or remove it (handle.remove())"
-)
 _DIFFERENT = (
     "the traced network computes something else than the network itself: its forward is random in eval mode, computes "
     "with the size of the batch, "
@@ -137,28 +109,10 @@ _DIFFERENT = (
 )
 
 
-def _check_initialised(ann: nn.Module) -> None:
-    for name, tensor in [*ann.named_parameters(), *ann.named_buffers()]:
-        if isinstance(tensor, nn.parameter.UninitializedParameter | nn.parameter.UninitializedBuffer):
-            raise ConversionError(f"{name} is not initialised; run the network once before converting it")
-
-
-def _check_finite(ann: nn.Module) -> None:
-    for name, tensor in [*ann.named_parameters(), *ann.named_buffers()]:
-        if tensor.is_meta:
-            raise ConversionError(f"{name} is on the meta device, which holds no numbers; load the weights first")
+def _check_finite(root: nn.Module) -> None:
+    for name, tensor in [*root.named_parameters(), *root.named_buffers()]:
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise ValueError(f"{name} contains NaN or infinity; the network cannot be converted")
-
-
-def _copy(ann: nn.Module) -> nn.Module:
-    try:
-        return copy.deepcopy(ann)
-    except RuntimeError as error:
-        raise ConversionError(
-            f"{type(ann).__name__} cannot be copied: {_first_line(error)}. Make pruning or weight norm permanent "
-            "(torch.nn.utils.prune.remove, remove_weight_norm)"
-        ) from error
 
 
 def _with_rules(root: nn.Module) -> nn.Module:
@@ -173,7 +127,7 @@ def _with_rules(root: nn.Module) -> nn.Module:
                 done[id(module)] = replacement = rule(module)
             except Exception as error:
                 raise ConversionError(
-                    f"the rule registered for {type(module).__name__} failed at {path!r}: {_first_line(error)}"
+                    f"the rule registered for {type(module).__name__} failed at {path!r}: {first_line(error)}"
                 ) from error
             if not isinstance(replacement, nn.Module):
                 raise TypeError(
@@ -184,24 +138,6 @@ def _with_rules(root: nn.Module) -> nn.Module:
             return done[id(module)].eval()
         root.set_submodule(path, done[id(module)].eval())
     return root
-
-
-def _symbolic(root: nn.Module, name: str) -> fx.Graph:
-    """Trace `root` with torch.fx; arguments but the first take their defaults."""
-    tracer = _Tracer()
-    try:
-        graph = tracer.trace(root)
-    except Exception as error:
-        # An operation we refuse is the better reason than what tracing stumbled over behind it.
-        for path, module in root.named_modules():
-            if tracer.is_leaf_module(module, path) and (reason := _reason_against(module)):
-                raise ConversionError(reason(path)) from error
-        where = f" in module {tracer.failed_in!r}" if tracer.failed_in else ""
-        raise ConversionError(
-            f"torch.fx cannot trace {name}{where}: {_first_line(error)}. "
-            "Its forward must not branch on the values of tensors"
-        ) from error
-    return graph
 
 
 def _paths(root: nn.Module, graph: fx.Graph, dynamic: set[fx.Node]) -> dict[fx.Node, str]:
@@ -226,20 +162,6 @@ def _paths(root: nn.Module, graph: fx.Graph, dynamic: set[fx.Node]) -> dict[fx.N
     return paths
 
 
-def _dynamic(graph: fx.Graph) -> set[fx.Node]:
-    """Nodes whose values depend on the image, and not on its shape alone."""
-    dynamic: set[fx.Node] = set()
-    inputs = [node for node in graph.nodes if node.op == "placeholder"]
-    for node in graph.nodes:
-        asks_for_shape = node.target in SHAPE_QUERIES and (
-            node.target is not getattr or node.args[1] in SHAPE_ATTRIBUTES
-        )
-        depends = node is inputs[0] or not dynamic.isdisjoint(node.all_input_nodes)
-        if depends and not (asks_for_shape and node.op != "output"):
-            dynamic.add(node)
-    return dynamic
-
-
 def _check_known(root: nn.Module, graph: fx.Graph, paths: dict[fx.Node, str], dynamic: set[fx.Node]) -> None:
     """Refuse, by name, what is not in the table or what the table refuses."""
     inputs = [node for node in graph.nodes if node.op == "placeholder"]
@@ -252,16 +174,34 @@ def _check_known(root: nn.Module, graph: fx.Graph, paths: dict[fx.Node, str], dy
         if node not in dynamic or node.op in ("placeholder", "output"):
             continue
         if node.op == "call_module":
-            reason = _reason_against(root.get_submodule(str(node.target)))
-            if reason:
-                raise ConversionError(reason(paths[node]))
-        elif node.target not in FUNCTIONS:
-            raise ConversionError(_refusal(paths[node], _function_name(node.target), REASONS.get(node.target)))
+            module = root.get_submodule(str(node.target))
+            reason, operation = reason_against(module), class_name(module)
+        else:
+            reason = None if node.target in FUNCTIONS else REASONS.get(node.target, "")
+            operation = _function_name(node.target)
+        if reason is not None:
+            kind = node.target if node.op != "call_module" else type(module)
+            if kind in MONOTONE:
+                reason = MONOTONE_OUTPUT if _ends_network(root, node) else INSIDE.get(kind, reason)
+            raise ConversionError(refusal(paths[node], operation, reason))
     output = next(node for node in graph.nodes if node.op == "output")
     if not isinstance(output.args[0], fx.Node) or output.args[0] not in dynamic:
         raise ConversionError(
             f"the network must have one input tensor and one output tensor; forward returns {_described(output)}"
         )
+
+
+def _ends_network(root: nn.Module, node: fx.Node) -> bool:
+    """Whether a node's values reach the output in their own order: routed, or through functions that keep it."""
+    for user in node.users:
+        if user.op == "output":
+            continue
+        target = type(root.get_submodule(str(user.target))) if user.op == "call_module" else user.target
+        row = OPERATORS[target] if target in OPERATORS else FUNCTIONS[target].row if target in FUNCTIONS else None
+        passes = target in MONOTONE or (row is not None and row.role in (Role.ROUTE, Role.NOTHING))
+        if not passes or not _ends_network(root, user):
+            return False
+    return True
 
 
 def _described(output: fx.Node) -> str:
@@ -272,17 +212,6 @@ def _described(output: fx.Node) -> str:
     return "a value that does not depend on the input"
 
 
-def _reason_against(module: nn.Module) -> Callable[[str], str] | None:
-    """Say why a leaf module is refused, as a function of its path; None if it is not."""
-    row = OPERATORS.get(type(module))
-    reason = REASONS.get(type(module)) if row is None else row.refusal(module)
-    if row is not None and reason is None:
-        return None
-    if torch.nn.utils.parametrize.is_parametrized(module):
-        reason = "its weights are computed anew in each call; use torch.nn.utils.parametrize.remove_parametrizations"
-    return lambda path: _refusal(path, type(module).__name__, reason)
-
-
 def _run(network: nn.Module, examples: Tensor) -> Tensor:
     """Run the network itself; what torch says of an unfit input becomes our error."""
     try:
@@ -291,7 +220,7 @@ def _run(network: nn.Module, examples: Tensor) -> Tensor:
         shape = [1, *examples.shape[1:]]
         raise ConversionError(
             f"the network does not run on inputs of shape {shape} (the first of those given, [N, ...]): "
-            f"{_first_line(error)}"
+            f"{first_line(error)}"
         ) from error
     if not isinstance(out, Tensor):
         raise ConversionError(f"the network must return one tensor, it gave {type(out).__name__}")
@@ -311,7 +240,7 @@ def _build(
 
     def appender(path: str, operation: str) -> Append:
         def append(module: nn.Module, *inputs: Value) -> Value:
-            own = unique_path(path, modules)
+            own = unique_path(_safe(path), modules)
             module = _with_plain_settings(module.eval().to(device=examples.device, dtype=examples.dtype))
             out = module(*(value.tensor for value in inputs))
             if out.dim() == 0 or len(out) != EXAMPLES:
@@ -344,11 +273,11 @@ def _build(
                     known[node] = root.get_submodule(str(node.target))(*_tensors(args), **_tensors(kwargs))
                 else:
                     known[node] = _evaluate(node.target, args, kwargs, node in dynamic, append)
-            except Refusal as refusal:
-                raise ConversionError(_refusal(paths[node], operation, str(refusal))) from refusal
+            except Refusal as reason:
+                raise ConversionError(refusal(paths[node], operation, str(reason))) from reason
             except (RuntimeError, ValueError, IndexError, TypeError) as error:
-                why = f"it does not run here: {_first_line(error)}"
-                raise ConversionError(_refusal(paths[node], operation, why)) from error
+                why = f"it does not run here: {first_line(error)}"
+                raise ConversionError(refusal(paths[node], operation, why)) from error
         if node in in_place:
             # Whoever uses the changed tensor from here on sees the change.
             changed = next(iter([*args, *kwargs.values()]))
@@ -375,13 +304,11 @@ def _inputs(operation: str, args: Any, kwargs: Any) -> list[Value]:
 
 
 def _own_copy(root: nn.Module, path: str, used: set[str]) -> nn.Module:
-    """The module at a path, a copy of its own for each call after the first; without hooks, and never in place."""
+    """The module at a path, a copy of its own for each call after the first; never in place."""
     module = root.get_submodule(path)
     if path in used:
         module = copy.deepcopy(module)
     used.add(path)
-    module._forward_hooks.clear()
-    module._forward_pre_hooks.clear()
     if getattr(module, "inplace", False):
         module.inplace = False  # type: ignore[assignment]
     return module
@@ -436,23 +363,26 @@ def _attribute(root: nn.Module, path: str) -> Any:
     return value.detach() if isinstance(value, Tensor) else value
 
 
+_EMPTY = fx.GraphModule(nn.Module(), fx.Graph())
+
+
+def _safe(path: str) -> str:
+    """A module's path as the code of a graph module can spell it: no keyword of Python, and no name of its own."""
+    first, *rest = [_spelt(name) for name in path.split(".")]
+    return ".".join([first + "_" if hasattr(_EMPTY, first) else first, *rest])
+
+
+def _spelt(name: str) -> str:
+    if keyword.iskeyword(name):
+        return name + "_"
+    return "".join("_" if letter in '"\\' or not letter.isprintable() else letter for letter in name)
+
+
 def _operation(root: nn.Module, node: fx.Node) -> str:
     if node.op == "call_module":
         return type(root.get_submodule(str(node.target))).__name__
     return _function_name(node.target)
 
 
-def _refusal(where: str, operation: str, reason: str | None) -> str:
-    fallback = (
-        "it is not in the table of operators (README.md); replace it, leave it out, "
-        "or register a rule for its module (quartz_plugin.register_rule)"
-    )
-    return f"cannot convert {where!r} ({operation}): {reason or fallback}"
-
-
 def _function_name(target: Any) -> str:
     return target if isinstance(target, str) else getattr(target, "__name__", repr(target))
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -136,8 +136,6 @@ def refine(
     dict, CalibrationMethod
         The scales, and what they come from: the method without what was left out.
     """
-    if torch.is_inference_mode_enabled():
-        raise ValueError("this calibration_method computes gradients: call convert outside torch.inference_mode()")
     found = dict(scales)
     output = str(draft.last.target)
     most = max(1, RANGE_VALUES // max(1, math.prod(draft.shape_at(draft.last))))
@@ -367,7 +365,8 @@ def _agreeing_range(code: TTFSActivation, drives: Tensor, wanted: Tensor) -> tup
     if len(chosen) < len(wanted):
         logits, wanted = logits[chosen], wanted[chosen]
     largest, lowest = float(logits.abs().max()), -window if code.signed else 0
-    shifts = torch.linspace(float(logits.min()), float(logits.max()), 41).tolist() if code.signed else []
+    ends = float(logits.min()), float(logits.max())
+    shifts = torch.linspace(*ends, 41, dtype=logits.dtype).tolist() if code.signed else []
     best = -1.0, largest, 0.0
     for scale in (largest * 0.93**power for power in range(44)):
         for shift in (0.0, *shifts):

@@ -7,8 +7,6 @@ walks through time and judges the others.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from functools import partial
 from importlib.util import find_spec
 
@@ -23,6 +21,7 @@ from quartz_plugin.engines.stepped import run_stepped
 from quartz_plugin.fingerprint import FINITE, Fingerprint, Kept, identity_of, structure_of, tensors_of
 from quartz_plugin.functional import closed_form
 from quartz_plugin.graph import INPUT, ConvertedGraph
+from quartz_plugin.precision import exact_arithmetic
 
 __all__ = ["ENGINES", "SimulationResult", "decode_output", "run"]
 
@@ -66,7 +65,7 @@ def run(graph: ConvertedGraph, images: Tensor, engine: str = "auto", record: boo
         FINITE.of(graph, fingerprint)
         _ARRIVING.of(graph, network.structure)
     window = graph.input_window
-    with _full_precision(graph.device), _outside_inference_mode():
+    with exact_arithmetic():
         drive = graph.values_to_encode(images) * window.length
         input_levels = closed_form(drive, window.length)
         engine_of = partial(run_event, fingerprint=fingerprint) if engine == "event" else ENGINES[engine]
@@ -140,27 +139,3 @@ def _last_positive_step(graph: ConvertedGraph) -> int | None:
     window = clock.output_window
     level = math.floor(-shift * window.length / scale) + 1
     return window.step_of(max(-window.length, min(window.length, level)))
-
-
-@contextmanager
-def _outside_inference_mode() -> Iterator[None]:
-    """In inference mode, run without gradients instead: its tensors could not be edited, or learned from, later."""
-    with ExitStack() as stack:
-        if torch.is_inference_mode_enabled():
-            stack.enter_context(torch.inference_mode(False))
-            stack.enter_context(torch.no_grad())
-        yield
-
-
-@contextmanager
-def _full_precision(device: torch.device) -> Iterator[None]:
-    """Neither TF32 nor autocast: both round the membrane."""
-    with ExitStack() as stack:
-        stack.enter_context(torch.autocast(device.type, enabled=False))
-        if device.type == "cuda":
-            stack.callback(setattr, torch.backends.cudnn, "allow_tf32", torch.backends.cudnn.allow_tf32)
-            torch.backends.cudnn.allow_tf32 = False
-            before = torch.get_float32_matmul_precision()
-            torch.set_float32_matmul_precision("highest")
-            stack.callback(torch.set_float32_matmul_precision, before)
-        yield

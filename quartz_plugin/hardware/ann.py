@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from quartz_plugin.convert.intake import computes_weights, copy_of, make_plain
 from quartz_plugin.hardware.counter import OperationCounts, count_operations
+from quartz_plugin.precision import exact_arithmetic
 from quartz_plugin.structure import in_eval_mode
 
 
@@ -53,11 +55,18 @@ def ann_costs(ann: nn.Module, images: Tensor) -> dict[str, float]:
     return costs
 
 
+@exact_arithmetic()
 @torch.no_grad()
 def count_ann(ann: nn.Module, images: Tensor) -> OperationCounts:
-    """Count what :func:`ann_costs` reads, in eval mode; ValueError without images."""
+    """Count what :func:`ann_costs` reads, in eval mode; ValueError without images.
+
+    Weights that are computed in front of layers are computed before the count begins.
+    """
     if len(images) == 0:
         raise ValueError("there are no images to run the ANN on")
+    if computes_weights(ann):
+        ann = copy_of(ann)
+        make_plain(ann)
     with in_eval_mode(ann), count_operations(ann) as counts:
         ann(images)
     return counts

@@ -1,0 +1,278 @@
+"""The part of stage 1 that runs a network's forward on symbols: torch.fx, which here knows the shapes of tensors.
+
+A converted network takes inputs of one shape, so whatever a forward asks of shapes has an answer; what it asks of
+values has none.
+"""
+
+from __future__ import annotations
+
+import inspect
+import operator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from torch import Tensor, fx, nn
+
+from quartz_plugin.coding import plain
+from quartz_plugin.convert.intake import first_line
+from quartz_plugin.convert.operators import OPERATORS, REASONS, SHAPE_ATTRIBUTES, SHAPE_QUERIES, ConversionError
+from quartz_plugin.graph import call_node
+
+_REPLACED = "its forward has been replaced on this one module, so that its class does not tell; write a class for it"
+_QUANTISED = "it holds quantised weights; convert the float network it was made from (weight_bits=8 rounds its weights)"
+
+
+class Tracer(fx.Tracer):
+    """Traces down to the modules of the table; answers what is asked of shapes, and remembers where it was.
+
+    Parameters
+    ----------
+    inputs : sequence of Tensor
+        Inputs of different batch sizes: what depends on the size of the batch then shows.
+
+    Attributes
+    ----------
+    called : list of (str, nn.Module)
+        Path and module of each call that it did not look into, in order.
+    failed_in : str or None
+        Path of the innermost module whose forward failed.
+    """
+
+    proxy_buffer_attributes = False
+
+    def __init__(self, *inputs: Tensor) -> None:
+        super().__init__(param_shapes_constant=True)
+        self.failed_in: str | None = None
+        self.called: list[tuple[str, nn.Module]] = []
+        self._inputs = inputs
+        self._known: list[dict[fx.Node, Any]] = [{} for _ in inputs]
+        self._settings: dict[str, dict[str, Any]] = {}
+
+    def create_arg(self, a: Any) -> Any:
+        """Take numbers of numpy, and whole ones of torch, for settings; other tensors are weights."""
+        whole = isinstance(a, Tensor) and not (a.is_floating_point() or a.is_complex())
+        return super().create_arg(plain(a) if whole or isinstance(a, np.generic) else a)
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        """Whether a module is not looked into."""
+        return type(m) in OPERATORS or super().is_leaf_module(m, module_qualified_name)
+
+    def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
+        """Trace the call of a module, and note it."""
+        path = self.path_of_module(m)
+        if self.is_leaf_module(m, path):
+            self.called.append((path, m))
+            self.check_settings(path, m)
+        try:
+            return super().call_module(m, forward, args, kwargs)
+        except Exception:
+            self.failed_in = self.failed_in or path
+            raise
+
+    def check_settings(self, path: str, module: nn.Module) -> None:
+        """Raise ConversionError where a module's settings are no longer those that it was called with before."""
+        now = _settings(module)
+        before = self._settings.setdefault(path, now)
+        for name, value in now.items():
+            if isinstance(value, fx.Proxy) or (isinstance(value, tuple | list) and _holds_proxy(value)):
+                why = f"its {name} is set in forward; call its function (torch.nn.functional) with it instead"
+            elif value != before.get(name):
+                why = (
+                    f"its {name} changes during forward, from {before.get(name)} to {value}; "
+                    "use a module of its own for each"
+                )
+            else:
+                continue
+            raise ConversionError(refusal(path, class_name(module), why))
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        """Return the symbol that stands for a node's value."""
+        return _Proxy(node, self)
+
+    def to_bool(self, obj: fx.Proxy) -> bool:
+        """Answer an ``if``."""
+        return bool(self.answer(obj, "branch on"))
+
+    def iter(self, obj: Any) -> Iterator[Any]:
+        """Answer a ``for``: shapes tell how many pieces there are."""
+        count = self.answer(obj, "iterate over", len)
+        return (obj[index] for index in range(count))
+
+    def answer(self, obj: fx.Proxy, doing: str, question: Callable[[Any], Any] | None = None) -> Any:
+        """Value of a proxy, or what `question` finds of it, where shapes tell.
+
+        Raises
+        ------
+        _Unanswered
+            Where the values of tensors, or the size of the batch, would.
+        """
+        if question is None and obj.node in value_dependent(self.graph):
+            raise _Unanswered(f"must not {doing} the values of tensors")
+        batches = zip(self._known, self._inputs, strict=True)
+        with _running_modules():
+            found = [self._evaluate(obj.node, known, images) for known, images in batches]
+        answers = found if question is None else [question(each) for each in found]
+        if any(answer != answers[0] for answer in answers):
+            raise _Unanswered(f"must not {doing} the size of the batch")
+        return answers[0]
+
+    def _evaluate(self, node: fx.Node, known: dict[fx.Node, Any], images: Tensor) -> Any:
+        wanted, pending = set(), [node]
+        while pending:
+            each = pending.pop()
+            if each not in known and each not in wanted:
+                wanted.add(each)
+                pending.extend(each.all_input_nodes)
+        for each in [each for each in self.graph.nodes if each in wanted]:
+            if each.op == "placeholder":
+                known[each] = each.args[0] if each.args else images.clone()
+            elif each.op == "get_attr":
+                known[each] = operator.attrgetter(str(each.target))(self.root)
+            else:
+                known[each] = call_node(self.root, each, known)  # type: ignore[arg-type]
+        return known[node]
+
+
+_RUN = nn.Module.__call__, nn.Module.__getattr__
+
+
+@contextmanager
+def _running_modules() -> Iterator[None]:
+    """Run modules, which torch.fx has patched to be traced."""
+    traced = nn.Module.__call__, nn.Module.__getattr__
+    nn.Module.__call__, nn.Module.__getattr__ = _RUN  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        nn.Module.__call__, nn.Module.__getattr__ = traced  # type: ignore[method-assign]
+
+
+class _Unanswered(Exception):  # noqa: N818
+    """What a forward must not ask."""
+
+
+class _Answering:
+    """What Python asks of a number, answered by the tracer."""
+
+    tracer: Tracer
+
+    def __index__(self) -> int:
+        return operator.index(self.tracer.answer(self, "compute in Python with"))  # type: ignore[arg-type]
+
+    def __int__(self) -> int:
+        return int(self.tracer.answer(self, "compute in Python with"))  # type: ignore[arg-type]
+
+    def __float__(self) -> float:
+        return float(self.tracer.answer(self, "compute in Python with"))  # type: ignore[arg-type]
+
+    def __len__(self) -> int:
+        return int(self.tracer.answer(self, "compute in Python with", len))  # type: ignore[arg-type]
+
+    def __getattr__(self, name: str) -> fx.proxy.Attribute:
+        return _Attribute(self, name)  # type: ignore[arg-type]
+
+
+class _Proxy(_Answering, fx.Proxy):  # type: ignore[misc]
+    pass
+
+
+class _Attribute(_Answering, fx.proxy.Attribute):  # type: ignore[misc]
+    pass
+
+
+def symbolic(root: nn.Module, name: str, tracer: Tracer) -> fx.Graph:
+    """Trace `root` with torch.fx; arguments but the first take their defaults.
+
+    Raises
+    ------
+    ConversionError
+        With the reason, and the module.
+    """
+    try:
+        graph = tracer.trace(root, _defaults(root))
+        for path, module in tracer.called:
+            tracer.check_settings(path, module)
+        return graph
+    except ConversionError:
+        raise
+    except Exception as error:
+        # An operation we refuse is the better reason than what tracing stumbled over behind it.
+        for path, module in tracer.called:
+            if (reason := reason_against(module)) is not None:
+                raise ConversionError(refusal(path, class_name(module), reason)) from error
+        where = f" in module {tracer.failed_in!r}" if tracer.failed_in else ""
+        if isinstance(error, _Unanswered):
+            why = f"its forward {error}; write it without, or register a rule (quartz_plugin.register_rule)"
+        else:
+            why = (
+                f"{first_line(error)}; write its forward with operations of torch on tensors, or register a rule "
+                "(quartz_plugin.register_rule)"
+            )
+        raise ConversionError(f"torch.fx cannot trace {name}{where}: {why}") from error
+
+
+def _defaults(root: nn.Module) -> dict[str, Any]:
+    """Arguments of a forward but the first, where they have a default: its value, so that ``is None`` is answered."""
+    _, *others = inspect.signature(type(root).forward).parameters.values()
+    return {each.name: each.default for each in others[1:] if each.default is not inspect.Parameter.empty}
+
+
+def value_dependent(graph: fx.Graph) -> set[fx.Node]:
+    """Nodes whose values depend on the image, and not on its shape alone."""
+    dependent: set[fx.Node] = set()
+    inputs = [node for node in graph.nodes if node.op == "placeholder"]
+    for node in graph.nodes:
+        asks_for_shape = node.target in SHAPE_QUERIES and (
+            node.target is not getattr or node.args[1] in SHAPE_ATTRIBUTES
+        )
+        depends = node is inputs[0] or not dependent.isdisjoint(node.all_input_nodes)
+        if depends and not (asks_for_shape and node.op != "output"):
+            dependent.add(node)
+    return dependent
+
+
+def reason_against(module: nn.Module) -> str | None:
+    """Say why a module that is not looked into is refused; None if it is not, "" if it merely is not in the table."""
+    row = OPERATORS.get(type(module))
+    if "forward" in vars(module):
+        return _REPLACED
+    if row is not None:
+        return row.refusal(module)
+    if ".quantized" in type(module).__module__ or ".qat" in type(module).__module__:
+        return _QUANTISED
+    return REASONS.get(type(module), "")
+
+
+def class_name(module: nn.Module) -> str:
+    """Name of a module's class, with its home unless that is ``torch.nn``."""
+    kind = type(module)
+    plain = kind.__module__.startswith(("torch.nn.", "quartz_plugin."))
+    return kind.__qualname__ if plain else f"{kind.__module__}.{kind.__qualname__}"
+
+
+def refusal(where: str, operation: str, reason: str | None) -> str:
+    """One line: what stands where, and why it cannot be converted."""
+    fallback = (
+        "it is not in the table of operators (README.md); replace it, leave it out, "
+        "or register a rule for its module (quartz_plugin.register_rule)"
+    )
+    return f"cannot convert {where!r} ({operation}): {reason or fallback}"
+
+
+def _settings(module: nn.Module) -> dict[str, Any]:
+    """What a module computes with besides tensors and modules."""
+    plain = (int, float, str, tuple, list, type(None), fx.Proxy)
+    return {
+        name: value
+        for name, value in vars(module).items()
+        if name[0] != "_" and name != "training" and isinstance(value, plain)
+    }
+
+
+def _holds_proxy(values: tuple[Any, ...] | list[Any]) -> bool:
+    return any(isinstance(value, fx.Proxy) for value in values)
+
+
+__all__ = ["Tracer", "class_name", "reason_against", "refusal", "symbolic", "value_dependent"]
