@@ -170,7 +170,7 @@ def _lost_by_rounding(
         run_from(draft.module, nodes, values, images)
         wanted = values[draft.last]
         size = by_length[lengths[0]][str(draft.last.target)]
-        shift = torch.as_tensor(draft.output_shift).to(wanted)
+        shift = torch.as_tensor(draft.output_shift, dtype=torch.float64).to(wanted)
         measured = [draft.input, *layers]
         for done, node in enumerate(measured):
             path = INPUT if node.op == "placeholder" else str(node.target)

@@ -155,7 +155,7 @@ class TrainableNetwork(nn.Module):
         ValueError
             If a scale is not positive and finite, or a ReLU is to be shifted.
         """
-        scale, shift = torch.as_tensor(scale), torch.as_tensor(shift)
+        scale, shift = (torch.as_tensor(each, dtype=torch.float64) for each in (scale, shift))
         check_range(scale, shift, self._output.signed)
         with torch.no_grad():
             self._output.log_scale.copy_(scale.double().log())

@@ -225,7 +225,8 @@ def values_side_by_side(
                         f"layer {name!r} has the shape {list(value.shape[1:])} in ann and {list(spiking.shape[1:])} "
                         "in the spiking network: not the same network"
                     )
-                yield name, value - torch.as_tensor(graph.output_shift).to(value) if node is last else value, result
+                shift = torch.as_tensor(graph.output_shift, dtype=torch.float64).to(value)
+                yield name, value - shift if node is last else value, result
             if node is last:
                 yield None, value if draft.output_code is None else draft.output_code(value), result
 

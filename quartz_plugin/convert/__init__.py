@@ -245,7 +245,7 @@ def convert(
         "first_layer": first_layer,
         "preprocessing": None
         if preprocessing is None
-        else [torch.as_tensor(v).flatten().tolist() for v in preprocessing],
+        else [torch.as_tensor(v, dtype=torch.float64).flatten().tolist() for v in preprocessing],
         "weight_bits": weight_bits,
         "task": task,
         "layers": {name: dict(options) for name, options in (layers or {}).items()},

@@ -656,7 +656,7 @@ def _constant(constant: Any, value: Value) -> Tensor:
     """Return a constant without the batch dimension, as `value`'s type, where it fits one sample of it."""
     if not isinstance(constant, int | float | Tensor):
         raise Refusal(f"it computes with {type(constant).__name__}, which is no number or tensor")
-    constant = torch.as_tensor(constant).detach()
+    constant = constant.detach() if isinstance(constant, Tensor) else torch.tensor(constant, dtype=torch.float64)
     sample = value.tensor.shape[1:]
     if 0 < constant.dim() < len(sample):
         # Aligned with the last dimensions; said in full, it cannot be taken for one number a channel.

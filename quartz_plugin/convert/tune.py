@@ -530,7 +530,7 @@ def _scale_outputs(draft: Draft, factors: Tensor) -> None:
     layer.weight.data.copy_(scaled_weight(layer, torch.ones_like(factors).max(), factors))
     if layer.bias is not None:
         layer.bias.data.mul_(factors.flatten().to(layer.bias))
-    draft.output_shift = number_or_tensor(torch.as_tensor(draft.output_shift) * factors)
+    draft.output_shift = number_or_tensor(torch.as_tensor(draft.output_shift, dtype=torch.float64) * factors)
 
 
 def _reconstruct(
