@@ -47,6 +47,6 @@ def outside_inference_mode() -> Iterator[None]:
 
 @contextmanager
 def exact_arithmetic() -> Iterator[None]:
-    """Compute as :func:`full_precision` and :func:`outside_inference_mode` say; decorates what takes a user's network."""
+    """Both :func:`full_precision` and :func:`outside_inference_mode`; decorates what takes a user's network."""
     with full_precision(), outside_inference_mode():
         yield

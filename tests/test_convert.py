@@ -678,6 +678,88 @@ class TestMaxPoolingAtTheEnd:
         torch.testing.assert_close(snn(images), ann(images).detach(), rtol=0, atol=0.02)
 
 
+def dead_ann(rectifier, channels=()):
+    """A network whose first ReLU is 0, or some of its channels, for images of values up to 1/2; and such images."""
+    torch.manual_seed(0)
+    ann = nn.Sequential(nn.Conv2d(1, 4, 3), rectifier, nn.Conv2d(4, 3, 1), nn.ReLU(), nn.Flatten(), nn.Linear(48, 3))
+    with torch.no_grad():
+        ann[0].weight.abs_()
+        ann[0].bias.fill_(0.1)
+        chosen = list(channels) or slice(None)
+        ann[0].bias[chosen] = -0.9 * ann[0].weight.sum((1, 2, 3))[chosen]
+        ann[2].bias.fill_(0.3)
+    return ann, torch.rand(30, 1, 6, 6) / 2
+
+
+class TestDeadLayers:
+    @pytest.mark.parametrize(
+        "options", [{}, {"hold": False}, {"rectifier": "silent"}, quartz_plugin.PAPER, {"weight_bits": 8}]
+    )
+    @pytest.mark.parametrize("granularity", ["layer", "channel"])
+    def test_are_converted_as_silent_with_a_warning_that_names_them(self, options, granularity, tmp_path):
+        ann, images = dead_ann(nn.ReLU())
+        with pytest.warns(UserWarning, match=r"'1' is 0 on all calibration images, so its scale is a guess") as caught:
+            snn = quartz_plugin.convert(ann, images, 65, percentile=100, granularity=granularity, **options)
+        assert len(caught) == 1
+        assert "0 on all calibration images" in str(snn.report)
+        assert (snn.graph.scales["1"] == 1).all()
+        engines = [
+            snn.run(images, engine=engine) for engine in ("stepped", "event", *(["analytic"] if snn.graph.hold else []))
+        ]
+        for result in engines:
+            assert (result.levels("1") == 0).all()
+            torch.testing.assert_close(result.logits, ann(images).detach(), rtol=0, atol=0.05)
+        check = quartz_plugin.verify(ann, snn, images)
+        assert check.layers[0].worst == check.layers[0].relative == 0
+        snn.save(tmp_path / "net.snn")
+        assert torch.equal(quartz_plugin.load(tmp_path / "net.snn")(images), snn(images))
+        net = snn.to_snntorch()
+        spikes = torch.stack([net(step) for step in quartz_plugin.encode(images.to(snn.graph.dtype), 65, snn.n_steps)])
+        torch.testing.assert_close(snn.decode(spikes), engines[0].logits)
+        # What the layer gives on other images is of the size of what it listens to.
+        bright = torch.ones(1, 1, 6, 6)
+        assert (snn.run(bright, engine="stepped").levels("1") > 0).all()
+
+    @pytest.mark.parametrize("rectifier", [nn.ReLU6(), nn.Hardtanh(0.0, 0.7)])
+    def test_with_an_upper_bound_have_it_for_their_scale(self, rectifier):
+        ann, images = dead_ann(rectifier)
+        with pytest.warns(UserWarning, match=r"'1' is 0 on all calibration images, so its scale is its upper bound"):
+            snn = quartz_plugin.convert(ann, images, 2000, percentile=100)
+        assert float(snn.graph.scales["1"]) == pytest.approx(rectifier.max_val)
+        with pytest.warns(UserWarning, match="upper bound"):
+            snn = quartz_plugin.convert(ann, images, 2000, percentile=100, granularity="channel")
+        bright = torch.rand(5, 1, 6, 6) / 2 + 0.5
+        torch.testing.assert_close(
+            snn.run(bright).levels("1") / 1999 * rectifier.max_val, ann[:2](bright).detach(), rtol=0, atol=0.01
+        )
+
+    def test_channels_have_that_of_the_others_without_a_word(self):
+        ann, images = dead_ann(nn.ReLU(), [1, 3])
+        snn = quartz_plugin.convert(ann, images, 2000, percentile=100, granularity="channel")
+        torch.testing.assert_close(snn(images), ann(images).detach(), rtol=0, atol=0.01)
+
+    def test_behind_one_another_and_the_output(self):
+        ann, images = dead_ann(nn.ReLU())
+        with torch.no_grad():
+            ann[2].bias.fill_(-0.3)
+            ann[5].bias.zero_()
+        with pytest.warns(UserWarning, match="is 0 on all") as caught:
+            snn = quartz_plugin.convert(ann, images)
+        assert [str(warning.message).split("'")[1] for warning in caught] == ["1", "3", "5"]
+        assert torch.equal(snn(images), torch.zeros(30, 3))
+
+    @pytest.mark.parametrize("method", ["least_squares", "search+bias_correction+output", "percentile+tune", "distill"])
+    def test_are_tuned_around_and_trained(self, method):
+        ann, images = dead_ann(nn.ReLU())
+        with pytest.warns(UserWarning, match="'1' is 0 on all"):
+            snn = quartz_plugin.convert(ann, images, 9, calibration_method=method, tuning_passes=2)
+        assert snn(images).isfinite().all()
+        with pytest.warns(UserWarning, match="'1' is 0 on all"):
+            net = quartz_plugin.prepare(ann, images, 9)
+        loss = quartz_plugin.Teacher(net).loss(net, images)
+        assert float(loss) < 10
+
+
 class TestRefusedNetworks:
     @pytest.mark.parametrize(
         ("module", "words"),
@@ -791,14 +873,6 @@ class TestRefusedNetworks:
         ann[1].register_forward_hook(lambda module, inputs, output: None)
         message = message_of(ann, torch.rand(5, 3), ConversionError)
         assert re.search(r"does not run on inputs of shape \[1, 3\]", message), message
-
-    def test_whose_layer_is_dead(self):
-        ann = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
-        with torch.no_grad():
-            ann[0].weight.zero_()
-            ann[0].bias.fill_(-1.0)
-        message = message_of(ann, torch.rand(5, 4), ConversionError)
-        assert re.search(r"'1' is 0 on all 5 calibration images.*dead", message), message
 
     def test_that_overflow(self):
         ann = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))

@@ -451,6 +451,7 @@ def test_layers_win_over_windows_of_the_same_name(ann, images):
     assert snn.t_max == 8
 
 
+@pytest.mark.filterwarnings("ignore:.* is 0 on all calibration images")
 @SOME
 @given(random_nets(), st.integers(0, 30))
 def test_allocated_steps_are_those_that_an_inference_takes(net, spare):

@@ -5,6 +5,7 @@ trace -> fold -> check -> calibrate (-> tune) -> rescale (-> quantize) -> schedu
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ from quartz_plugin.convert.dense import dense_nodes, take_first_layer
 from quartz_plugin.convert.draft import Draft
 from quartz_plugin.convert.emit import NeuronKind, emit
 from quartz_plugin.convert.fold import Linear, Preprocessing, fold
-from quartz_plugin.convert.operators import ConversionError, Role, register_rule
+from quartz_plugin.convert.operators import ConversionError, Role, ceiling_of, register_rule
 from quartz_plugin.convert.quantize import quantize
 from quartz_plugin.convert.rescale import rescale
 from quartz_plugin.convert.schedule import schedule
@@ -376,6 +377,13 @@ def scale(
         progress=progress,
         distributed=distributed,
     )
+    for node in [node for node in draft.layers() if str(node.target) in draft.silent]:
+        taken = "a guess" if ceiling_of(draft.module_at(node)) is None else "its upper bound"
+        warnings.warn(
+            f"{node.target!r} is 0 on all calibration images, so its scale is {taken}: "
+            "give more varied training images, or see whether the layer is dead",
+            stacklevel=2,
+        )
     if method.needs_images:
         scales, done = refine(
             draft, scales, lengths, torch.cat(list(chunked)), method, tuning_passes, tuning_rate, task,

@@ -8,7 +8,7 @@ from contextlib import contextmanager, nullcontext
 from typing import Any, Literal, TypedDict
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 from quartz_plugin.coding import check_unit_interval
 from quartz_plugin.convert.draft import Draft
@@ -279,12 +279,13 @@ def calibrate(
     Returns
     -------
     dict
-        Path -> float64 scale, 0-dimensional or ``[C, 1, ...]``; both halves of a pair have the same.
+        Path -> float64 scale, 0-dimensional or ``[C, 1, ...]``; both halves of a pair have the same. A layer that is 0
+        on all images has its upper bound, or else the scale of what it listens to; it is among ``draft.silent``.
 
     Raises
     ------
     ConversionError
-        If a layer or the output gives only zeros, or NaN.
+        If a layer gives NaN or infinity.
     ValueError
         If there are no images, or all of them are 0.
     """
@@ -328,11 +329,7 @@ def calibrate(
             scales[path] = scale if ceiling is None else scale.clamp(max=ceiling)
             draft.output_shift = number_or_tensor(shift)
             continue
-        if float(sketch.largest.max()) == 0.0:
-            raise ConversionError(
-                f"{path!r} is 0 on all {seen} calibration images, so it has no scale; "
-                "give more varied training images, or look whether the layer is dead"
-            )
+        ceiling = ceiling_of(draft.module_at(node))
         is_output = node is draft.last
         own = overrides.get(path, {}).get("percentile")
         if least_squares is not None and own is None and not is_output:
@@ -342,13 +339,29 @@ def calibrate(
         # A channel seldom active has a percentile of 0: its largest value then; a dead one takes the layer's.
         scale = torch.where(scale > 0, scale, sketch.largest)
         scale = torch.where(scale > 0, scale, scale.max())
-        ceiling = ceiling_of(draft.module_at(node))
+        if float(scale.max()) == 0.0:
+            draft.silent.add(path)
+            scale = torch.full_like(scale, _scale_in_front(draft, node, scales) if ceiling is None else ceiling)
         if ceiling is not None:
             scale = scale.clamp(max=ceiling)
         scales[path] = _along_channels(scale, shape)
         if path in draft.pairs:
             scales[draft.pairs[path]] = scales[path].clone()
     return scales
+
+
+def _scale_in_front(draft: Draft, node: fx.Node, scales: Mapping[str, Tensor]) -> float:
+    """Largest scale of what a layer listens to: that of one which shows none of its own."""
+    found, pending = 0.0, list(node.all_input_nodes)
+    while pending:
+        source = pending.pop()
+        if source.op == "placeholder":
+            found = max(found, float(draft.input_scale.max()))
+        elif str(source.target) in scales:
+            found = max(found, float(scales[str(source.target)].max()))
+        else:
+            pending.extend(source.all_input_nodes)
+    return found
 
 
 def _observe(

@@ -36,6 +36,8 @@ class Draft:
         Paths that tracing found; what the later stages insert is not among them.
     moved : set of str
         Paths of the pools that were moved behind their ReLU.
+    silent : set of str
+        Paths of the layers that were 0 on all calibration images.
     encodes_image : bool
         Whether the image itself is said by spikes; False where the first layer computes on it.
     input_scale : Tensor
@@ -54,6 +56,7 @@ class Draft:
     pairs: dict[str, str] = field(default_factory=dict)
     traced: frozenset[str] = frozenset()
     moved: set[str] = field(default_factory=set)
+    silent: set[str] = field(default_factory=set)
     encodes_image: bool = True
     input_scale: Tensor = field(default_factory=lambda: torch.ones((), dtype=torch.float64))
     output_shift: float | Tensor = 0.0

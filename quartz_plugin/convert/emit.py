@@ -104,9 +104,11 @@ def _row(draft: Draft, scaled: ScaledLayer, layer: Layer, delay: int, kind: Neur
     row = draft.report.get(scaled.name, {})
     exact = row.get("exact") if scaled.rectified else None
     clock = layer.neuron.clock
+    path = scaled.name if scaled.rectified else str(draft.last.target)
+    silent = ", 0 on all calibration images" if path in draft.silent else ""
     return {
         "operation": row.get("operation", "signed output"),
-        "became": "spiking layer" if scaled.rectified else "output layer",
+        "became": ("spiking layer" if scaled.rectified else "output layer") + silent,
         "exact": "exact" if kind.hold else (exact or "exact but for early spikes").rpartition("without, ")[2],
         "neurons": int(torch.Size(scaled.shape).numel()),
         "scale": float(scaled.scale.max()),

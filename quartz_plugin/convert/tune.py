@@ -668,10 +668,15 @@ def adam(
 
 
 def unlikeness(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> Tensor:
-    """Mean over layers of the squared error of their values, as a share of the square of those `wanted`."""
-    shares = [
-        (given[path] - wanted[path]).square().mean() / wanted[path].square().mean().clamp(min=1e-12) for path in wanted
-    ]
+    """Mean over layers of the squared error of their values, as a share of the square of those `wanted`.
+
+    Of a layer that is to be 0 there is no share; it counts as none.
+    """
+    shares = []
+    for path, target in wanted.items():
+        size = target.square().mean()
+        size = torch.where(size > 0, size.clamp(min=1e-12), torch.inf)
+        shares.append((given[path] - target).square().mean() / size)
     return torch.stack(shares).mean() if shares else torch.zeros(())
 
 
