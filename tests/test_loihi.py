@@ -540,3 +540,20 @@ def test_a_mapping_can_be_made_where_a_test_loop_has_switched_gradients_off(mnis
         outside = map_to_loihi(snn)
         with torch.inference_mode():
             assert map_to_loihi(snn) == outside
+
+
+def test_counts_of_another_network_are_refused():
+    nets = [
+        quartz_plugin.convert(nn.Sequential(nn.Linear(4, hidden), nn.ReLU(), nn.Linear(hidden, 3)), torch.rand(9, 4))
+        for hidden in (8, 9)
+    ]
+    deeper = quartz_plugin.convert(
+        nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3)), torch.rand(9, 4)
+    )
+    counts = [InferenceCounts(snn, snn.run(torch.rand(5, 4))).mean() for snn in (*nets, deeper)]
+    mapping = map_to_loihi(nets[0])
+    mapping.estimate(counts[0])
+    with pytest.raises(ValueError, match=r"another network: 9 neurons of layer '1' are .*, in this mapping 8$"):
+        mapping.estimate(counts[1])
+    with pytest.raises(ValueError, match=r"8 neurons of layer '3' are .*, in this mapping there is no such layer$"):
+        mapping.estimate(counts[2])

@@ -15,6 +15,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 import quartz_plugin
 from quartz_plugin.hardware import (
+    HOROWITZ_FLOAT32,
     HOROWITZ_INT8,
     LOIHI,
     EnergyProfile,
@@ -689,3 +690,86 @@ def test_silent_zeros_cost_what_the_design_says(mnist_ann, mnist_train, mnist_te
     assert neuron_count(snn.graph) == 4354
     assert float(metrics[0].compute()["synops"]) == pytest.approx(synops, rel=0.03)
     assert float(metrics[1].compute()["spikes_per_neuron"]) == pytest.approx(firing / 4354, rel=0.05)
+
+
+# ------------------------------------------------------------------------------------------- one network a metric
+
+
+def _network(hold=True, t_max=8, seed=0):
+    torch.manual_seed(seed)
+    ann = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+    return quartz_plugin.convert(ann, torch.rand(32, 4), t_max, hold=hold)
+
+
+OF_RESULTS = {
+    "spikes": SpikeCount,
+    "names": lambda snn: SpikeCount(["input", "1", "output"]),
+    "spikes a neuron": SpikesPerNeuron,
+    "early": EarlySpikeRate,
+    "latency": lambda snn: DecisionLatency(),
+    "synops": SynapticOperations,
+    "energy": lambda snn: EnergyEstimate(snn, HOROWITZ_FLOAT32),
+}
+
+
+@pytest.mark.parametrize("metric", OF_RESULTS)
+class TestOneNetwork:
+    @pytest.mark.parametrize("other", [{"seed": 1}, {"hold": False}, {"t_max": 9}], ids=str)
+    def test_results_of_another_network_are_refused(self, metric, other):
+        snn, images = _network(), torch.rand(5, 4)
+        first, second = OF_RESULTS[metric](snn), OF_RESULTS[metric](_network(**other))
+        first.update(snn.run(images))
+        second.update(_network(**other).run(images))
+        before = {name: value.clone() for name, value in first.metric_state.items()}
+        for refused in (
+            lambda: first.update(_network(**other).run(images)),
+            lambda: first(_network(**other).run(images)),
+            lambda: first.merge_state(second),
+        ):
+            with pytest.raises(ValueError, match="another network"):
+                refused()
+            assert all(torch.equal(value, before[name]) for name, value in first.metric_state.items())
+
+    def test_a_network_may_learn_and_be_copied_loaded_and_pickled(self, metric, tmp_path):
+        snn, images = _network(), torch.rand(5, 4)
+        first = OF_RESULTS[metric](snn)
+        snn.save(tmp_path / "net")
+        for other in (snn, copy.deepcopy(snn), quartz_plugin.load(tmp_path / "net")):
+            first.update(pickle.loads(pickle.dumps(other.run(images))))
+        snn.graph_module.get_submodule("0").weight.data.mul_(0.5)
+        first.update(snn.run(images))
+        first(snn.run(images))
+        second = OF_RESULTS[metric](snn)
+        second.update(snn.run(images))
+        first.merge_state(second)
+
+    def test_a_reset_metric_takes_another(self, metric):
+        snn, images = _network(), torch.rand(5, 4)
+        first = OF_RESULTS[metric](snn)
+        first.update(snn.run(images))
+        first.reset()
+        assert first.seen.tolist() == [0, 0, 0]
+
+
+def test_a_copy_that_was_edited_is_another_network():
+    snn, images = _network(), torch.rand(5, 4)
+    other = copy.deepcopy(snn)
+    other.graph_module.get_submodule("0").weight.data.neg_()
+    metric = DecisionLatency()
+    metric.update(snn.run(images))
+    with pytest.raises(ValueError, match=r"^the result is of another network than those before it; reset\(\)"):
+        metric.update(other.run(images))
+    with pytest.raises(ValueError, match=r"^the result is of another network than the metric; take a metric"):
+        SpikeCount(snn).update(other.run(images))
+
+
+def test_a_metric_that_is_copied_with_its_network_is_that_of_the_copy():
+    images = torch.rand(5, 4)
+    both = nn.ModuleDict({"snn": _network(), "metric": SynapticOperations(_network())})
+    both["metric"] = SynapticOperations(both["snn"], kind="merged")
+    other = copy.deepcopy(both)
+    other["snn"].graph_module.get_submodule("0").weight.data.neg_()
+    result = other["snn"].run(images)
+    other["metric"].update(result)
+    expected = merged_operations(other["snn"], result)
+    assert other["metric"].compute()["synops_merged"] == sum(expected.values()).double().mean()

@@ -234,12 +234,13 @@ class LoihiMapping:
         Raises
         ------
         ValueError
-            If a count is missing.
+            If a count is missing, or the counts are of another network.
         """
         # Which updates are inactive follows from the chip's compartments and steps.
         wanted = [name for name in (*self.chip.profile.spiking, "spikes/input") if name != "inactive_updates"]
         if missing := [name for name in wanted if name not in counts]:
             raise ValueError(f"an estimate needs the counts {missing} of an inference; given are {sorted(counts)}")
+        self._check_network(counts)
         chip = self.chip
         compartments = sum(population.neurons for population in self.populations)
         active = float(counts["active_updates"])
@@ -260,6 +261,17 @@ class LoihiMapping:
             core_energy=core_energy,
             total_energy=core_energy + chip.other_power * latency,
         )
+
+    def _check_network(self, counts: Mapping[str, float]) -> None:
+        """Raise ValueError where the counts of layers, if there are any, are not of those of the mapping."""
+        neurons = {population.name: population.neurons - population.relays for population in self.populations}
+        for name, count in counts.items():
+            kind, _, layer = name.partition("/")
+            if kind == "readout_events" and layer and count != neurons.get(layer):
+                raise ValueError(
+                    f"the counts are of another network: {count:g} neurons of layer {layer!r} are read out in an "
+                    f"inference, in this mapping {neurons.get(layer, 'there is no such layer')}"
+                )
 
     def __str__(self) -> str:
         header = [

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from quartz_plugin.hardware.ann import count_ann
-from quartz_plugin.metrics.per_layer import PerLayerMetric, Shared
+from quartz_plugin.metrics.identity import Shared
+from quartz_plugin.metrics.per_layer import PerLayerMetric
 
 
 class ANNOperations(PerLayerMetric):

@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 
 from quartz_plugin.engines.result import SimulationResult
+from quartz_plugin.metrics.identity import OfOneNetwork
 
 
 def decision_latency(result: SimulationResult) -> Tensor:
@@ -19,7 +19,7 @@ def decision_latency(result: SimulationResult) -> Tensor:
     return result.decision_steps + 1
 
 
-class DecisionLatency(Metric):
+class DecisionLatency(OfOneNetwork):
     """Mean number of steps until a decision can be made: the first output spike, or the last one of a regression.
 
     Examples
@@ -46,7 +46,8 @@ class DecisionLatency(Metric):
         self.add_state("total", torch.tensor(0), dist_reduce_fx="sum")
 
     def update(self, result: SimulationResult) -> None:
-        """Add a simulation."""
+        """Add a simulation; ValueError for one of another network than the first."""
+        self.check_network(result)
         latency = decision_latency(result)
         self.steps += latency.sum().to(self.steps)
         self.total += latency.numel()

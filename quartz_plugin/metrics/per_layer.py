@@ -8,27 +8,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 
 from quartz_plugin.engines.result import SimulationResult
 from quartz_plugin.graph import INPUT
 from quartz_plugin.hardware.operations import COUNTS, InferenceCounts, sums_of
+from quartz_plugin.metrics.identity import OfOneNetwork
 from quartz_plugin.network import SpikingNetwork
 
 _INSTANCES = itertools.count()
 
 
-class Shared:
-    """Holds what copies of a metric hold in common: a network is not copied with it."""
-
-    def __init__(self, held: Any) -> None:
-        self.held = held
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Shared:
-        return self
-
-
-class PerLayerMetric(Metric):
+class PerLayerMetric(OfOneNetwork):
     """Adds up integer counts ``[B]`` for each layer; the base of the counting metrics."""
 
     is_differentiable = False
@@ -37,8 +27,14 @@ class PerLayerMetric(Metric):
     images: Tensor
     sums: Tensor
 
-    def __init__(self, layers: Iterable[str], quantities: Iterable[str], **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+    def __init__(
+        self,
+        layers: Iterable[str],
+        quantities: Iterable[str],
+        network: SpikingNetwork | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(network, **kwargs)
         self.layers = list(layers)
         self.quantities = list(quantities)
         none = torch.zeros(len(self.quantities), len(self.layers), dtype=torch.int64)
@@ -128,10 +124,12 @@ class CountMetric(PerLayerMetric):
         if not isinstance(network, SpikingNetwork):
             raise TypeError(f"network must be a SpikingNetwork, as convert makes it, got {type(network).__name__}")
         layers = (name for name in network.windows if with_input or name != INPUT)
-        super().__init__(layers, counts, **kwargs)
-        self.network = Shared(network.graph)
+        super().__init__(layers, counts, network, **kwargs)
 
     def update(self, result: SimulationResult) -> None:
-        """Add a simulation with ``record=True``."""
-        self.add_sums(InferenceCounts(self.network.held, result).sums(self.quantities, self.layers))
+        """Add a simulation with ``record=True``; ValueError for one of another network."""
+        assert self.network is not None
+        sums = InferenceCounts(self.network.held, result).sums(self.quantities, self.layers)
+        self.check_network(result)
+        self.add_sums(sums)
         self.images += len(result.logits)

@@ -28,6 +28,10 @@ def _layers(network: SpikingNetwork | Iterable[str]) -> list[str]:
     return list(network.windows) if isinstance(network, SpikingNetwork) else list(network)
 
 
+def _converted(network: SpikingNetwork | Iterable[str]) -> SpikingNetwork | None:
+    return network if isinstance(network, SpikingNetwork) else None
+
+
 def _images(result: SimulationResult | SpikeTrains) -> int:
     return len(result.logits) if isinstance(result, SimulationResult) else next(iter(result.values())).shape[1]
 
@@ -78,10 +82,12 @@ class SpikeCount(PerLayerMetric):
 
     def __init__(self, network: SpikingNetwork | Iterable[str], **kwargs: Any) -> None:
         quantities = ("spikes", "zero_spikes") if isinstance(network, SpikingNetwork) else ("spikes",)
-        super().__init__(_layers(network), quantities, **kwargs)
+        super().__init__(_layers(network), quantities, _converted(network), **kwargs)
 
     def update(self, result: SimulationResult | SpikeTrains) -> None:
-        """Add a simulation with ``record=True``, or spike trains."""
+        """Add a simulation with ``record=True``, or spike trains; ValueError for a simulation of another network."""
+        if isinstance(result, SimulationResult):
+            self.check_network(result)
         counts = [_counts(result, self.layers)]
         if "zero_spikes" in self.quantities and isinstance(result, SimulationResult):
             counts.append(zero_spike_counts(result))
@@ -114,12 +120,14 @@ class SpikesPerNeuron(PerLayerMetric):
     neurons: Tensor
 
     def __init__(self, network: SpikingNetwork | Iterable[str], **kwargs: Any) -> None:
-        super().__init__(_layers(network), ("spikes",), **kwargs)
+        super().__init__(_layers(network), ("spikes",), _converted(network), **kwargs)
         # Known from the first spikes on; a process that saw none learns it from the others.
         self.add_state("neurons", torch.zeros(len(self.layers), dtype=torch.int64), dist_reduce_fx="max")
 
     def update(self, result: SimulationResult | SpikeTrains) -> None:
-        """Add a simulation with ``record=True``, or spike trains."""
+        """Add a simulation with ``record=True``, or spike trains; ValueError for a simulation of another network."""
+        if isinstance(result, SimulationResult):
+            self.check_network(result)
         self.add(_counts(result, self.layers))
         if isinstance(result, SimulationResult):
             units = [result.spike_steps[layer].shape[1:].numel() for layer in self.layers]
@@ -161,10 +169,11 @@ class EarlySpikeRate(PerLayerMetric):
     higher_is_better = False
 
     def __init__(self, network: SpikingNetwork, **kwargs: Any) -> None:
-        super().__init__((name for name in network.windows if name != INPUT), ("early", "fired"), **kwargs)
+        super().__init__((name for name in network.windows if name != INPUT), ("early", "fired"), network, **kwargs)
 
     def update(self, result: SimulationResult) -> None:
-        """Add a simulation with ``record=True``."""
+        """Add a simulation with ``record=True``; ValueError for one of another network."""
+        self.check_network(result)
         self.add(early_spike_counts(result), spike_counts(result))
         self.images += len(result.logits)
 
