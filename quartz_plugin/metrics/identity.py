@@ -67,7 +67,7 @@ class OfOneNetwork(Metric):
         """Raise ValueError if a result is of another network than the metric or the results before."""
         if result.network is None:
             return
-        held = None if self.network is None else self.network.held
+        held: Any = None if self.network is None else self.network.held
         own = held is None or held.number == result.network.number
         if not own and not identity_of(held).is_that_of(result.network):
             raise ValueError("the result is of another network than the metric; take a metric for each network")
