@@ -14,6 +14,7 @@ arXiv:2309.16795.
 from __future__ import annotations
 
 import functools
+import math
 import operator
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, ParamSpec, TypeVar
@@ -212,22 +213,57 @@ def is_traced(x: Tensor) -> bool:
     return torch.compiler.is_compiling() or x.is_meta or torch._C._functorch.is_functorch_wrapped_tensor(x)
 
 
-def check_unit_interval(x: Tensor, what: str = "x") -> None:
-    """Raise one clear ValueError unless `x` is a floating-point tensor with all values in [0, 1]."""
+TOLERANCE = 1e-6
+"""How far outside [0, 1] a value may lie to be taken for 0 or 1: what resizing or dividing in float32 leaves."""
+
+
+def check_unit_interval(x: Tensor, what: str = "x") -> Tensor:
+    """Return `x`, what lies outside [0, 1] by rounding alone clamped.
+
+    Raises
+    ------
+    TypeError
+        If it is no tensor.
+    ValueError
+        Unless it is floating point, with all values in [0, 1] but for :data:`TOLERANCE`; says how to map others.
+
+    Examples
+    --------
+    >>> check_unit_interval(torch.tensor([0.25, 1.0000001]))
+    tensor([0.2500, 1.0000])
+    """
     if not isinstance(x, Tensor):
         raise TypeError(f"{what} must be a torch.Tensor, got {type(x).__name__}")
     if not x.is_floating_point():
         raise ValueError(f"{what} must be floating point in [0, 1], got {x.dtype}; divide raw bytes by 255")
     if is_traced(x) or x.numel() == 0:
-        return
+        return x
     low, high = (float(value) for value in x.detach().aminmax())
     if low >= 0.0 and high <= 1.0:
-        return
+        return x
     if low != low or high != high:
         raise ValueError(f"{what} contains NaN")
-    hint = "; divide raw bytes by 255" if low >= 0 and high > 1.5 else ""
-    hint = "; it looks normalised: pass raw images and preprocessing=(mean, std) to convert" if low < 0 else hint
-    raise ValueError(f"{what} must lie in [0, 1], got values from {low:.4g} to {high:.4g}{hint}")
+    if low >= -TOLERANCE and high <= 1.0 + TOLERANCE:
+        return x.clamp(0.0, 1.0)
+    hint = _how_to_map(x.detach().double(), low, high)
+    raise ValueError(f"{what} must lie in [0, 1], got values from {low:.4g} to {high:.4g}; {hint}")
+
+
+def _how_to_map(x: Tensor, low: float, high: float) -> str:
+    """Say how values from `low` to `high` get into [0, 1], and how the network gets what it was trained on."""
+    width = high - low
+    if not math.isfinite(width):
+        return "give finite values"
+    if low >= 0.0:
+        most = "raw bytes by 255" if 16.0 < high <= 255.0 else "them by the largest value they can have"
+        return f"divide {most}, and give convert preprocessing=(0, 1 / that) where the network was trained without it"
+    normalised = abs(float(x.mean())) < 1.0 and x.numel() > 1 and 0.4 < float(x.std()) < 2.0
+    raw = "it looks normalised: pass raw images and preprocessing=(mean, std) to convert; or " if normalised else ""
+    here = f", here ({-low / width:.4g}, {1 / width:.4g})" if width > 0.0 else ""
+    return (
+        f"{raw}map them by (x - low) / (high - low), and let convert take that back for the network: "
+        f"preprocessing=(-low / (high - low), 1 / (high - low)){here}"
+    )
 
 
 def to_levels(x: Tensor, t_max: int) -> Tensor:
@@ -293,7 +329,7 @@ def encode(x: Tensor, t_max: int, steps: int | None = None, *, silent_zeros: boo
             [[0., 0., 1.]]])
     """
     length = window_length(t_max)
-    check_unit_interval(x)
+    x = check_unit_interval(x)
     steps = t_max if steps is None else plain(steps)
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < t_max:
         raise ValueError(f"steps must be at least t_max = {t_max}, a whole number, got {steps!r}")

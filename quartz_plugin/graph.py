@@ -214,14 +214,15 @@ class ConvertedGraph:
                 ends[node] += module.steps
         return ends
 
-    def check_images(self, images: Tensor) -> None:
-        """Raise ValueError unless `images` are ``[B, *image_shape]`` with values in [0, 1]."""
-        check_unit_interval(images, "images")
+    def check_images(self, images: Tensor) -> Tensor:
+        """Return the images, rounding clamped; ValueError unless ``[B, *image_shape]`` with values in [0, 1]."""
+        images = check_unit_interval(images, "images")
         if tuple(images.shape[1:]) != self.image_shape or images.dim() != len(self.image_shape) + 1:
             expected = ", ".join(["B", *map(str, self.image_shape)])
             raise ValueError(
                 f"images must have the shape the network was converted for, [{expected}], got {list(images.shape)}"
             )
+        return images
 
     @property
     def image_shape(self) -> tuple[int, ...]:

@@ -101,7 +101,7 @@ class SpikingNetwork(nn.Module):
         >>> snn.values_to_encode(torch.rand(2, 4)).shape
         torch.Size([2, 8])
         """
-        self.graph.check_images(images)
+        images = self.graph.check_images(images)
         return self.graph.values_to_encode(images)
 
     def decode(self, output_spikes: Tensor) -> Tensor:

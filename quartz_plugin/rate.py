@@ -131,7 +131,7 @@ class RateCodedNetwork(nn.Module):
         """
         if steps < 1:
             raise ValueError(f"steps must be at least 1, got {steps}")
-        self.converted.check_images(images)
+        images = self.converted.check_images(images)
         reset(self.net)
         like = next(self.net.parameters(), images)
         images = images.to(device=like.device, dtype=like.dtype)

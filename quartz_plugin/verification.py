@@ -199,7 +199,7 @@ def values_side_by_side(
     are those of :func:`verify`.
     """
     graph = snn.graph
-    graph.check_images(images)
+    images = graph.check_images(images)
     if len(images) == 0:
         raise ValueError("verify needs at least one image")
     example = images[:1].to(device=graph.device, dtype=graph.dtype)

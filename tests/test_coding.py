@@ -8,8 +8,10 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+import quartz_plugin
 from quartz_plugin import decode, encode
 from quartz_plugin.coding import NO_SPIKE, NeuronClock, Window, at_least_float32, round_half_up, to_levels
+from quartz_plugin.rate import RateCodedNetwork
 
 HALF = Fraction(1, 2)
 
@@ -117,7 +119,15 @@ def test_t_max_must_be_a_whole_number_of_at_least_two(use, t_max):
     [
         (torch.tensor([0.5, 1.001]), r"must lie in \[0, 1\].* to 1.001"),
         (torch.tensor([0.5, math.inf]), r"must lie in \[0, 1\]"),
-        (torch.tensor([0.5, -0.001]), r"must lie in \[0, 1\].*looks normalised"),
+        (torch.tensor([0.5, -0.001]), r"must lie in \[0, 1\], got values from -0.001 to 0.5; map them by"),
+        (torch.tensor([-0.07, 0.03]), r"; map them by .*preprocessing=\(-low.*, here \(0.7, 10\)$"),
+        (torch.tensor([-3.0]), r"; map them by .*preprocessing=\(-low / \(high - low\), 1 / \(high - low\)\)$"),
+        (torch.tensor([0.0, 4.97]), r"; divide them by the largest value they can have.*preprocessing=\(0, 1 / that\)"),
+        (torch.tensor([0.0, 4095.0]), r"; divide them by the largest value they can have"),
+        (torch.tensor([0.0, 254.0]), r"; divide raw bytes by 255"),
+        (torch.randn(100), r"; it looks normalised: .*preprocessing=\(mean, std\) to convert; or map them by"),
+        (torch.tensor([0.5, 1.00001]), r"must lie in \[0, 1\]"),
+        (torch.tensor([0.5, -1e-5]), r"must lie in \[0, 1\]"),
         (torch.tensor([0.5, math.nan]), "NaN"),
         (torch.tensor([0, 1]), "floating point"),
         (torch.tensor([0, 255], dtype=torch.uint8), "divide raw bytes by 255"),
@@ -127,6 +137,36 @@ def test_t_max_must_be_a_whole_number_of_at_least_two(use, t_max):
 def test_values_that_have_no_code_are_refused(x, message):
     with pytest.raises(ValueError, match=message):
         encode(x, 4)
+
+
+def test_what_rounding_leaves_outside_is_clamped_at_all_doors():
+    x = torch.tensor([[1.0000001, 0.5, -1e-7, 0.0], [1.0000009, 0.25, -9e-7, 1.0]])
+    clean = x.clamp(0.0, 1.0)
+    assert torch.equal(encode(x, 9), encode(clean, 9))
+    ann = torch.nn.Sequential(torch.nn.Linear(4, 5), torch.nn.ReLU(), torch.nn.Linear(5, 2))
+    for options in ({}, {"first_layer": "dense"}, {"hold": False}):
+        snn = quartz_plugin.convert(ann, [x], example_input=x[:1], **options)
+        expected = quartz_plugin.convert(ann, clean, **options)
+        assert snn.graph.scales == expected.graph.scales
+        for engine in ("stepped", "event", "auto"):
+            assert torch.equal(snn.run(x, engine=engine).logits, expected.run(clean, engine=engine).logits)
+        assert torch.equal(snn.values_to_encode(x), expected.values_to_encode(clean))
+        assert str(quartz_plugin.verify(ann, snn, x)) == str(quartz_plugin.verify(ann, snn, clean))
+    assert torch.equal(quartz_plugin.prepare(ann, x)(x), quartz_plugin.prepare(ann, clean)(clean))
+    plain = quartz_plugin.convert(ann, clean)
+    assert torch.equal(RateCodedNetwork(plain)(x, 4), RateCodedNetwork(plain)(clean, 4))
+    assert quartz_plugin.allocate_steps(ann, x, 60) == quartz_plugin.allocate_steps(ann, clean, 60)
+
+
+@pytest.mark.parametrize(("low", "high"), [(-3.2, 2.9), (-0.07, 0.04), (0.0, 4.97)])
+def test_mapped_as_the_message_says_the_network_computes_on_what_it_was_trained_on(low, high):
+    ann = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+    raw = torch.rand(50, 4) * (high - low) + low
+    preprocessing = (-low / (high - low), 1 / (high - low))
+    mapped = ((raw - low) / (high - low)).clamp(0, 1)
+    snn = quartz_plugin.convert(ann, mapped, 4000, percentile=100, preprocessing=preprocessing)
+    wanted = ann(raw).detach()
+    assert (snn(mapped) - wanted).abs().max() < 0.01 * wanted.abs().max()
 
 
 def test_a_list_is_not_a_tensor():

@@ -313,6 +313,22 @@ class TestPreprocessing:
         snn = quartz_plugin.convert(ann, images, t_max=5, preprocessing=(0.5, 0.25))
         assert snn(images).tolist() == [[-2.0, -1.0], [0.0, 2.0]]
 
+    @pytest.mark.parametrize(
+        ("layers", "shape", "words"),
+        [
+            ([nn.Linear(4, 2)], (4,), r"1 or 4 finite numbers \(inputs \[N, 4\] have no channels: one for all, or one"),
+            (
+                [nn.Conv2d(3, 1, 1), nn.Flatten(), nn.Linear(20, 2)],
+                (3, 4, 5),
+                r"1 or 3 finite numbers \(one for all, or one for each of the 3 channels of inputs \[N, 3, 4, 5\]\)",
+            ),
+        ],
+    )
+    def test_that_does_not_fit_says_what_would(self, layers, shape, words):
+        ann = nn.Sequential(*layers)
+        message = message_of(ann, torch.rand(5, *shape), preprocessing=([0.5, 0.5], [0.2, 0.2]))
+        assert re.search(words, message), message
+
 
 class TestTheSpikingNetwork:
     @SOME

@@ -433,7 +433,7 @@ def _example(ann: nn.Module, first: Tensor, given: Tensor | None) -> Tensor:
     dtype = torch.float32 if parameter is None else at_least_float32(parameter.dtype)
     device = first.device if parameter is None else parameter.device
     if given is not None:
-        check_unit_interval(given, "example_input")
+        given = check_unit_interval(given, "example_input")
         if given.shape[1:] != first.shape[1:] or len(given) == 0:
             raise ValueError(
                 f"example_input has the shape {list(given.shape)}, which is not one of calibration images "

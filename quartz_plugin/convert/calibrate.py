@@ -480,7 +480,7 @@ def chunks(calibration: Calibration, size: int | None = None) -> Iterator[Tensor
     shape = None
     for batch in batches:
         images = batch[0] if isinstance(batch, tuple | list) and len(batch) > 0 else batch
-        check_unit_interval(images, "calibration")
+        images = check_unit_interval(images, "calibration")
         if images.dim() < 2:
             raise ValueError(f"calibration images must have a batch dimension, [N, ...], got {list(images.shape)}")
         shape = shape or images.shape[1:]

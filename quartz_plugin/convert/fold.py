@@ -234,8 +234,14 @@ def _prepend(draft: Draft, preprocessing: Preprocessing) -> None:
         raise ValueError(f"preprocessing must be (mean, std), got {preprocessing!r}") from error
     for what, value in (("mean", mean), ("std", std)):
         if value.numel() not in (1, channels) or not bool(torch.isfinite(value).all()):
+            inputs = ", ".join(["N", *map(str, draft.input_shape)])
+            of_what = (
+                f"one for all, or one for each of the {channels} channels of inputs [{inputs}]"
+                if len(draft.input_shape) > 1
+                else f"inputs [{inputs}] have no channels: one for all, or one for each feature"
+            )
             raise ValueError(
-                f"preprocessing: {what} must be 1 or {channels} finite numbers (one a channel), got {value.tolist()}"
+                f"preprocessing: {what} must be 1 or {channels} finite numbers ({of_what}), got {value.tolist()}"
             )
     if bool((std <= 0).any()):
         raise ValueError(f"preprocessing: std must be positive, got {std.tolist()}")

@@ -57,7 +57,7 @@ def run(graph: ConvertedGraph, images: Tensor, engine: str = "auto", record: boo
     engine = _chosen(graph, engine)
     if graph.dtype not in (torch.float32, torch.float64):
         raise ValueError(f"{graph.dtype} cannot hold the membrane; use snn.to(torch.float32)")
-    graph.check_images(images)
+    images = graph.check_images(images)
     network = fingerprint = None
     if not any(is_traced(tensor) for _, tensor in tensors_of(graph)):
         network = identity_of(graph)
