@@ -214,6 +214,12 @@ ATTRIBUTES: dict[type[nn.Module], dict[str, Setting]] = {
 }
 """Modules of a converted network, with the settings that build them again."""
 
+_POOLS: dict[type[nn.Module], int] = {
+    **dict.fromkeys((nn.AvgPool1d, nn.AdaptiveAvgPool1d, nn.MaxPool1d, nn.AdaptiveMaxPool1d), 1),
+    **dict.fromkeys((nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.MaxPool2d, nn.AdaptiveMaxPool2d), 2),
+}
+"""Pooling modules, with how many dimensions they pool; torch takes a batch without channels for one image."""
+
 KINDS = {kind.__name__: kind for kind in ATTRIBUTES}
 
 
@@ -371,8 +377,10 @@ def _shape_behind(module: Any, sources: list[Tensor]) -> Tensor:
         return value
     if isinstance(module, FirstSpikeMaxPool):
         module = module.pool
-    elif isinstance(module, Add) and any(source.shape != value.shape for source in sources):
+    if isinstance(module, Add) and any(source.shape != value.shape for source in sources):
         raise ValueError("they are added, and differ")
+    if type(module) in _POOLS and value.dim() != 2 + _POOLS[type(module)]:
+        raise ValueError(f"it pools {_POOLS[type(module)]}-dimensional channels")
     elif isinstance(module, nn.Conv1d | nn.Conv2d | nn.ConvTranspose1d | nn.ConvTranspose2d):
         _check_convolution(module, value)
     light = copy.copy(module)

@@ -94,6 +94,7 @@ def networks():
         (plain, (1, 6, 6), 6, {"preprocessing": (0.3, 0.2)}),
         (plain, (1, 6, 6), 4, {"first_layer": "dense", "weight_bits": 4, "rectifier": "silent"}),
         (plain, (1, 6, 6), 5, quartz_plugin.PAPER),
+        (plain, (1, 6, 6), 5, {"task": "regression"}),
         (lines, (2, 5), windows, {}),
         (lines, (2, 5), 4, quiet),
         (maps, (1, 4, 4), 4, {"hold": False}),

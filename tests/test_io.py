@@ -594,6 +594,11 @@ SHIFT = {"class": "ZeroPad2d", "padding": [1, -1, 0, 0]}
         (set_settings("TTFSNeuron", input_window=4), "input_window=4, and the longest window among its sources is 5"),
         (set_settings("TTFSNeuron", readout="5"), "readout='5'"),
         (put_behind("0", POOL), "MaxPool2d"),
+        (put_behind("6", {"class": "AdaptiveAvgPool1d", "output_size": 4}), "pools 1-dimensional channels"),
+        (
+            put_behind("4", {"class": "FirstSpikeMaxPool", "pool": {**POOL, "class": "MaxPool1d"}}),
+            "pools 1-dimensional channels",
+        ),
         (put_behind("1", {"class": "Add"}), "pools currents"),
         (put_behind("0", {"class": "FirstSpikeMaxPool", "pool": POOL}), "pools currents"),
         (put_behind("1", {"class": "FirstSpikeMaxPool", "pool": {"class": "Add"}}), "'Add'"),
