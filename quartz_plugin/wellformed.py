@@ -381,7 +381,7 @@ def _shape_behind(module: Any, sources: list[Tensor]) -> Tensor:
         raise ValueError("they are added, and differ")
     if type(module) in _POOLS and value.dim() != 2 + _POOLS[type(module)]:
         raise ValueError(f"it pools {_POOLS[type(module)]}-dimensional channels")
-    elif isinstance(module, nn.Conv1d | nn.Conv2d | nn.ConvTranspose1d | nn.ConvTranspose2d):
+    if isinstance(module, nn.Conv1d | nn.Conv2d | nn.ConvTranspose1d | nn.ConvTranspose2d):
         _check_convolution(module, value)
     light = copy.copy(module)
     light._parameters = {
