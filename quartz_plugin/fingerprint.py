@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 import secrets
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
+from quartz_plugin.coding import is_traced
 from quartz_plugin.neuron import TTFSNeuron
 
 if TYPE_CHECKING:
@@ -143,32 +145,44 @@ def digest_in_torch(words: Tensor) -> int:
     return int(total)
 
 
-def tensors_of(graph: ConvertedGraph) -> Iterator[tuple[str, Tensor]]:
-    """Yield names and all tensors that a network computes with: parameters, buffers, and mere attributes."""
-    for path, module in _modules(graph):
-        # Of our neurons' tensors snnTorch wants all but the bias.
-        helds = [{"bias": module.bias}] if isinstance(module, TTFSNeuron) else [module._parameters, module._buffers]
-        for held in (*helds, vars(module)):
-            for name, tensor in held.items():
-                if isinstance(tensor, Tensor):
-                    yield f"{path}.{name}", tensor
+class _Parts(NamedTuple):
+    """What modules compute with: all but tensors and modules, and names and tensors."""
+
+    settings: list[Any]
+    tensors: list[tuple[str, Tensor]]
 
 
-def _modules(graph: ConvertedGraph) -> Iterator[tuple[str, nn.Module]]:
-    yield from graph.module.named_modules()
-    if graph.front is not None:
-        yield from graph.front.named_modules(prefix="front")
+def _parts_of(graph: ConvertedGraph) -> _Parts:
+    settings: list[Any] = [graph.t_max, graph.input_shape]
+    tensors: list[tuple[str, Tensor]] = []
+    fronts = () if graph.front is None else graph.front.named_modules(prefix="front")
+    for path, module in itertools.chain(graph.module.named_modules(), fronts):
+        settings += (path, type(module))
+        if isinstance(module, TTFSNeuron):
+            # Of its tensors it computes with the bias alone; the others are there for snnTorch.
+            settings.append(module.p._replace(bias=None, spike_grad=None))
+            held: Iterable[tuple[str, Any]] = [("bias", module.bias)]
+        else:
+            held = [*module._parameters.items(), *module._buffers.items(), *vars(module).items()]
+        for name, value in held:
+            if isinstance(value, Tensor):
+                tensors.append((f"{path}.{name}", value))
+            elif name[0] != "_" and name != "training":
+                settings += (name, value if type(value) in _SCALARS else repr(value))
+    return _Parts(settings, tensors)
+
+
+_SCALARS = {int, float, bool, str, type(None)}
 
 
 def structure_of(graph: ConvertedGraph) -> int:
     """What a network is apart from the values of its weights, as a number of 64 bits."""
-    structure = (
-        graph.t_max,
-        graph.input_shape,
-        tuple((n.op, n.name, *map(_argument, (n.target, *n.args)), str(n.kwargs)) for n in graph.module.graph.nodes),
-        tuple((path, type(module), *_settings(module)) for path, module in _modules(graph)),
-        tuple((name, tensor.shape) for name, tensor in tensors_of(graph)),
-    )
+    return _structure_of(graph, _parts_of(graph))
+
+
+def _structure_of(graph: ConvertedGraph, parts: _Parts) -> int:
+    nodes = [(n.op, n.name, *map(_argument, (n.target, *n.args)), str(n.kwargs)) for n in graph.module.graph.nodes]
+    structure = nodes, parts.settings, [(name, tensor.shape) for name, tensor in parts.tensors]
     known = _STRUCTURES.get(graph.module)
     if known is None or known[0] != structure:
         number = int.from_bytes(hashlib.blake2b(repr(structure).encode(), digest_size=8).digest(), "big", signed=True)
@@ -184,26 +198,18 @@ def _argument(value: Any) -> Any:
     return value if isinstance(value, str) else value.name if isinstance(value, fx.Node) else repr(value)
 
 
-def _settings(module: nn.Module) -> Iterator[Any]:
-    """What a module computes with besides tensors and modules."""
-    if isinstance(module, TTFSNeuron):
-        yield module.p._replace(bias=None, spike_grad=None)
-        return
-    for name, value in vars(module).items():
-        if name[0] == "_" or name == "training" or isinstance(value, Tensor):
-            continue
-        yield name
-        yield value if value is None or isinstance(value, (int, float, str)) else repr(value)
-
-
 def fingerprint_of(graph: ConvertedGraph) -> Fingerprint:
     """Return a network's fingerprint as it is now."""
-    return Fingerprint(structure_of(graph), digests(tensor for _, tensor in tensors_of(graph)))
+    parts = _parts_of(graph)
+    return Fingerprint(_structure_of(graph, parts), digests(tensor for _, tensor in parts.tensors))
 
 
-def identity_of(graph: ConvertedGraph) -> Identity:
-    """Return which network this is, and how it is now."""
-    return Identity(graph.number, *fingerprint_of(graph))
+def identity_of(graph: ConvertedGraph) -> Identity | None:
+    """Return which network this is, and how it is now; None where its weights are traced and have no values."""
+    parts = _parts_of(graph)
+    if any(is_traced(tensor) for _, tensor in parts.tensors):
+        return None
+    return Identity(graph.number, _structure_of(graph, parts), digests(tensor for _, tensor in parts.tensors))
 
 
 class Kept(Generic[Found]):
@@ -237,7 +243,7 @@ class Kept(Generic[Found]):
 
 
 def _check_finite(graph: ConvertedGraph) -> None:
-    for name, tensor in tensors_of(graph):
+    for name, tensor in _parts_of(graph).tensors:
         # A sum of finite numbers is finite, or too large; to look at each of them takes a multiple of its time.
         if not bool(torch.isfinite(tensor.detach().sum())) and not bool(torch.isfinite(tensor).all()):
             raise ValueError(f"{name} of the network contains NaN or infinity")

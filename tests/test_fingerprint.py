@@ -242,6 +242,7 @@ def test_a_structure_is_the_same_for_copies_and_files_and_whatever_the_weights(i
 def test_a_network_is_itself_while_it_learns_and_its_copy_until_then(images):
     snn = converted(images)
     first, copied = identity_of(snn.graph), copy.deepcopy(snn)
+    assert first is not None
     assert identity_of(copied.graph).is_that_of(first)
     weight_of(snn).data.neg_()
     assert identity_of(snn.graph).is_that_of(first)

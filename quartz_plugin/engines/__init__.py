@@ -13,12 +13,12 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
-from quartz_plugin.coding import NO_SPIKE, is_traced
+from quartz_plugin.coding import NO_SPIKE
 from quartz_plugin.engines.analytic import run_analytic
 from quartz_plugin.engines.event import run_event
 from quartz_plugin.engines.result import SimulationResult
 from quartz_plugin.engines.stepped import run_stepped
-from quartz_plugin.fingerprint import FINITE, Fingerprint, Kept, identity_of, structure_of, tensors_of
+from quartz_plugin.fingerprint import FINITE, Fingerprint, Kept, identity_of, structure_of
 from quartz_plugin.functional import closed_form
 from quartz_plugin.graph import INPUT, ConvertedGraph
 from quartz_plugin.precision import exact_arithmetic
@@ -58,10 +58,9 @@ def run(graph: ConvertedGraph, images: Tensor, engine: str = "auto", record: boo
     if graph.dtype not in (torch.float32, torch.float64):
         raise ValueError(f"{graph.dtype} cannot hold the membrane; use snn.to(torch.float32)")
     images = graph.check_images(images)
-    network = fingerprint = None
-    if not any(is_traced(tensor) for _, tensor in tensors_of(graph)):
-        network = identity_of(graph)
-        fingerprint = Fingerprint(network.structure, network.weights)
+    network = identity_of(graph)
+    fingerprint = None if network is None else Fingerprint(network.structure, network.weights)
+    if network is not None:
         FINITE.of(graph, fingerprint)
         _ARRIVING.of(graph, network.structure)
     window = graph.input_window

@@ -68,9 +68,10 @@ class OfOneNetwork(Metric):
         if result.network is None:
             return
         held: Any = None if self.network is None else self.network.held
-        own = held is None or held.number == result.network.number
-        if not own and not identity_of(held).is_that_of(result.network):
-            raise ValueError("the result is of another network than the metric; take a metric for each network")
+        if held is not None and held.number != result.network.number:
+            own = identity_of(held)
+            if own is None or not own.is_that_of(result.network):
+                raise ValueError("the result is of another network than the metric; take a metric for each network")
         self.seen = the_same_network(torch.stack([self.seen, self.seen.new_tensor(result.network)]))
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
