@@ -29,6 +29,12 @@ Returned = TypeVar("Returned")
 NO_SPIKE = -1
 """The step of a unit that did not fire."""
 
+MOST_STEPS = 2**24
+"""``T`` from which on float32, in which levels are carried, no longer tells one level from the next."""
+
+MOST_TIME = 2**31
+"""Global step from which on int32, in which spike steps are recorded, wraps."""
+
 
 class Window(NamedTuple):
     """The steps ``[start, start + length]`` in which the units of one layer say their values.
@@ -70,11 +76,13 @@ class Window(NamedTuple):
 
     def steps_of(self, levels: Tensor) -> Tensor:
         """Global steps (int32) at which these levels are said; same shape."""
-        return (self.end - levels).to(torch.int32)
+        return levels.to(torch.int32, copy=True).neg_().add_(self.end)
 
     def levels_at(self, steps: Tensor, silent: int | None = 0, dtype: torch.dtype = torch.int32) -> Tensor:
         """Levels said by spikes at these global steps; `silent` where there is none (None: all have spikes)."""
-        levels = torch.sub(torch.tensor(self.end, dtype=dtype, device=steps.device), steps)
+        # Steps beyond 2**24 are whole numbers in int32 alone.
+        exact = dtype if self.end < MOST_STEPS else torch.int32
+        levels = torch.sub(torch.tensor(self.end, dtype=exact, device=steps.device), steps).to(dtype)
         return levels if silent is None else levels.masked_fill_(steps == NO_SPIKE, silent)
 
     def delayed(self, steps: int) -> Window:
@@ -153,7 +161,7 @@ def window_length(t_max: int) -> int:
     Raises
     ------
     ValueError
-        If `t_max` is not a whole number of at least 2.
+        If `t_max` is not a whole number of at least 2 and below 2**24.
 
     Examples
     --------
@@ -162,6 +170,11 @@ def window_length(t_max: int) -> int:
     """
     if isinstance(t_max, bool) or not hasattr(t_max, "__index__") or operator.index(t_max) < 2:
         raise ValueError(f"t_max must be a whole number of at least 2 (two levels), got {t_max!r}")
+    if operator.index(t_max) >= MOST_STEPS:
+        raise ValueError(
+            f"t_max must be below 2**24 = {MOST_STEPS}, from which on float32 no longer tells one level from the "
+            f"next, got {t_max!r}"
+        )
     return operator.index(t_max) - 1
 
 
@@ -319,7 +332,7 @@ def encode(x: Tensor, t_max: int, steps: int | None = None, *, silent_zeros: boo
     Raises
     ------
     ValueError
-        If a value lies outside [0, 1] or is NaN, `t_max` < 2, or `steps` < `t_max`.
+        If a value lies outside [0, 1] or is NaN, `t_max` < 2 or >= 2**24, or `steps` < `t_max`.
 
     Examples
     --------
@@ -364,7 +377,7 @@ def decode(spikes: Tensor, t_max: int, start: int = 0) -> Tensor:
     Raises
     ------
     ValueError
-        If `t_max` < 2 or there is no time axis.
+        If `t_max` < 2 or >= 2**24, or there is no time axis.
 
     Examples
     --------

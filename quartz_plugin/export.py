@@ -6,6 +6,7 @@ import copy
 from collections import OrderedDict
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 
 from quartz_plugin.graph import (
@@ -27,7 +28,12 @@ def to_snntorch(graph: ConvertedGraph) -> nn.Module:
     An ``nn.Sequential`` where the network is a chain, else a :class:`torch.fx.GraphModule`.
     """
     check_modules(graph)
-    net = nn.Sequential(OrderedDict(_in_order(graph))) if is_chain(graph) else copy.deepcopy(graph.module)
+    net: nn.Module
+    if is_chain(graph):
+        net = nn.Sequential(OrderedDict(_in_order(graph)))
+    else:
+        net = copy.deepcopy(graph.module)
+        _take_float32(graph, net)
     reset(net)
     return net
 
@@ -56,10 +62,53 @@ def to_norse(graph: ConvertedGraph) -> nn.Module:
     if is_chain(graph):
         net = SequentialState(*(with_state_outside(module) for _, module in _in_order(graph)))
         return net
-    net = copy.deepcopy(graph.module)
-    for node, module in list(module_nodes(net)):
-        net.set_submodule(str(node.target), with_state_outside(module))
-    return StatefulGraph(net)
+    inner = copy.deepcopy(graph.module)
+    for node, module in list(module_nodes(inner)):
+        inner.set_submodule(str(node.target), with_state_outside(module))
+    _take_float32(graph, inner)
+    return StatefulGraph(inner)
+
+
+class InputType(nn.Module):
+    """Brings spikes to the type of the weights behind it, which are float64 where float32 cannot hold a membrane.
+
+    Parameters
+    ----------
+    dtype : torch.dtype
+        The weights' type; ``.to`` changes it as it changes weights.
+
+    Examples
+    --------
+    >>> InputType(torch.float64)(torch.ones(2)).dtype
+    torch.float64
+    """
+
+    like: Tensor
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.register_buffer("like", torch.empty(0, dtype=dtype), persistent=False)
+
+    def forward(self, input_: Tensor) -> Tensor:
+        """Convert."""
+        return input_.to(self.like.dtype)
+
+    def extra_repr(self) -> str:
+        """Show the type."""
+        return f"{self.like.dtype}"
+
+
+def _take_float32(graph: ConvertedGraph, net: fx.GraphModule) -> None:
+    """Let a network of another type than float32 take float32 spikes, as :func:`~quartz_plugin.encode` gives them."""
+    if graph.dtype == torch.float32:
+        return
+    (spikes,) = (node for node in net.graph.nodes if node.op == "placeholder")
+    path = unique_path("input_type", {name for name, _ in net.named_modules()})
+    net.add_submodule(path, InputType(graph.dtype).to(graph.device))
+    with net.graph.inserting_after(spikes):
+        converted = net.graph.call_module(path, (spikes,))
+    spikes.replace_all_uses_with(converted, delete_user_cb=lambda user: user is not converted)
+    net.recompile()
 
 
 class StatefulGraph(nn.Module):
@@ -146,6 +195,8 @@ def _keeps_state(module: nn.Module) -> bool:
 def _in_order(graph: ConvertedGraph) -> list[tuple[str, nn.Module]]:
     """Copies of the modules of a chain, named by their paths with "_" for "."."""
     copies: dict[str, nn.Module] = {}
+    if graph.dtype != torch.float32:
+        copies["input_type"] = InputType(graph.dtype).to(graph.device)
     for node, module in module_nodes(graph.module):
         copies[unique_path(str(node.target).replace(".", "_"), copies)] = copy.deepcopy(module)
     return list(copies.items())

@@ -28,7 +28,16 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from quartz_plugin.coding import NO_SPIKE, NeuronClock, at_least_float32, is_traced, plain, round_half_up, window_length
+from quartz_plugin.coding import (
+    MOST_TIME,
+    NO_SPIKE,
+    NeuronClock,
+    at_least_float32,
+    is_traced,
+    plain,
+    round_half_up,
+    window_length,
+)
 
 Rectifier = Literal["spike", "silent"]
 BiasCode = Literal["synapse", "spike"]
@@ -71,7 +80,8 @@ class TTFSParameters(NamedTuple):
         At the rectifier step, who has not fired fires ("spike", the paper's) or is switched off ("silent").
         None: an output, which may fire until it has said -1.
     bias : Tensor, optional
-        Broadcastable to the neurons' shape without the batch; enters once per inference.
+        Broadcastable to the neurons' shape without the batch (``[C, 1]`` or ``[C, 1, 1]`` for one number a channel);
+        enters once per inference.
     bias_code : "synapse" or "spike"
         "synapse": weight ``b`` from a unit that says 1. "spike": the authors' unit-weight spike, whose time says b.
     readout : int, optional
@@ -128,6 +138,12 @@ class TTFSParameters(NamedTuple):
             if steps is not None and (isinstance(steps, bool) or not isinstance(steps, int) or steps < least):
                 raise ValueError(f"{name} must be a whole number of steps, at least {least}, or None, got {steps!r}")
         clock = self.clock
+        window_length(clock.input_window + 1)
+        if self.last_step >= MOST_TIME:
+            raise ValueError(
+                f"the neurons' last step would be {self.last_step}, and steps are int32 and stop at 2**31 - 1; "
+                "give a smaller t_max, or fewer layers"
+            )
         if self.rectifier not in ("spike", "silent", None):
             raise ValueError(f'rectifier must be "spike", "silent" or None (an output layer), got {self.rectifier!r}')
         if self.bias_code not in ("synapse", "spike"):
@@ -197,7 +213,8 @@ def ttfs_step(input_: Tensor, state: TTFSState | None, p: TTFSParameters, dt: fl
     Raises
     ------
     ValueError
-        At step 0, if the bias does not fit the neurons' shape, and at readout, if a membrane is NaN.
+        At step 0, if the bias does not fit the neurons' shape, or fits in more than one way; at readout, if a
+        membrane is NaN.
 
     Returns
     -------
@@ -251,7 +268,7 @@ def ttfs_step(input_: Tensor, state: TTFSState | None, p: TTFSParameters, dt: fl
 
 
 def check_bias_shape(bias: Tensor | None, input_: Tensor) -> None:
-    """Raise ValueError unless a bias fits neurons that are given `input_`, ``[B, ...]``."""
+    """Raise ValueError unless a bias fits neurons that are given `input_`, ``[B, ...]``, in one way alone."""
     if bias is None:
         return
     neurons = input_.shape[1:]
@@ -259,12 +276,16 @@ def check_bias_shape(bias: Tensor | None, input_: Tensor) -> None:
         fits = torch.broadcast_shapes(bias.shape, neurons) == neurons
     except RuntimeError:
         fits = False
-    # [C] would broadcast along the last dimension of [C, H, W], not along the channels.
-    if not fits or (bias.dim() == 1 and len(neurons) == 3 and len(bias) > 1):
-        hint = "; for channels give bias.view(-1, 1, 1)" if bias.dim() == 1 and len(neurons) > 1 else ""
-        raise ValueError(
-            f"a bias of shape {list(bias.shape)} does not fit neurons of shape {list(neurons)} (no batch){hint}"
-        )
+    # One number a channel would broadcast along the last dimension of [C, H, W] or [C, C], not along the channels.
+    alone = bias.dim() == 1 < len(neurons) and len(bias) > 1
+    if fits and not (alone and (len(neurons) == 3 or len(bias) == neurons[0])):
+        return
+    ones = ", 1" * (len(neurons) - 1)
+    hint = f"; for channels give bias.view(-1{ones})" if bias.dim() == 1 < len(neurons) else ""
+    hint += f", for the last dimension bias.view({ones[2:]}, -1)" if hint and fits else ""
+    raise ValueError(
+        f"a bias of shape {list(bias.shape)} does not fit neurons of shape {list(neurons)} (no batch){hint}"
+    )
 
 
 def may_fire(p: TTFSParameters, step: int) -> bool:

@@ -115,8 +115,9 @@ class TTFSNeuron(StatefulModule, SpikingNeuron):
         At step ``(l+1) S``, who has not fired fires ("spike") or is switched off ("silent"): the ReLU.
         None: an output layer, which may fire until it has said -1, at ``(l+2) S``.
     bias : Tensor, optional
-        Broadcastable to the neurons' shape without the batch: ``[F]`` behind a linear layer, ``[C, 1, 1]`` or a
-        map behind a convolution. An ``nn.Parameter`` stays one and is trained; another tensor becomes a buffer.
+        Broadcastable to the neurons' shape without the batch: ``[F]`` behind a linear layer, ``[C, 1]``,
+        ``[C, 1, 1]`` or a map behind a convolution. An ``nn.Parameter`` stays one and is trained; another tensor
+        becomes a buffer.
     spike_grad : callable, optional
         Surrogate gradient, as in :mod:`snntorch.surrogate`.
     init_hidden : bool

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,18 @@ PADDING_MODES: dict[type[nn.Module], str] = {
     **dict.fromkeys((nn.CircularPad1d, nn.CircularPad2d), "circular"),
 }
 """Padding modules, with their mode of ``torch.nn.functional.pad``."""
+
+
+def per_dimension(value: Any, rank: int) -> tuple[Any, ...]:
+    """A setting for each of `rank` dimensions; torch takes one for all of them, alone or in a sequence.
+
+    Examples
+    --------
+    >>> per_dimension(3, 2), per_dimension([3], 2), per_dimension((1, 2), 2)
+    ((3, 3), (3, 3), (1, 2))
+    """
+    values = tuple(value) if isinstance(value, tuple | list) else (value,)
+    return values * rank if len(values) == 1 else values
 
 
 @contextmanager
@@ -290,4 +303,5 @@ __all__ = [
     "Permute",
     "Reshape",
     "Slice",
+    "per_dimension",
 ]

@@ -31,6 +31,7 @@ from quartz_plugin.structure import (
     Permute,
     Reshape,
     Slice,
+    per_dimension,
 )
 
 MOST_PATHS = 6
@@ -427,7 +428,8 @@ class Relation:
 
     def _reshape(self, module: nn.Module) -> bool:
         old = [self._size(dim) for dim in range(len(self.dims))]
-        untouched = all(isinstance(factor, int) for factor in self.factors)
+        in_order = self.dims == [(index, 1) for index in range(len(self.factors))]
+        untouched = in_order and all(isinstance(factor, int) for factor in self.factors)
         if self.flat and isinstance(module, nn.Flatten):
             return True
         new = list(module(torch.empty(1, *([math.prod(old)] if self.flat else old), device="meta")).shape[1:])
@@ -481,10 +483,12 @@ class Relation:
         channels = torch.block_diag(*[block] * module.groups)
         self._on(0, lambda m: m @ channels)
         for dim in range(1, len(self.dims)):
-            kernel = torch.ones(1, 1, module.kernel_size[dim - 1], dtype=torch.float32)
-            stride, dilation = module.stride[dim - 1], module.dilation[dim - 1]
+            size, stride, dilation = (
+                _along_dim(value, dim) for value in (module.kernel_size, module.stride, module.dilation)
+            )
+            kernel = torch.ones(1, 1, size, dtype=torch.float32)
             if isinstance(module, nn.ConvTranspose1d | nn.ConvTranspose2d):
-                pad, extra = module.padding[dim - 1], module.output_padding[dim - 1]
+                pad, extra = _along_dim(module.padding, dim), _along_dim(module.output_padding, dim)
                 self._slide(dim, F.conv_transpose1d, kernel, None, stride, pad, extra, 1, dilation)
             else:
                 # torch counts paddings from the last dimension backwards.
@@ -528,7 +532,7 @@ class Relation:
 
 def _along_dim(value: Any, dim: int) -> Any:
     """Setting of a module along one dimension of a sample, the channels' being 0."""
-    return value[dim - 1] if isinstance(value, tuple | list) else value
+    return per_dimension(value, dim)[dim - 1]
 
 
 __all__ = [

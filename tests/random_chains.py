@@ -8,6 +8,7 @@ import copy
 import math
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from hypothesis import Phase, assume, settings
 from hypothesis import strategies as st
@@ -54,6 +55,21 @@ class Chain:
         )
 
 
+def spelled(pick, value, rank):
+    """A setting, `value` along each of `rank` dimensions of space, in one of the ways in which torch takes it."""
+    return pick(value, value, (value,), [value], (value,) * rank, [value] * rank, np.int64(value))
+
+
+def spelled_kernel(pick, value, rank):
+    """The same of a convolution's kernel, of which torch wants the size along each dimension."""
+    return pick(value, value, (value,) * rank, [value] * rank, np.int64(value))
+
+
+def spelled_stride(pick, rank):
+    """The stride of a pooling: as wide as its windows, or 1 or 2."""
+    return pick(None, [], (), *(spelled(pick, value, rank) for value in (1, 2)))
+
+
 def shape_behind(module, shape):
     """Shape that a module makes of a shape (no batch), or None where it does not fit."""
     try:
@@ -83,6 +99,9 @@ class _Builder:
     def pick(self, *values):
         return self.draw(st.sampled_from(values))
 
+    def spelled(self, value):
+        return spelled(self.pick, value, self.dims)
+
     def add(self, module):
         shape = shape_behind(module, self.shape)
         if shape is None:
@@ -100,12 +119,13 @@ class _Builder:
         channels = self.shape[0]
         groups = self.pick(*[g for g in (1, 2, 3, 4) if channels % g == 0 and out % g == 0])
         for _ in range(3):
-            padding = self.pick(0, 1, 2, "same")
+            padding = self.pick(0, 1, 2, "same", "valid")
+            kernel = self.draw(st.integers(1, 3))
             options = {
-                "kernel_size": self.pick(1, 3) if padding == "same" else self.draw(st.integers(1, 3)),
-                "stride": 1 if padding == "same" else self.pick(1, 2),
-                "padding": padding,
-                "dilation": self.pick(1, 2),
+                "kernel_size": spelled_kernel(self.pick, kernel, self.dims),
+                "stride": self.spelled(1 if padding == "same" else self.pick(1, 2)),
+                "padding": padding if isinstance(padding, str) else self.spelled(padding),
+                "dilation": self.spelled(self.pick(1, 2)) if padding != "same" else (self.pick(1, 2),) * self.dims,
                 "groups": groups,
                 "bias": self.chance(70),
                 "padding_mode": self.pick("zeros", "zeros", "zeros", "reflect", "circular"),
@@ -130,7 +150,8 @@ class _Builder:
             return
         kind = (nn.AvgPool1d, nn.AvgPool2d)[self.dims - 1]
         if self.exact:
-            self.add(kind(2, stride=self.pick(1, 2), padding=self.pick(0, 1)))
+            stride = spelled_stride(self.pick, self.dims)
+            self.add(kind(self.spelled(2), stride=stride, padding=self.spelled(self.pick(0, 1))))
         elif self.chance(30):
             size = self.draw(st.integers(1, min(3, *self.shape[1:])))
             self.add((nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d)[self.dims - 1](size))
@@ -138,9 +159,9 @@ class _Builder:
             kernel = self.draw(st.integers(1, 3))
             self.add(
                 kind(
-                    kernel,
-                    stride=self.pick(1, 2),
-                    padding=self.draw(st.integers(0, kernel // 2)),
+                    self.spelled(kernel),
+                    stride=spelled_stride(self.pick, self.dims),
+                    padding=self.spelled(self.draw(st.integers(0, kernel // 2))),
                     ceil_mode=self.chance(20),
                     count_include_pad=self.chance(),
                 )
@@ -159,10 +180,10 @@ class _Builder:
                 kernel = self.draw(st.integers(1, 3))
                 self.add(
                     (nn.MaxPool1d, nn.MaxPool2d)[self.dims - 1](
-                        kernel,
-                        stride=self.pick(1, 2),
-                        padding=self.draw(st.integers(0, kernel // 2)),
-                        dilation=self.pick(1, 1, 2),
+                        self.spelled(kernel),
+                        stride=spelled_stride(self.pick, self.dims),
+                        padding=self.spelled(self.draw(st.integers(0, kernel // 2))),
+                        dilation=self.spelled(self.pick(1, 1, 2)),
                         ceil_mode=self.chance(20),
                     )
                 )
@@ -201,7 +222,13 @@ class _Builder:
         if self.chance(15):
             self.nothing()
         if self.dims > 0 and self.chance(25):
-            self.add(nn.Flatten())
+            self.flatten()
+
+    def flatten(self):
+        """Flatten, counted from either end; perhaps with a gain and a shift of each unit behind it."""
+        self.add(nn.Flatten(self.pick(1, -len(self.shape))))
+        if self.chance(30):
+            self.norm()
 
 
 def _nested(draw, modules):
@@ -255,7 +282,11 @@ def chains(draw, *, exact=False, dtypes=(torch.float32, torch.float64)):
         if b.dims == 0:
             ends = "relu"
         b.average_pool()
-    if b.dims > 0 and ends in ("relu and pool", "relu and flatten"):
+        if b.chance(30):
+            b.norm()
+    if b.dims > 0 and ends == "relu and pool":
+        b.flatten()
+    elif b.dims > 0 and ends == "relu and flatten":
         b.add(nn.Flatten())
 
     with torch.no_grad():

@@ -8,20 +8,32 @@ as DESIGN.md section 3 says, and the ANN itself computing with rounded values.
 import copy
 import math
 import operator
+import re
 import warnings
 from collections import Counter
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from hypothesis import assume
 from hypothesis import strategies as st
-from random_chains import TIE, assert_equal_but_for_ties, fired_levels, normalise, round_half_up
+from random_chains import (
+    TIE,
+    assert_equal_but_for_ties,
+    fired_levels,
+    normalise,
+    round_half_up,
+    spelled,
+    spelled_kernel,
+    spelled_stride,
+)
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations, prune
 
 import quartz_plugin
 from quartz_plugin import AxonalDelay, FirstSpikeMaxPool, TTFSNeuron
+from quartz_plugin.structure import WEIGHTED
 
 _WORDS = {"torch": torch, "F": F, "operator": operator}
 
@@ -66,6 +78,17 @@ class Net(nn.Module):
         for line in self.lines:
             known.update(line.values(self, known))
         return known[self.lines[-1].names[0]]
+
+
+class Constant(nn.Module):
+    """Holds a constant that lines compute with."""
+
+    def __init__(self, value):
+        super().__init__()
+        self.register_buffer("value", value)
+
+    def extra_repr(self):
+        return str(self.value.tolist())
 
 
 class Part(nn.Module):
@@ -142,6 +165,9 @@ class _Writer:
 
     def pick(self, *choices):
         return self.draw(st.sampled_from(choices))
+
+    def spelled(self, value, rank=2):
+        return spelled(self.pick, value, rank)
 
     def value(self, fits=lambda value: True):
         """A value, the latest most often; None where none fits."""
@@ -242,23 +268,29 @@ class _Writer:
             return None
         shape, bias = source.shape, self.chance(70)
         out = out or self.pick(2, 3, 4, shape[0])
-        if len(shape) == 1 or (len(shape) == 3 and not keep and self.chance(5)):
+        if len(shape) in (1, 4) or (len(shape) > 1 and not keep and self.chance(10)):
             layer = nn.Linear(shape[-1], out, bias)
         elif len(shape) == 2:
-            layer = nn.Conv1d(shape[0], out, 1, bias=bias)
+            kernel = 1 if keep else self.pick(1, 1, 2, 3)
+            options = {} if keep else {"stride": self.spelled(self.pick(1, 2), 1), "padding": self.pick(0, [1], (1,))}
+            kind = nn.ConvTranspose1d if not keep and self.chance(15) else nn.Conv1d
+            layer = kind(shape[0], out, spelled_kernel(self.pick, kernel, 1), bias=bias, **options)
         else:
             groups = self.pick(*[g for g in (1, 1, 2, 3, shape[0]) if shape[0] % g == 0 and out % g == 0])
             kernel = self.pick(1, 3)
-            options = {"padding": kernel // 2, "groups": groups, "bias": bias}
+            options = {"padding": self.spelled(kernel // 2), "groups": groups, "bias": bias}
             if not keep and self.chance(20):
-                layer = nn.ConvTranspose2d(shape[0], out, 2, stride=self.pick(1, 2), groups=groups, bias=bias)
+                options |= {"stride": self.spelled(self.pick(1, 2)), "padding": self.spelled(self.pick(0, 1))}
+                layer = nn.ConvTranspose2d(shape[0], out, spelled_kernel(self.pick, 2, 2), **options)
             elif not keep and self.chance(35):
-                options |= {"stride": self.pick(1, 2), "padding": self.pick(0, 1), "dilation": self.pick(1, 1, 2)}
-                layer = nn.Conv2d(shape[0], out, self.pick(2, 3), **options)
+                options |= {"stride": self.spelled(self.pick(1, 2)), "padding": self.spelled(self.pick(0, 1))}
+                options |= {"dilation": self.spelled(self.pick(1, 1, 2))}
+                layer = nn.Conv2d(shape[0], out, spelled_kernel(self.pick, self.pick(2, 3), 2), **options)
             else:
-                layer = nn.Conv2d(shape[0], out, kernel, **options)
+                options |= {"padding": self.pick(options["padding"], "same")}
+                layer = nn.Conv2d(shape[0], out, spelled_kernel(self.pick, kernel, 2), **options)
         norm = None
-        if (len(shape) == 3 and not isinstance(layer, nn.Linear)) or len(shape) == 1:
+        if (len(shape) in (2, 3) and not isinstance(layer, nn.Linear)) or len(shape) == 1:
             norm = self.norm(out, len(shape)) if self.chance(30) else None
         made = self.call(layer, source, "signed", run=source.run + 1)
         if not made:
@@ -270,7 +302,7 @@ class _Writer:
         return made[0]
 
     def norm(self, channels, dims):
-        norm = (nn.BatchNorm1d if dims == 1 else nn.BatchNorm2d)(channels, affine=self.chance(80))
+        norm = (nn.BatchNorm2d if dims == 3 else nn.BatchNorm1d)(channels, affine=self.chance(80))
         with torch.no_grad():
             norm.running_mean.normal_(0, 0.3)
             norm.running_var.uniform_(0.3, 2)
@@ -281,17 +313,30 @@ class _Writer:
 
     def normalise(self):
         """A batch norm of its own, as in pre-activation streams."""
-        source = self.value(lambda v: len(v.shape) != 2 and v.run < 3 and not v.weighted)
+        source = self.value(lambda v: len(v.shape) < 4 and v.run < 3 and not v.weighted)
         if source is not None:
             self.call(self.norm(source.shape[0], len(source.shape)), source, "signed", run=source.run + 1)
 
-    def compute_with_constants(self):
-        source = self.value(lambda v: v.run < 3)
+    def compute_with_constants(self, source=None):
+        """A number, or a tensor of some of the shapes that fit."""
+        source = source or self.value(lambda v: v.run < 3)
         if source is None:
             return
-        text, path = self.pick(
-            ("{} * 0.5", "mul"), ("{} + 0.25", "add"), ("{} / 2", "truediv"), ("-{}", "neg"), ("{} - 0.1", "sub")
-        )
+        numbers = [
+            ("{} * 0.5", "mul"),
+            ("{} + 0.25", "add"),
+            ("{} / 2", "truediv"),
+            ("-{}", "neg"),
+            ("{} - 0.1", "sub"),
+        ]
+        tensors = [("{} * {c}", "mul"), ("{c} * {}", "mul"), ("{} + {c}", "add"), ("{c} + {}", "add")]
+        tensors += [("{} - {c}", "sub"), ("{} / {c}", "truediv")]
+        text, path = self.pick(*numbers, *tensors)
+        if "{c}" in text:
+            shape = source.shape[self.pick(*range(len(source.shape))) :]
+            shape = tuple(self.pick(size, size, 1) for size in shape)
+            constant = self.module(Constant(torch.rand(shape) + 0.3))
+            text = text.replace("{c}", f"self.{constant}.value")
         self.write(text.format(source.name), [source], "signed", path=path, run=source.run + 1)
 
     def bottleneck(self):
@@ -302,7 +347,7 @@ class _Writer:
 
     def branch(self):
         """A residual block around a value: one or two layers that keep its shape, and the sum."""
-        start = self.value(lambda v: len(v.shape) != 2 and v.run < 3)
+        start = self.value(lambda v: len(v.shape) < 4 and v.run < 3)
         if start is None:
             return
         end = start
@@ -346,7 +391,7 @@ class _Writer:
             self.values.remove(a)
 
     def concatenate(self):
-        one = self.value(lambda v: len(v.shape) != 2)
+        one = self.value()
         if one is None:
             return
         dim = 1 if self.chance(80) else len(one.shape)
@@ -367,20 +412,27 @@ class _Writer:
 
     def max_pool(self):
         """Over spikes, or over what cannot be negative, which gets neurons of its own."""
-        source = self.value(lambda v: len(v.shape) == 3 and v.kind != "signed")
+        source = self.value(lambda v: len(v.shape) < 4 and v.kind != "signed")
         if source is None:
             return
-        if self.chance(25):
-            self.write(f"F.max_pool2d({source.name}, 2, 1)", [source], "spikes", path="max_pool2d", pools=True)
+        if len(source.shape) == 3 and self.chance(25):
+            text = f"F.max_pool2d({source.name}, {self.pick(2, [2], (2,))}, {self.pick(1, (1,), [], None)})"
+            self.write(text, [source], "spikes", path="max_pool2d", pools=True)
         else:
-            self.call(self.any_max_pool(), source, "spikes", pools=True)
+            self.call(self.any_max_pool(self.rank(source)), source, "spikes", pools=True)
 
-    def any_max_pool(self):
+    def rank(self, source):
+        """Dimensions of space to pool: all but the channels', and where there are few, perhaps those as well."""
+        rank = len(source.shape) - 1
+        return rank if rank == 2 or (rank == 1 and self.chance()) else rank + 1
+
+    def any_max_pool(self, rank=2):
         if self.chance(20):
-            return nn.AdaptiveMaxPool2d(self.pick(1, 2))
-        kernel = self.pick(2, 3)
-        options = {"stride": self.pick(1, 2), "padding": self.pick(0, 1), "ceil_mode": self.chance(20)}
-        return nn.MaxPool2d(kernel, **options)
+            size = self.pick(1, 2, *([(None, 1), (2, None)] if rank == 2 else []))
+            return (nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d)[rank - 1](size)
+        options = {"padding": self.spelled(self.pick(0, 1), rank), "ceil_mode": self.chance(20)}
+        options |= {"stride": spelled_stride(self.pick, rank)}
+        return (nn.MaxPool1d, nn.MaxPool2d)[rank - 1](self.spelled(self.pick(2, 3), rank), **options)
 
     def max_pool_before_relu(self):
         one = self.value(lambda v: len(v.shape) == 3 and not v.routed)
@@ -401,19 +453,23 @@ class _Writer:
         self.write(f"self.{relu}({pooled})", parts, "spikes", path=relu, rectifies=True, pooled=pooled)
 
     def average(self):
-        source = self.value(lambda v: len(v.shape) == 3)
+        source = self.value(lambda v: len(v.shape) < 4)
         if source is None:
+            return
+        if len(source.shape) < 3:
+            self.average_rows(source)
             return
         kind, name = "signed" if source.kind == "signed" else "positive", source.name
         whole = all(size in (1, 2, 4, 8) for size in source.shape[1:])
         how = self.pick("pool", "function", *(["adaptive", "mean", "keep"] if whole or not self.exact else []))
         if how == "pool":
-            options = {"stride": self.pick(1, 2), "padding": self.pick(0, 1)}
+            options = {"stride": spelled_stride(self.pick, 2), "padding": self.spelled(self.pick(0, 1))}
             if not self.exact:
                 options |= {"count_include_pad": self.chance(), "ceil_mode": self.chance(20)}
-            self.call(nn.AvgPool2d(2, **options), source, kind, run=source.run)
+            self.call(nn.AvgPool2d(self.spelled(2), **options), source, kind, run=source.run)
         elif how == "function":
-            self.write(f"F.avg_pool2d({name}, 2)", [source], kind, path="avg_pool2d", run=source.run)
+            text = f"F.avg_pool2d({name}, {self.pick('2', '(2,)', '[2]', '2, []', '2, None, (1,)', '(2, 1), [1]')})"
+            self.write(text, [source], kind, path="avg_pool2d", run=source.run)
         elif how == "adaptive":
             size = 1 if self.exact else self.pick(1, 2, 3)
             self.call(nn.AdaptiveAvgPool2d(size), source, kind, run=source.run)
@@ -421,6 +477,67 @@ class _Writer:
             self.write(f"{name}.mean((2, 3))", [source], kind, path="mean", run=source.run)
         else:
             self.write(f"{name}.mean(3, keepdim=True)", [source], kind, path="mean", run=source.run)
+
+    def average_rows(self, source):
+        """Of a sequence or a vector, which torch takes for a map without channels as well."""
+        kind, rank = "signed" if source.kind == "signed" else "positive", self.rank(source)
+        pool = (nn.AvgPool1d, nn.AvgPool2d)[rank - 1]
+        options = {"stride": spelled_stride(self.pick, rank), "padding": self.spelled(self.pick(0, 1), rank)}
+        self.call(pool(self.spelled(2, rank), **options), source, kind, run=source.run)
+
+    def reshape(self):
+        """Another shape for several places at once, and something that tells them apart behind it."""
+        source = self.value(lambda v: len(v.shape) > 1)
+        if source is None:
+            return
+        if len(source.shape) == 3 and self.chance(40):
+            self.average()
+            source = self.values[-1]
+        value = self.reshaped(source)
+        for _ in range(self.pick(0, 1, 2)):
+            if value is None or value.run >= 3:
+                return
+            how = self.pick("constants", "itself", "alike", "again")
+            if how == "constants":
+                self.compute_with_constants(value)
+            elif how == "itself":
+                self.join(value, value)
+            elif how == "alike":
+                self.join(value)
+            else:
+                self.reshaped(value)
+            value = self.values[-1]
+
+    def reshaped(self, source):
+        """A value of another shape, or of another order; None where it does not fit."""
+        name, shape = source.name, source.shape
+        units = math.prod(shape)
+        last = len(shape)
+        choices = [f"{name}.flatten(1)", f"{name}.flatten(-{last})", f"{name}.reshape({name}.size(0), -1)"]
+        if last > 1:
+            choices += [f"{name}.transpose(1, {self.pick(2, -1)})", f"{name}.transpose(-1, 1).flatten(1)"]
+            choices += [f"{name}.permute(0, {', '.join(map(str, range(last, 0, -1)))}).flatten(1)"]
+            choices += [f"{name}.flatten(1, 2)", f"{name}.flatten(-2)"]
+        for rows in (2, 3, 4):
+            if units % rows == 0:
+                choices += [
+                    f"{name}.reshape(-1, {rows}, {units // rows})",
+                    f"{name}.flatten(1).unflatten(-1, [{rows}, -1])",
+                ]
+            if units % (2 * rows) == 0:
+                choices += [
+                    f"{name}.reshape({name}.shape[0], {rows}, 2, -1)",
+                    f"{name}.flatten(1).unflatten(1, (2, {rows}, -1))",
+                ]
+        module = self.pick(None, None, nn.Flatten(), nn.Flatten(-last), nn.Flatten(1, -2), nn.Unflatten(-1, (-1, 1)))
+        if module is not None:
+            made = self.call(module, source, source.kind, run=source.run, alias=True)
+        else:
+            made = self.write(self.pick(*choices), [source], source.kind, run=source.run, alias=True)
+        if not made:
+            return None
+        made[0].routed = True
+        return made[0]
 
     def route(self):
         source = self.value()
@@ -444,9 +561,18 @@ class _Writer:
                 (f"F.pad({name}, (1, 0, 0, 1))", False),
                 (f"F.pad({name}, (-1, 1))", False),
                 (f"F.pad({name}, (1, 1, 0, 0), mode='reflect')", False),
-                (f"F.interpolate({name}, scale_factor=2)", False),
+                (f"F.pad({name}, [0, 1])", False),
+                (f"F.interpolate({name}, scale_factor={self.pick('2', '2.0', '(2, 1)', '[1, 2.0]')})", False),
+                (f"F.interpolate({name}, scale_factor=1.4, recompute_scale_factor=True)", False),
+                (f"F.interpolate({name}, size={self.pick('5', '(3, 5)', '[4, 4]')}, mode='nearest-exact')", False),
                 (f"{shuffle}.reshape({name}.size(0), -1, {height}, {width})", True),
             ]
+        if len(shape) == 3 and self.chance(15):
+            pads = [nn.ZeroPad2d((1, 2)), nn.ZeroPad1d([1, 0, 0, 1]), nn.ConstantPad2d((0, 1), 0), nn.ZeroPad2d(-1)]
+            pad = self.pick(*pads, nn.ReplicationPad2d(np.int64(1)), nn.ReflectionPad1d((0, 1, 1, 0)))
+            for made in self.call(pad, source, source.kind, run=source.run):
+                made.routed = True
+            return
         text, alias = self.pick(*choices)
         if "scale_factor" in text and max(shape) > 4:
             return
@@ -466,12 +592,20 @@ class _Writer:
     OPERATIONS = (
         *(["rectify"] * 5 + ["weigh"] * 4 + ["branch"] * 4 + ["join"] * 3 + ["concatenate"] * 3),
         *("bottleneck", "normalise", "compute_with_constants", "max_pool", "max_pool", "max_pool_before_relu"),
-        *("average", "route", "route", "split"),
+        *("average", "route", "route", "split", "reshape", "reshape", "reshape"),
     )
 
     def end(self):
         """Bring what nobody has used so far together, and let one value out."""
-        ends = self.pick("linear", "linear", "linear", "relu", "average", "as it is")
+        ends = self.pick("linear", "linear", "linear", "relu", "average", "flat", "as it is")
+        if ends == "flat" and len(self.values[-1].shape) == 3:
+            self.average()
+            if self.chance():
+                self.compute_with_constants(self.values[-1] if self.values[-1].run < 3 else None)
+            latest = self.values[-1]
+            if len(latest.shape) > 1 and latest.kind != "spikes":
+                self.write(f"{latest.name}.flatten(1)", [latest], latest.kind, run=latest.run)
+                return
         latest = self.values[-1]
         if ends == "average" and len(latest.shape) == 3 and (latest.kind != "spikes") and not self.exact:
             text = f"F.adaptive_avg_pool2d({latest.name}, 1).flatten(1)"
@@ -537,7 +671,10 @@ def random_nets(draw, *, exact=False, dtypes=(torch.float32, torch.float32, torc
     """
     torch.manual_seed(draw(st.integers(0, 2**16)))
     image = (draw(st.integers(1, 3)), draw(st.integers(4, 6)), draw(st.integers(4, 6)))
-    shape = draw(st.sampled_from([image, image, image, (draw(st.integers(2, 6)),)])) if vectors else image
+    # As many channels as places in a row hide what takes one for the other.
+    square, sequence = draw(st.sampled_from([(4, 4, 4), (4, 4)])), (draw(st.integers(1, 4)), draw(st.integers(4, 6)))
+    others = [(draw(st.integers(2, 6)),), sequence] if vectors else []
+    shape = draw(st.sampled_from([image, image, image, square if vectors else (4, 4, 4), *others]))
     preprocessing = None
     if draw(st.integers(0, 99)) >= 75:
         preprocessing = ((torch.rand(shape[0]) * 0.5).tolist(), (torch.rand(shape[0]) * 0.4 + 0.2).tolist())
@@ -547,10 +684,10 @@ def random_nets(draw, *, exact=False, dtypes=(torch.float32, torch.float32, torc
         getattr(writer, writer.pick(*writer.OPERATIONS))()
     writer.end()
     text = " ".join(line.text for line in writer.lines)
-    modules = {name: module for name, module in writer.modules.items() if f"self.{name}(" in text}
+    modules = {name: module for name, module in writer.modules.items() if re.search(rf"self\.{name}\b", text)}
     with torch.no_grad():
         for module in modules.values():
-            if isinstance(module, nn.Conv1d | nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
+            if isinstance(module, WEIGHTED):
                 module.weight.mul_(1.5)
                 if module.bias is not None:
                     module.bias.add_(0.1)
@@ -587,9 +724,8 @@ def _alive(net):
 def pools_mixed_scales(net, refusal):
     """Whether a refusal is that of a pool over units of different scales, and names a pool of this network."""
     pools = {line.path for line in net.ann.lines if line.pools}
-    pools |= {
-        name for name, module in net.ann.named_modules() if isinstance(module, nn.MaxPool2d | nn.AdaptiveMaxPool2d)
-    }
+    kinds = nn.MaxPool1d | nn.MaxPool2d | nn.AdaptiveMaxPool1d | nn.AdaptiveMaxPool2d
+    pools |= {name for name, module in net.ann.named_modules() if isinstance(module, kinds)}
     return "pools units of different scales" in str(refusal) and str(refusal).split("'")[1] in pools
 
 

@@ -7,10 +7,20 @@ import pytest
 import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
+from torch import nn
 
 import quartz_plugin
-from quartz_plugin import decode, encode
-from quartz_plugin.coding import NO_SPIKE, NeuronClock, Window, at_least_float32, round_half_up, to_levels
+from quartz_plugin import TTFSActivation, decode, encode
+from quartz_plugin.coding import (
+    NO_SPIKE,
+    NeuronClock,
+    Window,
+    at_least_float32,
+    round_half_up,
+    to_levels,
+    window_length,
+)
+from quartz_plugin.functional import TTFSParameters
 from quartz_plugin.rate import RateCodedNetwork
 
 HALF = Fraction(1, 2)
@@ -332,3 +342,46 @@ def test_levels_of_steps_give_silence_its_own_level(start, length, silent):
     assert levels.dtype == torch.int32
     assert levels.tolist() == [silent, length, 0, silent]
     assert window.levels_at(steps).tolist() == [0, length, 0, 0]
+
+
+class TestLongWindows:
+    @pytest.mark.parametrize("t_max", [2**24, 2**29, 2**62])
+    @pytest.mark.parametrize(
+        "takes",
+        [
+            lambda t_max: window_length(t_max),
+            lambda t_max: encode(torch.rand(1, 2), t_max),
+            lambda t_max: decode(torch.zeros(4, 1, 2), t_max),
+            lambda t_max: to_levels(torch.rand(2), t_max),
+            lambda t_max: quartz_plugin.TTFSNeuron(t_max),
+            lambda t_max: quartz_plugin.TTFSNeuron(4, input_window=t_max, readout=t_max),
+            lambda t_max: TTFSParameters(t_max).check(),
+            lambda t_max: TTFSActivation(t_max),
+            lambda t_max: quartz_plugin.convert(nn.Linear(2, 2), torch.rand(4, 2), t_max),
+            lambda t_max: quartz_plugin.convert(nn.Linear(2, 2), torch.rand(4, 2), {"input": t_max, "output": 4}),
+            lambda t_max: quartz_plugin.convert(nn.Linear(2, 2), torch.rand(4, 2), layers={"input": {"t_max": t_max}}),
+            lambda t_max: quartz_plugin.prepare(nn.Sequential(nn.Linear(2, 2), nn.ReLU()), torch.rand(4, 2), t_max),
+        ],
+    )
+    def test_that_float32_cannot_tell_apart_are_refused(self, takes, t_max):
+        with pytest.raises(ValueError, match=r"t_max must be below 2\*\*24 = 16777216.*float32"):
+            takes(t_max)
+
+    def test_up_to_the_limit_are_taken(self):
+        assert window_length(2**24 - 1) == 2**24 - 2
+
+    def test_steps_that_int32_cannot_hold_are_refused(self):
+        with pytest.raises(ValueError, match=r"last step would be .*int32"):
+            quartz_plugin.TTFSNeuron(2**23, layer=256)
+
+    def test_steps_beyond_what_float32_holds_are_exact(self):
+        window = Window(start=2**24 + 1, length=2**23 - 1)
+        levels = torch.tensor([0.0, 1.0, 2.0, 3.0, 2**23 - 1])
+        steps = window.steps_of(levels)
+        assert steps.tolist() == [window.end - int(level) for level in levels]
+        assert torch.equal(window.levels_at(steps, dtype=torch.float32), levels)
+
+    def test_levels_of_whole_numbers_are_left_as_they_are(self):
+        levels = torch.tensor([1, 2], dtype=torch.int32)
+        assert Window(0, 4).steps_of(levels).tolist() == [3, 2]
+        assert levels.tolist() == [1, 2]

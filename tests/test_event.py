@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import tracemalloc
 import weakref
 from contextlib import contextmanager
 from unittest import mock
@@ -863,3 +864,100 @@ def test_weights_that_are_no_numbers_are_refused():
         next(snn.parameters())[0] = float("nan")
     with pytest.raises(ValueError, match="contains NaN or infinity"):
         snn.run(torch.rand(2, 3), engine="event")
+
+
+class Reshaped(nn.Module):
+    """Values of several places, pooled and in another shape, in front of what tells them apart."""
+
+    def __init__(self, way):
+        super().__init__()
+        self.conv, self.pool, self.way = nn.Conv2d(3, 4, 1), nn.AvgPool2d(2), way
+        self.norm, self.head, self.rows = nn.BatchNorm1d(16), nn.Linear(16, 3), nn.Linear(4, 3)
+        self.gain = nn.Parameter(torch.rand(16) + 0.5)
+        with torch.no_grad():
+            self.norm.running_mean.uniform_(0.1, 0.5)
+            self.norm.running_var.uniform_(0.5, 2)
+
+    def forward(self, x):
+        pooled = self.pool(F.relu(self.conv(x)))
+        flat = pooled.flatten(1)
+        ways = {
+            "as it is": lambda: flat,
+            "gain": lambda: flat * self.gain,
+            "number": lambda: 0.5 * flat,
+            "constant": lambda: flat + self.gain,
+            "norm": lambda: self.norm(flat),
+            "itself": lambda: flat + flat * 0.5,
+            "turned": lambda: flat + pooled.transpose(1, 3).flatten(1),
+            "average": lambda: self.rows((flat * self.gain).unflatten(1, (4, 4))).mean(2),
+            "places as channels": lambda: F.avg_pool1d(flat, 2),
+            "linear": lambda: self.head(flat * self.gain),
+            "one place": lambda: self.pool(pooled).flatten(1) * self.gain[:4],
+        }
+        return ways[self.way]()
+
+
+WAYS = ["as it is", "gain", "number", "constant", "norm", "itself", "turned", "average", "places as channels", "linear"]
+
+
+@pytest.mark.parametrize("t_max", [4, 16])
+@pytest.mark.parametrize("option", OPTIONS)
+@pytest.mark.parametrize("way", [*WAYS, "one place"])
+def test_values_of_several_places_in_another_shape_keep_their_places(way, option, t_max):
+    ann, images = Reshaped(way).eval(), fixed_point(4, 3, 4, 4)
+    snn = make_exact(quartz_plugin.convert(ann, torch.rand(20, 3, 4, 4), t_max, **OPTIONS[option]))
+    assert_events_are_steps(snn, images)
+
+
+def test_pooled_and_flattened_places_have_the_networks_values():
+    ann, images = Reshaped("as it is").eval(), torch.rand(50, 3, 4, 4)
+    snn = quartz_plugin.convert(ann, images, 16, hold=False)
+    wanted = ann(images).detach()
+    assert (snn(images) - wanted).abs().max() < 0.1 * wanted.abs().max()
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+@pytest.mark.parametrize("name", ["padding", "side by side and conv"])
+def test_levels_beyond_the_buckets_are_sorted_by_those_that_occur(name, option):
+    ann, images = network(name)
+    snn = converted(ann, images, 33, **OPTIONS[option])
+    for constants in (SMALL, {}):
+        with engine_with(MOST_BUCKETS=3, FEW_LEVELS=0, **constants):
+            assert_events_are_steps(snn, images)
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_memory_does_not_grow_with_the_window(option):
+    ann = nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3))
+    images = torch.rand(4, 2, 6, 6)
+
+    def most_bytes(t_max):
+        snn = quartz_plugin.convert(ann, images, t_max, **OPTIONS[option])
+        snn.run(images, engine="event")
+        tracemalloc.start()
+        snn.run(images, engine="event")
+        most = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return most
+
+    assert most_bytes(2**23) < 1.2 * most_bytes(2**13) < 2**20
+
+
+def test_a_window_of_any_length_gives_the_spikes_of_the_closed_form():
+    ann = nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3))
+    images = torch.rand(4, 2, 6, 6, dtype=torch.float64)
+    snn = quartz_plugin.convert(ann.double(), images, 2**23)
+    result = snn.run(images, engine="event")
+    assert_same_spikes(result.spike_steps, snn.run(images, engine="analytic").spike_steps)
+    for name, window in result.windows.items():
+        assert int(result.spike_steps[name].max()) <= window.end + window.length
+    wanted = ann(images).detach()
+    torch.testing.assert_close(result.logits, wanted, rtol=0, atol=1e-5 * float(wanted.abs().max()))
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_black_images_in_a_long_window_give_what_the_biases_alone_do(option):
+    ann = nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3))
+    snn = converted(ann, torch.rand(4, 2, 6, 6), 33, **OPTIONS[option])
+    with engine_with(MOST_BUCKETS=0, FEW_LEVELS=0):
+        assert_events_are_steps(snn, torch.zeros(2, 2, 6, 6))

@@ -282,3 +282,35 @@ def test_a_weight_that_is_not_finite_is_refused_by_both_faces(hold, value):
     for walk, net in ((run_snntorch, snn.to_snntorch()), (run_norse, snn.to_norse())):
         with pytest.raises(ValueError, match=r"^a membrane is NaN: "):
             walk(net, train)
+
+
+class Residual(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.last = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 3)
+
+    def forward(self, x):
+        x = self.first(x).relu()
+        return self.last(x + self.second(x).relu())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("kind", ["chain", "graph"])
+def test_networks_of_float64_take_the_spikes_that_encode_gives(kind, dtype):
+    ann = Residual() if kind == "graph" else nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 3))
+    images = torch.rand(20, 6)
+    # Its grids are so far apart that float32 could not hold a membrane.
+    with torch.no_grad():
+        next(ann.parameters())[0] *= 1e-4
+    snn = quartz_plugin.convert(ann, images, 65, weight_bits=8, granularity="channel")
+    assert snn.graph.dtype == torch.float64
+    train = quartz_plugin.encode(images.to(dtype), 65, snn.n_steps)
+    wanted = snn.run(images, engine="stepped")
+    net = snn.to_snntorch()
+    assert net.state_dict().keys() == snn.graph_module.state_dict().keys()
+    for each in (net, copy.deepcopy(net)):
+        quartz_plugin.reset(each)
+        assert torch.equal(snn.decode(torch.stack([each(spikes) for spikes in train])), wanted.logits)
+    assert torch.equal(run_norse(snn.to_norse(), train), wanted.spike_steps["output"])
+    # It follows the network's type.
+    assert net.float()(train[0].double()).dtype == torch.float32

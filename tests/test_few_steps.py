@@ -457,7 +457,7 @@ def test_layers_win_over_windows_of_the_same_name(ann, images):
 def test_allocated_steps_are_those_that_an_inference_takes(net, spare):
     plain = net.convert(2)
     windows = quartz_plugin.allocate_steps(
-        net.ann, net.images, plain.n_steps + spare, choices=(2, 3, 5), preprocessing=net.preprocessing
+        net.ann, net.calibration, plain.n_steps + spare, choices=(2, 3, 5), preprocessing=net.preprocessing
     )
     snn = net.convert(windows)
     assert snn.n_steps <= plain.n_steps + spare

@@ -41,6 +41,7 @@ from quartz_plugin.metrics import (
     agreement,
     train_counts,
 )
+from quartz_plugin.structure import Permute, Reshape, Slice
 from quartz_plugin.synapses import fan_out, probed_fan_out, synapse_counts, unit_shapes
 
 
@@ -92,6 +93,9 @@ def test_synops_equal_a_count_of_each_spike_and_each_synapse(chain, rectifier, t
         [nn.Conv2d(4, 3, 3, padding=1, padding_mode="circular"), nn.Conv2d(3, 2, 1, stride=3), nn.Flatten()],
         [nn.Flatten(), nn.Unflatten(1, (4, 7, 7)), nn.Conv2d(4, 2, 5)],
         [nn.Flatten(2), nn.Conv1d(4, 3, 4, stride=3), nn.AvgPool1d(2)],
+        [Permute((0, 3, 1, 2)), nn.Flatten(), nn.Unflatten(1, (14, 14)), nn.Conv1d(14, 3, 4, stride=3)],
+        [Permute((0, 2, 3, 1)), Reshape((2, 98)), Slice(1, 0, 1), nn.Flatten(), nn.Linear(98, 2)],
+        [nn.Conv2d(4, 4, (3,) * 2, padding=(1,), dilation=[1]), nn.AvgPool2d([2], []), nn.AdaptiveAvgPool2d((None, 2))],
     ],
     ids=lambda modules: "-".join(type(module).__name__ for module in modules),
 )

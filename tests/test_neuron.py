@@ -4,6 +4,7 @@ import copy
 import gc
 import inspect
 import io
+import math
 import pickle
 import weakref
 
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 from snntorch import SpikingNeuron
 from torch import nn
 
+import quartz_plugin
 from quartz_plugin import AxonalDelay, FirstSpikeMaxPool, TTFSNeuron, decode, encode, reset
 from quartz_plugin.functional import TTFSParameters, TTFSState, closed_form, ttfs_step
 
@@ -824,7 +826,10 @@ class TestWhatUsersStumbleOver:
         ("bias", "neurons", "says"),
         [
             (torch.ones(3), (3, 5, 5), r"bias.view\(-1, 1, 1\)"),
-            (torch.ones(5), (3, 5, 5), r"bias.view\(-1, 1, 1\)"),
+            (torch.ones(5), (3, 5, 5), r"bias.view\(-1, 1, 1\), for the last dimension bias.view\(1, 1, -1\)"),
+            (torch.ones(8), (8, 8), r"channels give bias.view\(-1, 1\), for the last dimension bias.view\(1, -1\)"),
+            (torch.ones(3), (3, 5), r"bias.view\(-1, 1\)"),
+            (torch.ones(3), (3, 2, 2, 3), r"bias.view\(-1, 1, 1, 1\)"),
             (torch.ones(4), (3,), "does not fit neurons of shape"),
             (torch.ones(4, 3), (3,), "does not fit neurons of shape"),
         ],
@@ -863,3 +868,22 @@ class TestWhatUsersStumbleOver:
         import numpy as np
 
         assert TTFSNeuron(np.int64(4)).clock == TTFSNeuron(4).clock
+
+
+@pytest.mark.parametrize("shape", [(1, 4), (4, 1), (4, 4), (1,)])
+def test_a_bias_of_a_square_of_neurons_is_along_the_dimension_that_its_shape_names(shape):
+    bias = torch.arange(1, 1 + math.prod(shape)).reshape(shape) / 20
+    neuron, state, spikes = TTFSNeuron(21, bias=bias), None, []
+    for _ in range(41):
+        out, state = neuron(torch.zeros(1, 4, 4), state)
+        spikes.append(out)
+    torch.testing.assert_close(quartz_plugin.decode(torch.stack(spikes), 21, 20)[0], bias.expand(4, 4))
+
+
+@pytest.mark.parametrize("engine", ["analytic", "event", "stepped"])
+def test_a_bias_put_into_a_network_that_fits_in_two_ways_is_refused_by_every_engine(engine):
+    ann = nn.Sequential(nn.Conv1d(2, 4, 1), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2))
+    snn = quartz_plugin.convert(ann, torch.rand(10, 2, 4))
+    snn.graph.layers[0].neuron.bias = nn.Parameter(torch.rand(4))
+    with pytest.raises(ValueError, match=r"does not fit neurons of shape \[4, 4\]"):
+        snn.run(torch.rand(1, 2, 4), engine=engine)

@@ -5,14 +5,19 @@ import operator
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from random_graphs import make_exact
+from test_costs import OneByOne, as_lists, changes_on_the_clock
+from test_random_graphs import assert_same_spikes
 from torch import nn
 from torch.nn import functional as F
 
 import quartz_plugin
 from quartz_plugin import ConversionError
 from quartz_plugin.convert.operators import FUNCTIONS, OPERATORS, RULES, Role, operator_table
+from quartz_plugin.hardware import InferenceCounts
 
 # Many levels, so that rounding is far smaller than any mistake.
 FINE = {"t_max": 1 << 20, "percentile": 100}
@@ -604,3 +609,106 @@ def test_a_state_of_another_network_or_shape_is_refused(state):
         _, state = net(torch.ones(3, 4))
     with pytest.raises(ValueError, match=r"not one that this network returned for input of shape \[2, 4\]"):
         net(torch.ones(2, 4), state)
+
+
+SPELLINGS = {
+    "padding of one": lambda: nn.Conv2d(4, 3, 3, padding=(1,)),
+    "stride of one": lambda: nn.Conv2d(4, 3, 3, stride=(2,)),
+    "dilation of one": lambda: nn.Conv2d(4, 3, 3, dilation=[2]),
+    "all of one": lambda: nn.Conv2d(4, 4, [3, 2], [2], [1], (1,), groups=2),
+    "valid": lambda: nn.Conv2d(4, 3, 2, padding="valid", stride=[2]),
+    "same, uneven": lambda: nn.Conv2d(4, 3, (2, 4), padding="same", dilation=(1,)),
+    "reflected": lambda: nn.Conv2d(4, 3, 3, padding=[1, 0], padding_mode="reflect"),
+    "numpy": lambda: nn.Conv2d(np.int64(4), np.int64(3), np.int64(3), np.int64(2), padding=np.int64(1)),
+    "torch's numbers": lambda: nn.Conv2d(4, 4, 3, groups=torch.tensor(2)),
+    "transposed": lambda: nn.ConvTranspose2d(4, 3, 3, [2], padding=(1,), output_padding=(1,), dilation=[1]),
+    "average": lambda: nn.AvgPool2d([2]),
+    "average, no stride": lambda: nn.AvgPool2d((2,), stride=[]),
+    "average, all of one": lambda: nn.AvgPool2d((3,), (1,), (1,)),
+    "average, numpy": lambda: nn.AvgPool2d(np.int64(2), np.int64(1)),
+    "max": lambda: nn.MaxPool2d((2,), (1,), (1,), (2,)),
+    "max, no stride": lambda: nn.MaxPool2d([2], []),
+    "max, torch's number": lambda: nn.MaxPool2d(torch.tensor(2)),
+    "adaptive": lambda: nn.AdaptiveAvgPool2d((None, 3)),
+    "adaptive, list": lambda: nn.AdaptiveAvgPool2d([2, None]),
+    "adaptive max": lambda: nn.AdaptiveMaxPool2d([None, 3]),
+    "upsample": lambda: nn.Upsample(scale_factor=(2, 1.5)),
+    "upsample, recomputed": lambda: nn.Upsample(scale_factor=1.7, recompute_scale_factor=True),
+    "upsample, numpy": lambda: nn.Upsample(size=np.int64(4)),
+    "pad one dimension": lambda: nn.ZeroPad2d((1, 2)),
+    "pad two of one": lambda: nn.ZeroPad1d((1, 0, 2, 1)),
+    "crop": lambda: nn.ZeroPad2d(-1),
+    "shuffle": lambda: nn.PixelShuffle(torch.tensor(2)),
+    "flatten from the end": lambda: nn.Flatten(-3),
+    "flatten between": lambda: nn.Flatten(-3, -2),
+    "unflatten from the end": lambda: nn.Unflatten(-3, [2, -1]),
+    "1d": lambda: nn.Sequential(nn.Flatten(2), nn.Conv1d(4, 3, [3], [2], [1], (2,))),
+    "1d transposed": lambda: nn.Sequential(nn.Flatten(2), nn.ConvTranspose1d(4, 3, (3,), (2,), (1,), [1])),
+    "1d average": lambda: nn.Sequential(nn.Flatten(2), nn.AvgPool1d([2], [], (1,))),
+    "1d max": lambda: nn.Sequential(nn.Flatten(2), nn.MaxPool1d([2], (), (1,))),
+    "1d adaptive": lambda: nn.Sequential(nn.Flatten(2), nn.AdaptiveAvgPool1d([4])),
+    "1d adaptive max": lambda: nn.Sequential(nn.Flatten(2), nn.AdaptiveMaxPool1d((5,))),
+    "average without channels": lambda: nn.Sequential(nn.Flatten(2), nn.AvgPool2d((2, 3))),
+    "max without channels": lambda: nn.Sequential(nn.Flatten(2), nn.MaxPool2d((2, 3), 1)),
+    "adaptive without channels": lambda: nn.Sequential(nn.Flatten(2), nn.AdaptiveAvgPool2d((2, None))),
+    "average of a vector": lambda: nn.Sequential(nn.Flatten(), nn.AvgPool1d(5)),
+    "max of a vector": lambda: nn.Sequential(nn.Flatten(), nn.AdaptiveMaxPool1d(7)),
+    "F.conv2d": lambda: lambda net, x: F.conv2d(x, net.weight, stride=[2], padding=(1,), dilation=(1,)),
+    "F.conv_transpose2d": lambda: lambda net, x: F.conv_transpose2d(x, net.weight, None, (2,), [1]),
+    "F.avg_pool2d": lambda: lambda net, x: F.avg_pool2d(x, [2], None, (1,)),
+    "F.avg_pool2d, no stride": lambda: lambda net, x: F.avg_pool2d(x, 3, []),
+    "F.max_pool2d": lambda: lambda net, x: F.max_pool2d(x, (2,), [], (1,)),
+    "F.max_pool1d": lambda: lambda net, x: F.max_pool1d(x.flatten(2), [3], ()),
+    "F.adaptive_avg_pool2d": lambda: lambda net, x: F.adaptive_avg_pool2d(x, [None, 2]),
+    "F.interpolate": lambda: lambda net, x: F.interpolate(x, scale_factor=1.7, recompute_scale_factor=True),
+}
+
+
+@pytest.mark.parametrize("hold", [True, False])
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_settings_in_any_spelling_of_torchs_are_the_same_network(spelling, hold, tmp_path):
+    ann = nn.Sequential(Around(SPELLINGS[spelling]()), nn.ReLU())
+    ann(torch.rand(2, 2, 6, 6))
+    ann, images = ann.double().eval(), torch.rand(30, 2, 6, 6, dtype=torch.float64)
+    with torch.no_grad():
+        ann[0].conv.bias.add_(0.3)
+    snn = make_exact(quartz_plugin.convert(ann, images, 9, hold=hold, percentile=100))
+    stepped = snn.run(images[:3], engine="stepped")
+    # Of early spikes each is judged by stepping alone.
+    fine = quartz_plugin.convert(ann, images, **FINE)
+    torch.testing.assert_close(fine(images), ann(images).detach(), rtol=0, atol=2e-4)
+    for engine in ("event", *(["analytic"] if hold else [])):
+        assert_same_spikes(snn.run(images[:3], engine=engine).spike_steps, stepped.spike_steps)
+    counted, judge = InferenceCounts(snn, stepped), OneByOne(snn, stepped)
+    assert as_lists(counted["synops"]) == judge.synops()
+    assert as_lists(counted["synops_merged"]) == as_lists(changes_on_the_clock(snn, images[:3]))
+    snn.save(tmp_path / "snn.safetensors")
+    assert torch.equal(quartz_plugin.load(tmp_path / "snn.safetensors")(images), snn(images))
+
+
+def test_settings_are_spelled_in_one_way_and_the_network_itself_is_left_as_it_was():
+    ann = nn.Sequential(
+        nn.Conv2d(2, 4, 3, padding=(1,), stride=[1]), nn.ReLU(), nn.AvgPool2d([2], []), nn.Flatten(-3), nn.LazyLinear(3)
+    )
+    images = torch.rand(10, 2, 6, 6)
+    ann(images)
+    before = str(ann)
+    modules = dict(quartz_plugin.convert(ann, images).graph_module.named_children())
+    assert (modules["0"].padding, modules["0"].stride) == ((1, 1), (1, 1))
+    assert (modules["2"].kernel_size, modules["2"].stride, modules["2"].padding) == ((2, 2), (2, 2), (0, 0))
+    assert (modules["3"].start_dim, modules["3"].end_dim) == (1, -1)
+    assert str(ann) == before
+
+
+def test_a_padding_that_torch_itself_lays_out_wrongly_is_refused():
+    conv = nn.Conv2d(2, 4, 3, padding="same", padding_mode="reflect", dilation=(2,))
+    with pytest.raises(ConversionError, match=r"'0' \(Conv2d\): torch pads it unevenly.*give dilation=\(2, 2\)"):
+        quartz_plugin.convert(nn.Sequential(conv, nn.ReLU()), torch.rand(3, 2, 6, 6))
+
+
+@pytest.mark.parametrize(
+    ("module", "shape"), [(nn.Conv2d(2, 2, 1), (4, 4)), (nn.Conv1d(2, 2, 1), (4,)), (nn.Flatten(-4), (3, 4, 4))]
+)
+def test_what_takes_the_batch_for_channels_is_refused(module, shape):
+    with pytest.raises(ConversionError, match="batch"):
+        quartz_plugin.convert(nn.Sequential(module, nn.ReLU()), torch.rand(3, *shape))

@@ -155,3 +155,40 @@ def test_the_papers_network_in_8_bits_keeps_its_accuracy_and_engines_agree(mnist
     for other in results[1:]:
         assert_same_spikes(other.spike_steps, results[0].spike_steps)
     assert (results[0].logits.argmax(1) == labels).float().mean() >= 0.975
+
+
+SUMS = {
+    "channels": lambda x: x.sum(1),
+    "channels and rows": lambda x: x.sum((1, 2)),
+    "channels and columns": lambda x: x.sum((1, 3), keepdim=True),
+    "all": lambda x: x.sum((1, 2, 3), keepdim=True),
+    "rows": lambda x: x.sum(2),
+    "a vector": lambda x: x.flatten(1).sum(-1, keepdim=True),
+    "a sequence": lambda x: x.flatten(2).sum(2),
+    "blocks": lambda x: x.unflatten(1, (2, 2)).sum((1, 3)),
+    "mean of channels": lambda x: x.mean(1),
+    "mean of blocks": lambda x: x.unflatten(1, (2, 2)).mean((2, 4)),
+}
+
+
+class Summed(nn.Module):
+    def __init__(self, how):
+        super().__init__()
+        self.conv, self.how, self.head = nn.Conv2d(3, 4, 1), how, nn.LazyLinear(3)
+
+    def forward(self, x):
+        return self.head(self.how(self.conv(x).relu()).relu().flatten(1))
+
+
+@pytest.mark.parametrize("options", [{}, {"hold": False}, {"granularity": "channel"}], ids=str)
+@pytest.mark.parametrize("how", SUMS)
+def test_sums_and_means_over_any_dimensions_are_sums_of_spikes(how, options):
+    ann, images = Summed(SUMS[how]).eval(), torch.rand(30, 3, 4, 4)
+    wanted = ann(images).detach()
+    snn = quartz_plugin.convert(ann, images, 257, weight_bits=8, percentile=100, **options)
+    result = snn.run(images[:10], engine="stepped")
+    for engine in engines_of(snn):
+        assert_same_spikes(snn.run(images[:10], engine=engine).spike_steps, result.spike_steps)
+    assert (result.logits - wanted[:10]).abs().max() < 0.05 * wanted.abs().max()
+    averages = [m for m in snn.graph_module.modules() if isinstance(m, AVERAGES)]
+    assert all(m.divisor_override == 1 for m in averages)

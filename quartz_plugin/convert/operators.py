@@ -104,7 +104,7 @@ def _pools_indices(pool: Any) -> str | None:
 
 
 def _flattens_batch(flatten: Any) -> str | None:
-    return None if flatten.start_dim >= 1 else "it flattens the batch; use start_dim=1"
+    return None if flatten.start_dim != 0 else "it flattens the batch; use start_dim=1"
 
 
 def _unflattens_batch(unflatten: Any) -> str | None:
@@ -374,13 +374,13 @@ def _relu6(append: Append, input: Value, inplace: bool = False) -> Value:
 def _hardtanh(
     append: Append, input: Value, min_val: float = -1.0, max_val: float = 1.0, inplace: bool = False
 ) -> Value:
-    return append(_checked(nn.Hardtanh(min_val, max_val)), input)
+    return append(nn.Hardtanh(min_val, max_val), input)
 
 
 def _clamp(append: Append, input: Value, min: Any = None, max: Any = None) -> Value:
     if isinstance(min, Value | Tensor) or isinstance(max, Value | Tensor) or min != 0:
         raise Refusal(f"it clips at {min} and {max}; only a lower bound of 0 is a ReLU's")
-    return append(nn.ReLU() if max is None else _checked(nn.Hardtanh(0.0, max)), input)
+    return append(nn.ReLU() if max is None else nn.Hardtanh(0.0, max), input)
 
 
 def _max_pool(kind: Callable[..., nn.Module]) -> Build:
@@ -394,14 +394,14 @@ def _max_pool(kind: Callable[..., nn.Module]) -> Build:
         ceil_mode: bool = False,
         return_indices: bool = False,
     ) -> Value:
-        return append(_checked(kind(kernel_size, stride, padding, dilation, return_indices, ceil_mode)), input)
+        return append(kind(kernel_size, stride, padding, dilation, return_indices, ceil_mode), input)
 
     return build
 
 
 def _adaptive_max_pool(kind: Callable[..., nn.Module]) -> Build:
     def build(append: Append, input: Value, output_size: Any, return_indices: bool = False) -> Value:
-        return append(_checked(kind(output_size, return_indices)), input)
+        return append(kind(output_size, return_indices), input)
 
     return build
 
@@ -531,18 +531,26 @@ def _sum(append: Append, input: Value, dim: Any = None, keepdim: bool = False) -
 
 
 def _pad(append: Append, input: Value, pad: Sequence[int], mode: str = "constant", value: float | None = None) -> Value:
-    rank, pads = len(pad) // 2, tuple(pad)
-    kinds: dict[str, tuple[Any, ...]] = {
-        "constant": (nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d),
-        "reflect": (nn.ReflectionPad1d, nn.ReflectionPad2d),
-        "replicate": (nn.ReplicationPad1d, nn.ReplicationPad2d),
-        "circular": (nn.CircularPad1d, nn.CircularPad2d),
-    }
     if value:
         raise Refusal(_PADDED_BY_A_CONSTANT)
-    if rank >= input.tensor.dim() or rank > len(kinds.get(mode, ())) or rank == 0:
+    return append(padding_of(mode, tuple(pad), input.tensor.dim()), input)
+
+
+_PADS: dict[str, tuple[Any, ...]] = {
+    "constant": (nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d),
+    "reflect": (nn.ReflectionPad1d, nn.ReflectionPad2d),
+    "replicate": (nn.ReplicationPad1d, nn.ReplicationPad2d),
+    "circular": (nn.CircularPad1d, nn.CircularPad2d),
+}
+
+
+def padding_of(mode: str, pads: tuple[int, ...], dims: int) -> nn.Module:
+    """The module that pads as many dimensions as `pads` names, of an input of so many, in torch's mode."""
+    rank = len(pads) // 2
+    if rank >= dims or rank > len(_PADS.get(mode, ())) or rank == 0:
         raise Refusal(f"it pads {rank} dimensions with mode={mode!r}; padding of units of a sample is routed")
-    return append(kinds[mode][rank - 1](pads), input)
+    module: nn.Module = _PADS[mode][rank - 1](pads)
+    return module
 
 
 def _dropout(append: Append, input: Value, p: float = 0.5, training: bool = True, inplace: bool = False) -> Value:
@@ -563,7 +571,7 @@ def _interpolate(
 ) -> Value:
     if recompute_scale_factor:
         size, scale_factor = F.interpolate(input.tensor, None, scale_factor).shape[2:], None
-    return append(_checked(nn.Upsample(size, scale_factor, mode)), input)
+    return append(nn.Upsample(size, scale_factor, mode), input)
 
 
 def _convolution(kind: Any) -> Build:
@@ -610,13 +618,6 @@ def _batch_norm(
     shape = (-1, *[1] * (input.tensor.dim() - 2))
     gain, shift = norm_as_affine(running_mean, running_var, weight, bias, eps)
     return append(Affine(gain.view(shape).to(input.tensor), shift.view(shape).to(input.tensor)), input)
-
-
-def _checked(module: nn.Module) -> nn.Module:
-    reason = OPERATORS[type(module)].refusal(module)
-    if reason is not None:
-        raise Refusal(reason)
-    return module
 
 
 def _check_constant(*weights: Any) -> None:

@@ -12,6 +12,7 @@ is put into weights where values are mixed, added, or arrive at neurons.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +23,17 @@ from torch import Tensor, fx, nn
 from quartz_plugin.convert.draft import Draft
 from quartz_plugin.convert.operators import Affine, ConversionError, Role
 from quartz_plugin.graph import INPUT, unique_path
-from quartz_plugin.structure import AVERAGES, PADDING_MODES, WEIGHTED, Add, Concatenate, Mean, OneToOne, Reshape
+from quartz_plugin.structure import (
+    AVERAGES,
+    PADDING_MODES,
+    WEIGHTED,
+    Add,
+    Concatenate,
+    Mean,
+    OneToOne,
+    Permute,
+    Reshape,
+)
 
 ONE = torch.ones((), dtype=torch.float64)
 
@@ -169,14 +180,36 @@ class _Rescaling:
         if not self._adds_up(module):
             self._call(node, copy.deepcopy(module), [source])
             return
-        added = _as_sum(module, self.draft.shape_at(node.all_input_nodes[0]), str(node.target))
+        before, added, behind = self._as_sum(node, module)
+        if before:
+            source = self._insert(f"{node.target}_ordered", before, source)
         self._call(node, added.to(self.draft.device, self.draft.dtype), [source])
-        shape = self.draft.shape_at(node)
-        if isinstance(module, Mean) and not module.keepdim:
-            path = unique_path(f"{node.target}_squeezed", self.names)
+        if behind:
+            self.nodes[node] = self._insert(f"{node.target}_squeezed", behind, self.nodes[node])
+
+    def _as_sum(self, node: fx.Node, module: nn.Module) -> tuple[list[nn.Module], nn.Module, list[nn.Module]]:
+        """What adds up where a module averages, and the routing before and behind it."""
+        shape = self.draft.shape_at(node.all_input_nodes[0])
+        reshaped: list[nn.Module] = [Reshape(self.draft.shape_at(node))]
+        if not isinstance(module, Mean):
+            return [], _sum_in_windows(module, shape, str(node.target)), []
+        if 1 not in module.dims and len(shape) in (2, 3):
+            return [], _sum_in_windows(module, shape, str(node.target)), [] if module.keepdim else reshaped
+        # What is added up comes last, in one dimension.
+        kept = [dim for dim in range(1, 1 + len(shape)) if dim not in module.dims]
+        summed = math.prod(shape[dim - 1] for dim in module.dims)
+        order = Permute((0, *kept, *sorted(module.dims)))
+        rows = Reshape((1, math.prod(shape) // summed, summed))
+        return [order, rows], nn.AvgPool2d((1, summed), divisor_override=1), reshaped
+
+    def _insert(self, name: str, modules: list[nn.Module], source: fx.Node) -> fx.Node:
+        """Let modules of no node of the draft's follow `source`."""
+        for module in modules:
+            path = unique_path(name, self.names)
             self.names.add(path)
-            self.network.modules[path] = Reshape(shape)
-            self.nodes[node] = self.network.graph.call_module(path, (self.nodes[node],))
+            self.network.modules[path] = module
+            source = self.network.graph.call_module(path, (source,))
+        return source
 
     def _adds_up(self, module: nn.Module) -> bool:
         return self.average_by_sums and isinstance(module, AVERAGES)
@@ -187,7 +220,8 @@ class _Rescaling:
             return ONE
         shape = self.draft.shape_at(node.all_input_nodes[0])
         ones = torch.ones(1, *shape, dtype=torch.float64)
-        summed = _as_sum(module, shape, str(node.target)).double()(ones)
+        before, added, behind = self._as_sum(node, module)
+        summed = nn.Sequential(*before, added.double(), *behind)(ones)
         average = module(ones)
         # A window in padding alone adds up nothing.
         return _compressed((average / summed.reshape(average.shape)).nan_to_num(1.0)[0])
@@ -196,11 +230,8 @@ class _Rescaling:
         """What is emitted for `source`, times a weight; behind one synapse a unit, unless the weight is 1."""
         if bool((weight == 1).all()):
             return self.nodes[source]
-        path = unique_path(f"{name}_gain", self.names)
-        self.names.add(path)
         like = torch.zeros((), dtype=self.draft.dtype, device=self.draft.device)
-        self.network.modules[path] = OneToOne(weight.to(like))
-        return self.network.graph.call_module(path, (self.nodes[source],))
+        return self._insert(f"{name}_gain", [OneToOne(weight.to(like))], self.nodes[source])
 
     def _place_neurons(self, node: fx.Node, source: fx.Node, name: str, rectified: bool) -> None:
         scale, window = self.scales[node], self.windows[node]
@@ -370,7 +401,7 @@ def _alike_in_windows(gain: Tensor, pool: nn.Module) -> bool:
     return all(size == 1 for size in gain.shape[-dims:])
 
 
-def _as_sum(module: Any, shape: tuple[int, ...], name: str) -> nn.Module:
+def _sum_in_windows(module: Any, shape: tuple[int, ...], name: str) -> nn.Module:
     """A module that adds up in the windows in which this one averages."""
     if isinstance(module, nn.AvgPool2d):
         summed = copy.deepcopy(module)
@@ -380,14 +411,14 @@ def _as_sum(module: Any, shape: tuple[int, ...], name: str) -> nn.Module:
     stride: tuple[int, ...] = ()
     padding: Any = 0
     if isinstance(module, nn.AvgPool1d) and not module.ceil_mode:
-        kernel, stride, padding = _tuple(module.kernel_size), _tuple(module.stride), module.padding
+        kernel, stride, padding = (tuple(size) for size in (module.kernel_size, module.stride, module.padding))  # type: ignore[arg-type]
     elif isinstance(module, nn.AdaptiveAvgPool1d | nn.AdaptiveAvgPool2d):
         rank = 1 if isinstance(module, nn.AdaptiveAvgPool1d) else 2
-        sizes = module.output_size if isinstance(module.output_size, tuple | list) else (module.output_size,) * rank
-        wanted = [own if size is None else size for own, size in zip(shape[-rank:], sizes, strict=True)]
-        if all(own % size == 0 for own, size in zip(shape[-rank:], wanted, strict=True)):
-            kernel = stride = tuple(own // size for own, size in zip(shape[-rank:], wanted, strict=True))
-    elif isinstance(module, Mean) and 1 not in module.dims and len(shape) in (2, 3):
+        wanted: Any = module.output_size
+        sizes = list(zip(shape[-rank:], wanted, strict=True))
+        if all(own % size == 0 for own, size in sizes):
+            kernel = stride = tuple(own // size for own, size in sizes)
+    elif isinstance(module, Mean):
         kernel = stride = tuple(size if 2 + dim in module.dims else 1 for dim, size in enumerate(shape[1:]))
     if len(kernel) == 2:
         return nn.AvgPool2d(kernel, stride, divisor_override=1)  # type: ignore[arg-type]
@@ -399,10 +430,6 @@ def _as_sum(module: Any, shape: tuple[int, ...], name: str) -> nn.Module:
         f"cannot convert {name!r} ({type(module).__name__}) with weight_bits: it averages over windows that no fixed "
         "weights add up; pool to a size that divides its input's, or without ceil_mode"
     )
-
-
-def _tuple(value: Any) -> tuple[int, ...]:
-    return (value,) if isinstance(value, int) else tuple(value)
 
 
 def _compressed(gain: Tensor) -> Tensor:

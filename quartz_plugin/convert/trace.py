@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from quartz_plugin.coding import plain
 from quartz_plugin.convert.draft import Draft
 from quartz_plugin.convert.intake import carry_out_hooks, copy_of, first_line, hooks_of, make_plain
 from quartz_plugin.convert.operators import (
@@ -30,10 +29,11 @@ from quartz_plugin.convert.operators import (
     Value,
     call,
 )
+from quartz_plugin.convert.spelling import POOLS, rank_of, spell_out
 from quartz_plugin.convert.symbolic import Tracer, class_name, reason_against, refusal, symbolic, value_dependent
 from quartz_plugin.graph import INPUT, unique_path
 from quartz_plugin.precision import exact_arithmetic
-from quartz_plugin.structure import Add, Concatenate
+from quartz_plugin.structure import WEIGHTED, Add, Concatenate, Reshape
 
 EXAMPLES = 3
 """Size of the batch that a network is traced with: what mixes the batch with the units then shows."""
@@ -240,18 +240,33 @@ def _build(
 
     def appender(path: str, operation: str) -> Append:
         def append(module: nn.Module, *inputs: Value) -> Value:
-            own = unique_path(_safe(path), modules)
-            module = _with_plain_settings(module.eval().to(device=examples.device, dtype=examples.dtype))
-            out = module(*(value.tensor for value in inputs))
-            if out.dim() == 0 or len(out) != EXAMPLES:
+            module = spell_out(module.eval().to(device=examples.device, dtype=examples.dtype), inputs[0].tensor.shape)
+            refused = OPERATORS[type(module)].refusal(module)
+            if refused is not None:
+                raise Refusal(refused)
+            rank, shape = rank_of(module), tuple(inputs[0].tensor.shape[1:])
+            if rank is None or rank < len(shape):
+                return add(path, operation, module, *inputs)
+            # torch takes it for one image, the batch for its channels.
+            if isinstance(module, WEIGHTED):
                 raise Refusal(BATCH)
-            modules[own] = module
-            report[own] = {"module": own, "operation": operation}
-            node = graph.call_module(own, tuple(value.node for value in inputs))
-            node.meta["shape"] = tuple(out.shape[1:])
-            return Value(node, out)
+            assert isinstance(module, POOLS)
+            channels = add(f"{path}_unsqueezed", "unsqueeze", Reshape((1, *shape)), *inputs)
+            pooled = add(path, operation, module, channels)
+            return add(f"{path}_squeezed", "squeeze", Reshape(pooled.tensor.shape[2:]), pooled)
 
         return append
+
+    def add(path: str, operation: str, module: nn.Module, *inputs: Value) -> Value:
+        own = unique_path(_safe(path), modules)
+        out = module(*(value.tensor for value in inputs))
+        if out.dim() == 0 or len(out) != EXAMPLES:
+            raise Refusal(BATCH)
+        modules[own] = module
+        report[own] = {"module": own, "operation": operation}
+        node = graph.call_module(own, tuple(value.node for value in inputs))
+        node.meta["shape"] = tuple(out.shape[1:])
+        return Value(node, out)
 
     result: Any = None
     for node in traced.nodes:
@@ -311,14 +326,6 @@ def _own_copy(root: nn.Module, path: str, used: set[str]) -> nn.Module:
     used.add(path)
     if getattr(module, "inplace", False):
         module.inplace = False  # type: ignore[assignment]
-    return module
-
-
-def _with_plain_settings(module: nn.Module) -> nn.Module:
-    """Let a module of our own have Python's numbers as settings, not numpy's or torch's."""
-    for name, value in vars(module).items():
-        if not isinstance(value, dict):
-            vars(module)[name] = plain(value)
     return module
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from quartz_plugin.engines.stepped import Found
-from quartz_plugin.functional import closed_form, says_in_time, spike_steps_of
+from quartz_plugin.functional import check_bias_shape, closed_form, says_in_time, spike_steps_of
 from quartz_plugin.graph import ConvertedGraph, called_by, carry, expiring_after
 from quartz_plugin.neuron import FirstSpikeMaxPool, TTFSNeuron
 
@@ -38,6 +38,7 @@ def run_analytic(graph: ConvertedGraph, input_levels: Tensor, record: bool = Tru
             target = called_by(module, node)
             if isinstance(target, TTFSNeuron):
                 current = values[source := node.all_input_nodes[0]]
+                check_bias_shape(target.bias, current)
                 if node is output:
                     membrane = current if source in biased else last.with_bias(current)
                 levels, fired = _fire(target, current, source in biased, keep=node is output)

@@ -19,7 +19,18 @@ from torch import Tensor, fx, nn
 
 from quartz_plugin.graph import Layer
 from quartz_plugin.neuron import AxonalDelay
-from quartz_plugin.structure import AVERAGES, PADDING_MODES, Add, Concatenate, Mean, OneToOne, Permute, Reshape, Slice
+from quartz_plugin.structure import (
+    AVERAGES,
+    PADDING_MODES,
+    Add,
+    Concatenate,
+    Mean,
+    OneToOne,
+    Permute,
+    Reshape,
+    Slice,
+    per_dimension,
+)
 
 MOST_TERMS = 1024
 """Convolutions of a layer, up to which it is seen as such; beyond, it is stepped."""
@@ -151,7 +162,8 @@ ROUTING = (
 def is_routing(module: nn.Module, shape: torch.Size) -> bool:
     """Whether a module between two layers only moves spikes (of units of this shape), so that it may move levels."""
     if isinstance(module, nn.AdaptiveAvgPool1d | nn.AdaptiveAvgPool2d):
-        return _out_size(module.output_size, as_image(shape)) == as_image(shape)[1:]
+        rank = _rank_of(module)
+        return per_dimension(module.output_size, rank) == tuple(shape[-rank:])
     if isinstance(module, nn.Upsample):
         return module.mode in ("nearest", "nearest-exact")
     if type(module) in PADDING_MODES:
@@ -185,7 +197,8 @@ def convolutions_of(layer: Layer, shapes: Mapping[fx.Node, torch.Size]) -> list[
             routed.add(node)
             continue
         inputs = [values[s] if s in values else _Sum.of_spikes(s, shapes[s]) for s in sources]
-        value = _through(each, inputs, shapes[node])
+        flattened = any(value.shape != as_image(shapes[s]) for s, value in zip(sources, inputs, strict=True))
+        value = _through_flattened(each, inputs) if flattened else _through(each, inputs, shapes[node])
         if value is None or len(value.terms) > MOST_TERMS:
             return None
         values[node] = value
@@ -236,7 +249,10 @@ def rows_as_channels(convolution: Convolution, width: int) -> Convolution:
 
 @dataclass(frozen=True)
 class _Sum:
-    """A value on the way: a sum of convolutions of levels, of this shape."""
+    """A value on the way: a sum of convolutions of levels, of this shape.
+
+    Behind a Flatten it keeps the shape that it had before, which is then not that of the value itself.
+    """
 
     shape: Shape3
     terms: list[Convolution]
@@ -259,13 +275,26 @@ def as_image(shape: torch.Size | tuple[int, ...]) -> Shape3:
 
 def pair(value: Any, rank: int = 2, other: int = 1) -> Pair:
     """A module's number or tuple for each of `rank` dimensions, as (of height, of width); `other` without height."""
-    values = (value,) * rank if isinstance(value, int) else tuple(value)
-    return (other, values[0]) if len(values) == 1 else (values[0], values[1])
+    values = per_dimension(value, rank)
+    return (other, values[0]) if rank == 1 else (values[0], values[1])
 
 
-def _out_size(size: Any, shape: Shape3) -> Pair:
-    height, width = pair(size, 2, 1) if not isinstance(size, int | None) else (size, size)
-    return (shape[1] if height is None else height), (shape[2] if width is None else width)
+def _rank_of(module: nn.Module) -> int:
+    """Dimensions of space that a convolution or pooling average works on."""
+    return 1 if isinstance(module, nn.Conv1d | nn.ConvTranspose1d | nn.AvgPool1d | nn.AdaptiveAvgPool1d) else 2
+
+
+def _through_flattened(module: nn.Module, inputs: list[_Sum]) -> _Sum | None:
+    """Carry sums of which some are flattened through one more module; None where it tells their units apart."""
+    first = inputs[0]
+    if isinstance(module, Add):
+        alike = all(value.shape == first.shape for value in inputs)
+        return _Sum(first.shape, [term for value in inputs for term in value.terms]) if alike else None
+    if isinstance(module, AxonalDelay | nn.Flatten):
+        return first
+    if isinstance(module, nn.Linear):
+        return _through(module, inputs, torch.Size([module.out_features]))
+    return None
 
 
 def _through(module: nn.Module, inputs: list[_Sum], shape: torch.Size) -> _Sum | None:
@@ -311,7 +340,7 @@ def _of_module(module: Any, shape: Shape3, out_shape: torch.Size) -> LinearMap |
             return None
         return LinearMap(weight=weight.view(-1, channels, height, width))
     if isinstance(module, nn.Conv1d | nn.Conv2d | nn.ConvTranspose1d | nn.ConvTranspose2d):
-        return _of_convolution(module)
+        return _of_convolution(module) if len(out_shape) == 1 + _rank_of(module) else None
     if isinstance(module, AVERAGES):
         return _of_average(module, shape, out_shape)
     return None
@@ -347,6 +376,8 @@ def _of_average(module: Any, shape: Shape3, out_shape: torch.Size) -> LinearMap 
         if 1 in module.dims or math.prod(out_shape) != channels:
             return None
         kernel, stride, padding = (height, width), (1, 1), (0, 0)
+    elif len(out_shape) != 1 + _rank_of(module):
+        return None
     elif isinstance(module, nn.AdaptiveAvgPool1d | nn.AdaptiveAvgPool2d):
         rows, columns = as_image(out_shape)[1:]
         if height % rows or width % columns:
@@ -354,7 +385,7 @@ def _of_average(module: Any, shape: Shape3, out_shape: torch.Size) -> LinearMap 
         kernel = stride = (height // rows, width // columns)
         padding = (0, 0)
     else:
-        rank = 1 if isinstance(module, nn.AvgPool1d) else 2
+        rank = _rank_of(module)
         kernel, padding = pair(module.kernel_size, rank, 1), pair(module.padding, rank, 0)
         stride = pair(module.stride, rank, 1)
         if module.ceil_mode or (padding != (0, 0) and not module.count_include_pad):

@@ -35,7 +35,7 @@ from quartz_plugin.engines.convolutions import (
 )
 from quartz_plugin.engines.stepped import Found, step_layer
 from quartz_plugin.fingerprint import Fingerprint, Kept, fingerprint_of
-from quartz_plugin.functional import TTFSParameters, spike_steps_of
+from quartz_plugin.functional import TTFSParameters, check_bias_shape, spike_steps_of
 from quartz_plugin.graph import ConvertedGraph, Layer, carry, is_spike_source, module_nodes
 from quartz_plugin.neuron import FirstSpikeMaxPool
 from quartz_plugin.synapses import unit_shapes
@@ -48,6 +48,9 @@ WEIGHT_BYTES = 256 * 1024
 
 FEW_LEVELS = 128
 """Up to so many steps in a window, spikes that come one to one are looked for at every level, without sorting."""
+
+MOST_BUCKETS = 2**12
+"""Up to so high a level, spikes are sorted by a bucket for each; beyond, memory must not grow with the window."""
 
 TILE_BYTES = 16 * 1024
 """Currents and membranes of one tile: they stay in the first-level cache."""
@@ -312,6 +315,7 @@ def _plan_of(graph: ConvertedGraph, fingerprint: Fingerprint | None = None) -> N
 
 def _layer_plan(graph: ConvertedGraph, layer: Layer, shapes: dict[fx.Node, torch.Size]) -> LayerPlan | None:
     shape = tuple(shapes[layer.node])
+    check_bias_shape(layer.neuron.bias, torch.empty(1, *shape, device="meta"))
     convolutions = convolutions_of(layer, shapes) if 1 <= len(shape) <= 3 else None
     if convolutions is None:
         return None
@@ -387,9 +391,12 @@ class Plan:
         self.direct_row = width if self.block_size == self.direct_channels else 1
 
     def _set_bias(self, p: TTFSParameters, whole: Tensor | None) -> None:
-        """Amount and level of each neuron's bias, laid out as the tiles are; one row where all are alike."""
+        """Amount and level of each neuron's bias, laid out as the tiles are; one row where all are alike.
+
+        ``bias_stops`` are the levels that occur, falling.
+        """
         self.bias = self.bias_level = np.zeros(0, self.weights.dtype)
-        self.bias_arrives = np.zeros(0, np.bool_)
+        self.bias_stops = np.zeros(0, np.int64)
         self.bias_row_length = self.bias_block_length = 0
         self.late = False
         if whole is None:
@@ -404,8 +411,7 @@ class Plan:
         else:
             level = torch.full_like(bias, clock.input_window)
         self.late = bool((level < 0).any())
-        self.bias_arrives = np.zeros(max(0, int(level.max())) + 1, np.bool_)
-        self.bias_arrives[level[level > 0].long().unique().numpy()] = True
+        self.bias_stops = level[level > 0].long().unique().flip(0).numpy()
         self.bias, self.bias_level = self._laid_out(bias), self._laid_out(level)
         self.bias_row_length = 0 if alike else self.row_length
         self.bias_block_length = self.row_length * bias.shape[1]
@@ -442,12 +448,15 @@ class Plan:
             for level, c in zip(every_level, self.convolutions, strict=False)
         ]
         direct = every_level[-1].reshape(-1) if self.direct is not None else self.direct_weights
-        top = max([int(level.max()) for level in every_level if level.size] + [len(self.bias_arrives) - 1, 0])
-        stops = np.full(top + 1, self.direct is not None)
-        stops[: len(self.bias_arrives)] |= self.bias_arrives
+        top = max([int(level.max()) for level in every_level if level.size] + [*self.bias_stops[:1], 0])
+        stops = None
+        if self.direct is not None or top <= MOST_BUCKETS:
+            stops = np.full(top + 1, self.direct is not None)
+            stops[self.bias_stops] = True
         units = sum(level[0].size for level in levels)
-        ranks = min(top, units + int(stops.sum()))
-        images = max(1, EVENT_BYTES // max(1, 20 * units + 8 * self.rows * (ranks + 1)))
+        ranks = min(top, units + (len(self.bias_stops) if self.direct is None else top))
+        bytes_of_starts = 0 if stops is None else 8 * self.rows * (ranks + 1)
+        images = max(1, EVENT_BYTES // max(1, 20 * units + bytes_of_starts))
         images = min(images, -(-batch // threads))
         jobs = [
             partial(self._fire_some, levels, direct, out, start, min(images, batch - start), stops, ranks, changes)
@@ -462,15 +471,15 @@ class Plan:
         out: np.ndarray[Any, Any],
         image: int,
         images: int,
-        stops: np.ndarray[Any, Any],
+        stops: np.ndarray[Any, Any] | None,
         ranks: int,
         changes: np.ndarray[Any, Any],
     ) -> None:
+        """Do so for some images; `stops` marks the levels that are looked at anyway, None: the bias's alone are."""
         from quartz_plugin.engines.event_kernels import collect, fire, sort_by_level
 
         spikes = 1 + images * sum(level[0].size for level in levels)
-        event_level = np.empty(spikes, np.int32)
-        event, by_level = np.empty(spikes, np.int64), np.empty(spikes, np.int64)
+        event_level, event = np.empty(spikes, np.int32), np.empty(spikes, np.int64)
         row_start = np.zeros((images, self.rows, 2), np.int64)
         at = 0
         for level, convolution, first_row in zip(levels, self.convolutions, self.tables.terms[:, 0], strict=True):
@@ -478,16 +487,45 @@ class Plan:
                 level, image, images, convolution.first_input, convolution.inputs, at, first_row,
                 event_level, event, row_start,
             )  # fmt: skip
-        starts = np.empty((images, self.rows, ranks + 1), np.int64)
-        ranked, distinct = np.empty((images, ranks + 1), np.int64), np.empty(images, np.int64)
-        sort_by_level(event_level, event, row_start, stops, by_level, starts, ranked, distinct)
+        if stops is None:
+            starts, level_of = np.empty((0, 0, 0), np.int64), event_level[:at]
+            by_level, level_of, ranked, distinct = _sorted(level_of, event[:at], row_start, self.bias_stops)
+        else:
+            by_level, level_of = np.empty(spikes, np.int64), event_level[:0]
+            starts = np.empty((images, self.rows, ranks + 1), np.int64)
+            ranked, distinct = np.empty((images, ranks + 1), np.int64), np.empty(images, np.int64)
+            sort_by_level(event_level, event, row_start, stops, by_level, starts, ranked, distinct)
         fire(
             out, image, images, self.first, self.outputs, self.block_size, self.tile_rows, self.row_length,
-            self.weights, self.block_length, *self.tables, by_level, starts, ranked, distinct,
+            self.weights, self.block_length, *self.tables, by_level, starts, row_start, level_of, ranked, distinct,
             direct, self.direct_weights, self.direct_row, self.direct_channels, self.direct_first,
-            self.bias, self.bias_level, self.bias_arrives, self.bias_row_length, self.bias_block_length, self.late,
+            self.bias, self.bias_level, self.bias_stops, self.bias_row_length, self.bias_block_length, self.late,
             self.window, self.theta, self.lowest, self.unsaid, self.last_level, changes, LEAST_CHANGE,
         )  # fmt: skip
+
+
+def _sorted(
+    level_of: np.ndarray[Any, Any],
+    event: np.ndarray[Any, Any],
+    row_start: np.ndarray[Any, Any],
+    stops: np.ndarray[Any, Any],
+) -> tuple[np.ndarray[Any, Any], ...]:
+    """Sort each row's spikes by level, falling, in memory that grows with the spikes alone.
+
+    Returns the spikes and their levels, and for each image the levels that occur there or in `stops`, and how many.
+    """
+    images, rows, _ = row_start.shape
+    first, behind = row_start.reshape(-1, 2).T
+    by_place = np.argsort(first, kind="stable")
+    counts = (behind - first)[by_place]
+    order = np.lexsort((-level_of, np.repeat(np.arange(len(counts)), counts)))
+    image_of = np.repeat(by_place // max(1, rows), counts)
+    occurring = [np.unique(np.concatenate([level_of[image_of == image], stops]))[::-1] for image in range(images)]
+    distinct = np.array([len(levels) for levels in occurring], np.int64)
+    ranked = np.zeros((images, 1 + max(distinct, default=0)), np.int64)
+    for own, levels in zip(ranked, occurring, strict=True):
+        own[: len(levels)] = levels
+    return event[order], level_of[order], ranked, distinct
 
 
 def _in_parallel(jobs: Sequence[Callable[[], None]], threads: int) -> None:

@@ -456,6 +456,8 @@ def fire(
     channel_at: Any,
     by_level: Any,
     every_start: Any,
+    row_start: Any,
+    level_of: Any,
     ranked: Any,
     distinct: Any,
     direct: Any,
@@ -465,7 +467,7 @@ def fire(
     direct_first: int,
     bias: Any,
     bias_level: Any,
-    bias_arrives: Any,
+    bias_stops: Any,
     bias_row_length: int,
     bias_block_length: int,
     late: bool,
@@ -482,7 +484,8 @@ def fire(
     ``out`` is ``[B, H, W, C]``. A neuron of an output that does not fire says `unsaid`. Unless `changes` is empty,
     nobody says anything: to ``changes[b]`` are added the neuron-steps in which a current changes by more than
     `least_change`, readout included.
-    The tables are those of :class:`quartz_plugin.engines.event.Plan`.
+    The tables are those of :class:`quartz_plugin.engines.event.Plan`. Without ``every_start``, the levels of the
+    spikes in `by_level`, `level_of`, tell where those of a level end.
     """
     height, width = out.shape[1], out.shape[2]
     size = tile_rows * row_length
@@ -497,6 +500,8 @@ def fire(
     flat = out.reshape(-1)
     stops, image_starts = every_start.shape[2], every_start.shape[1] * every_start.shape[2]
     starts = every_start.reshape(-1)
+    numbered = len(starts) > 0
+    reached_spike = np.empty(0 if numbered else row_start.shape[1], np.int64)
     number = weights.dtype.type
     threshold = number(theta)
     row_vectors, row_neurons = row_length // LANES, width * block_size
@@ -517,9 +522,13 @@ def fire(
                     for row in range(rows):
                         v[row * row_length : row * row_length + row_neurons] = 0
                 since[:] = ranked[b, 0] if distinct[b] else 0
+                next_bias = 0
+                if not numbered:
+                    reached_spike[:] = row_start[b, :, 0]
                 for k in range(distinct[b]):
                     level, first_start = ranked[b, k], b * image_starts + k
-                    biased = level < len(bias_arrives) and bias_arrives[level]
+                    biased = next_bias < len(bias_stops) and bias_stops[next_bias] == level
+                    next_bias += biased
                     if biased or direct_row:
                         for row in range(rows):
                             if since[row] > level:
@@ -566,8 +575,15 @@ def fire(
                         input_stride, columns, first_tile = terms[term, 2], terms[term, 3], terms[term, 5]
                         channel_table, per_group = terms[term, 4], terms[term, 6]
                         for reached in range(_at(reach, first_tile + tile), _at(reach, first_tile + tile + 1)):
-                            place = first_start + (inputs_row + _at(reach_row, reached)) * stops
-                            begin, end = _at(starts, place), _at(starts, place + 1)
+                            input_row = inputs_row + _at(reach_row, reached)
+                            if numbered:
+                                place = first_start + input_row * stops
+                                begin, end = _at(starts, place), _at(starts, place + 1)
+                            else:
+                                begin = end = reached_spike[input_row]
+                                while end < row_start[b, input_row, 1] and level_of[end] == level:
+                                    end += 1
+                                reached_spike[input_row] = end
                             if begin == end:
                                 continue
                             first_pair, last_pair = _at(reach_pair, reached), _at(reach_pair, reached + 1)

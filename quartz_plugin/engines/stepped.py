@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, fx
 
 from quartz_plugin.coding import NO_SPIKE
-from quartz_plugin.functional import TTFSState, initial_state, ttfs_step
+from quartz_plugin.functional import TTFSState, check_bias_shape, initial_state, ttfs_step
 from quartz_plugin.graph import ConvertedGraph, Layer, call_node, called_by, carry, evaluated, is_spike_source
 from quartz_plugin.neuron import FirstSpikeMaxPool, StatefulModule
 
@@ -136,6 +136,7 @@ def walk_layer(layer: Layer, levels: Mapping[fx.Node, Tensor]) -> Iterator[tuple
 
     # A first look at no spikes gives the neurons' shape.
     silence = layer.projection({source: torch.zeros_like(value) for source, value in levels.items()})
+    check_bias_shape(p.bias, silence)
     state = initial_state(silence)._replace(step=torch.tensor(first))
     for step in range(first, p.last_step + 1):
         current = silence

@@ -23,6 +23,7 @@ from torch.nn.utils.parametrize import ParametrizationList
 from torch.overrides import TorchFunctionMode
 
 from quartz_plugin.hardware.energy import ONLY_CONVERTED, EnergyProfile
+from quartz_plugin.structure import per_dimension
 from quartz_plugin.tables import format_table
 
 COUNTED = ("spikes", "neuron_updates", "synops", "graded_synops", "macs", "outputs")
@@ -492,16 +493,12 @@ def _axes(
     kernel = weight.shape[2:]
     rank = len(kernel)
 
-    def along(sizes: _Sizes) -> tuple[int, ...]:
-        each = (sizes,) if isinstance(sizes, int) else tuple(sizes)
-        return each * rank if len(each) == 1 else each
-
-    steps, gaps = along(stride), along(dilation)
+    steps, gaps = per_dimension(stride, rank), per_dimension(dilation, rank)
     if padding == "same":
         # Of an odd number of zeros, torch puts the one more behind.
         borders = tuple(gap * (size - 1) // 2 for gap, size in zip(gaps, kernel, strict=True))
     else:
-        borders = along(0 if isinstance(padding, str) else padding)
+        borders = per_dimension(0 if isinstance(padding, str) else padding, rank)
     return tuple(
         _Axis(input.shape[i - rank], result.shape[i - rank], kernel[i], steps[i], borders[i], gaps[i], transposed)
         for i in range(rank)
