@@ -344,8 +344,8 @@ def base_files(folder):
 
 def damaged(seed, files, path):
     """Write a damaged file; False where damage is no file at all."""
-    damage = Damage(seed, files)
     try:
+        damage = Damage(seed, files)
         rewrite(path, damage.header, damage.tensors)
     except (RuntimeError, ValueError, TypeError):
         return False
