@@ -895,11 +895,12 @@ def assert_the_ann_says_it(net, snn, spike_steps):
     def said(name, value):
         seen.append(name)
         levels = fired_levels(graph, name, spike_steps[name]).double().reshape(value.shape)
-        drive = value * (lengths[name] / graph.scales[name].double())
+        shift = graph.output_shift if name == output else 0.0
+        drive = (value - shift) * (lengths[name] / graph.scales[name].double())
         lowest = -lengths[name] if graph.layers[-1].neuron.p.rectifier is None and name == output else 0
         expected = round_half_up(drive).clamp(lowest, lengths[name])
         assert_equal_but_for_ties(levels, expected, drive, name)
-        return levels / lengths[name] * graph.scales[name].double()
+        return levels / lengths[name] * graph.scales[name].double() + shift
 
     def halves_said(path, value):
         """A signed value, by the pair of layers that carries it, if one does."""

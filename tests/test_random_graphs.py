@@ -33,6 +33,8 @@ def conversions(draw, neurons=NEURONS, exact=False, **nets):
     """A random network and what it became: any options, often with windows of their own for some layers."""
     net = draw(random_nets(exact=exact, **nets))
     options = {**draw(neurons), "linear": draw(LINEAR), "percentile": draw(PERCENTILES)}
+    # Ranges of an output's own, with shifts.
+    options["task"] = draw(st.sampled_from(["classification", "classification", "regression"]))
     t_max = draw(T_MAXIMA)
     snn = net.convert(t_max, **options)
     if draw(st.booleans()):
