@@ -16,22 +16,26 @@ class _Rounding(torch.autograd.Function):
     """The closed form in units of the values, with its straight-through gradients, in few passes over memory."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: Tensor, window: int, lowest: int) -> Tensor:
+    def forward(ctx: Any, x: Tensor, scale: Tensor, window: int, lowest: int, returns: bool) -> Tensor:
         drive = x * (window / scale)
         levels = closed_form(drive, window, lowest)
         ctx.save_for_backward(drive, levels, scale)
-        ctx.window, ctx.lowest = window, lowest
+        ctx.window, ctx.lowest, ctx.returns = window, lowest, returns
         return levels * (scale / window)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
         (grad,) = grads
         drive, levels, scale = ctx.saved_tensors
         through = torch.ops.aten.hardtanh_backward(grad, drive, ctx.lowest, ctx.window)
         by_scale = None
         if ctx.needs_input_grad[1]:
             by_scale = (grad * levels).addcmul_(through, drive, value=-1).sum_to_size(scale.shape).div_(ctx.window)
-        return through, by_scale, None, None
+        if ctx.returns:
+            # Where it leads back into the range.
+            outside = ((drive > ctx.window) & (grad > 0)) | ((drive < ctx.lowest) & (grad < 0))
+            through = torch.where(outside, grad, through)
+        return through, by_scale, None, None, None
 
 
 def check_range(scale: Tensor, shift: Tensor, signed: bool) -> None:
@@ -99,6 +103,8 @@ class TTFSActivation(nn.Module):
         shift = torch.as_tensor(shift, dtype=torch.float64).detach()
         check_range(scale, shift, signed)
         self.signed, self.ceiling = signed, ceiling
+        # Whether values outside the range have a gradient that leads back into it, as a regression's must.
+        self.returns = False
         self.register_buffer("shift", shift.to(dtype).clone())
         if learned:
             self.log_scale = nn.Parameter(scale.log().to(dtype))
@@ -125,9 +131,9 @@ class TTFSActivation(nn.Module):
             share = 1 / math.sqrt(max(1, x.shape[1:].numel() // scale.numel()) * self.window)
             scale = scale * share + (scale * (1 - share)).detach()
         if self.signed:
-            signed: Tensor = _Rounding.apply(x - self.shift, scale, self.window, -self.window)  # type: ignore[no-untyped-call]
+            signed: Tensor = _Rounding.apply(x - self.shift, scale, self.window, -self.window, self.returns)  # type: ignore[no-untyped-call]
             return signed + self.shift
-        said: Tensor = _Rounding.apply(x, scale, self.window, 0)  # type: ignore[no-untyped-call]
+        said: Tensor = _Rounding.apply(x, scale, self.window, 0, self.returns)  # type: ignore[no-untyped-call]
         return said
 
     def extra_repr(self) -> str:

@@ -248,7 +248,8 @@ def check_unit_interval(x: Tensor, what: str = "x") -> Tensor:
     if not isinstance(x, Tensor):
         raise TypeError(f"{what} must be a torch.Tensor, got {type(x).__name__}")
     if not x.is_floating_point():
-        raise ValueError(f"{what} must be floating point in [0, 1], got {x.dtype}; divide raw bytes by 255")
+        hint = "divide raw bytes by 255" if x.dtype == torch.uint8 else "give x.float() / the largest value it can have"
+        raise ValueError(f"{what} must be floating point in [0, 1], got {x.dtype}; {hint}")
     if is_traced(x) or x.numel() == 0:
         return x
     low, high = (float(value) for value in x.detach().aminmax())
@@ -259,7 +260,7 @@ def check_unit_interval(x: Tensor, what: str = "x") -> Tensor:
     if low >= -TOLERANCE and high <= 1.0 + TOLERANCE:
         return x.clamp(0.0, 1.0)
     hint = _how_to_map(x.detach().double(), low, high)
-    raise ValueError(f"{what} must lie in [0, 1], got values from {low:.4g} to {high:.4g}; {hint}")
+    raise ValueError(f"{what} must lie in [0, 1], got values from {low:.7g} to {high:.7g}; {hint}")
 
 
 def _how_to_map(x: Tensor, low: float, high: float) -> str:

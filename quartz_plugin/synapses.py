@@ -219,7 +219,7 @@ def _probed(projection: Projection, source: fx.Node, shapes: dict[fx.Node, torch
         inputs = {other: torch.zeros(stop - start, *shapes[other], dtype=torch.float64) for other in probe.sources}
         inputs[source] = spikes.view(-1, *shape)
         with torch.no_grad():
-            reached.append((probe(inputs) > 0).flatten(1).sum(dim=1))
+            reached.append((probe(inputs) > 0).unsqueeze(-1).flatten(1).sum(dim=1))
     return torch.cat(reached).view(shape)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 Task = Literal["classification", "regression"]
 """Classes on dimension 1 with a decision at every position, or one value for each output."""
@@ -99,6 +99,12 @@ def by_output(values: Tensor) -> Tensor:
     return values.unsqueeze(0) if values.dim() == 1 else values.transpose(0, 1).flatten(1)
 
 
+def prepared_tasks(network: nn.Module) -> set[str]:
+    """Tasks that this network, or networks in it, were prepared for (:func:`~quartz_plugin.prepare`)."""
+    tasks = {getattr(module, "task", None) for module in network.modules()}
+    return {task for task in tasks if isinstance(task, str) and task in get_args(Task)}
+
+
 def number_or_tensor(values: Tensor) -> float | Tensor:
     """One number where there is one, else a float64 tensor on the CPU.
 
@@ -119,6 +125,7 @@ __all__ = [
     "class_scores",
     "decide",
     "number_or_tensor",
+    "prepared_tasks",
     "single_logit",
     "undecided",
 ]

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from quartz_plugin.activation import TTFSActivation, check_range
 from quartz_plugin.coding import with_plain_numbers
 from quartz_plugin.convert import FirstLayer, Override, convert, scale
-from quartz_plugin.convert.calibrate import Calibration, Granularity
+from quartz_plugin.convert.calibrate import Calibration, Granularity, RangeSketch, along_channels
 from quartz_plugin.convert.check import check
 from quartz_plugin.convert.fold import Preprocessing, fold
 from quartz_plugin.convert.operators import DROPOUTS, NORMS, ConversionError
@@ -33,7 +33,7 @@ from quartz_plugin.graph import INPUT
 from quartz_plugin.network import SpikingNetwork
 from quartz_plugin.precision import exact_arithmetic
 from quartz_plugin.structure import WEIGHTED, in_eval_mode
-from quartz_plugin.task import CLASSIFICATION, Task, check_task, class_scores, number_or_tensor, single_logit
+from quartz_plugin.task import CLASSIFICATION, Task, by_output, check_task, class_scores, number_or_tensor, single_logit
 
 
 class TrainableNetwork(nn.Module):
@@ -120,8 +120,8 @@ class TrainableNetwork(nn.Module):
         images : Tensor
             Training images, ``[B, ...]``.
         labels : Tensor
-            Their classes ``[B]``, or ``[B, ...]`` where every position is a decision; of a regression the values
-            wanted, to which the range then brings the output's as near as it can.
+            Their classes ``[B]``, or ``[B, ...]`` where every position is a decision (-100: none); of a regression the
+            values wanted, whose range each output then has: to be called before an untrained network learns.
 
         Raises
         ------
@@ -133,9 +133,17 @@ class TrainableNetwork(nn.Module):
         with in_eval_mode(self):
             drives = drives_of(self.network, self._output, images)
         labels = labels_for(drives, labels, self.task)
+        if self.task == "classification" and labels.is_floating_point():
+            labels = labels.argmax(dim=1)
         if not bool(drives.isfinite().all()):
             raise ValueError("training diverged: outputs are not finite; train with a lower rate (fit: --relative_lr)")
-        found = best_range(self._output, drives, labels, self.task)
+        if self.task == "regression":
+            of_labels = RangeSketch(by_output(labels).double().mean(dim=1).cpu())
+            of_labels.update(by_output(labels))
+            ranges = of_labels.range(100.0, self._output.signed, "all")
+            self.set_output_range(*(along_channels(each, drives.shape[1:]) for each in ranges))
+            return
+        found = best_range(self._output, drives, labels)
         if found is not None:
             self.set_output_range(*found)
 
@@ -153,13 +161,20 @@ class TrainableNetwork(nn.Module):
         Raises
         ------
         ValueError
-            If a scale is not positive and finite, or a ReLU is to be shifted.
+            If a scale is not positive and finite, a ReLU is to be shifted, or there are not as many as outputs.
         """
         scale, shift = (torch.as_tensor(each, dtype=torch.float64) for each in (scale, shift))
         check_range(scale, shift, self._output.signed)
+        own = self._output.log_scale.shape
+        if any(each.numel() != 1 and each.shape != own for each in (scale, shift)):
+            raise ValueError(
+                f"scale and shift must be numbers, or tensors of the output's {list(own)}, got {list(scale.shape)} and "
+                f"{list(shift.shape)}"
+            )
         with torch.no_grad():
             self._output.log_scale.copy_(scale.double().log())
-            self._output.shift.copy_(shift)
+            if self._output.signed:
+                self._output.shift.copy_(shift)
 
     @property
     def _output(self) -> TTFSActivation:
@@ -345,6 +360,10 @@ class Teacher(nn.Module):
         return F.cross_entropy(class_scores(outputs), class_scores(labels) if shares else labels.flatten())
 
 
+IGNORED = -100
+"""Class of a decision that has none, as torch's cross-entropy knows it."""
+
+
 def labels_for(outputs: Tensor, labels: Tensor, task: Task) -> Tensor:
     """Labels as they compare with outputs: classes (whole numbers), shares of them, or values of the outputs' shape.
 
@@ -368,7 +387,16 @@ def labels_for(outputs: Tensor, labels: Tensor, task: Task) -> Tensor:
         # As binary cross-entropy takes them: 0 or 1, whole or not, of the logit's shape or without its class dimension.
         if not bool(((labels != 0) & (labels != 1)).any()):
             return labels.reshape(decisions).long()
-    elif task == "classification" and (labels.shape == decisions or (alike and labels.is_floating_point())):
+    elif task == "classification" and alike and labels.is_floating_point():
+        return labels
+    elif task == "classification" and labels.shape == decisions and not labels.is_floating_point():
+        labels = labels.long()
+        strange = (labels != IGNORED) & ((labels < 0) | (labels >= outputs.shape[1]))
+        if bool(strange.any()):
+            raise ValueError(
+                f"labels must be classes from 0 to {outputs.shape[1] - 1}, or {IGNORED} where there is none, got "
+                f"{int(labels[strange][0])}"
+            )
         return labels
     wanted = "a value for each output" if task == "regression" else "0 or 1" if single else "a class for each decision"
     raise ValueError(
@@ -508,7 +536,9 @@ def trainable(
     for each in module.modules():
         if isinstance(each, (TTFSActivation, *NORMS, *WEIGHTED)):
             each.requires_grad_(True)
-    return TrainableNetwork(module, tuple(example.shape[1:]), task)
+    net = TrainableNetwork(module, tuple(example.shape[1:]), task)
+    net._output.returns = task == "regression"
+    return net
 
 
 def structure_of(net: TrainableNetwork) -> dict[str, Any]:

@@ -24,6 +24,7 @@ def images():
 
 
 OPTIONS = {"percentile": 97, "granularity": "channel", "t_max": 8}
+ESTIMATES = {"task": "regression", "output_percentile": 95}
 
 
 def every_metric(snn):
@@ -75,6 +76,8 @@ def work(rank, folder):
     torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=2)
     share = SHARES["10 and 80"][rank]
     quartz_plugin.convert(network(), images()[share], distributed=True, **OPTIONS).save(f"{folder}/{rank}.safetensors")
+    estimator = quartz_plugin.convert(network(), images()[share], distributed=True, **OPTIONS, **ESTIMATES)
+    estimator.save(f"{folder}/{rank}_estimator.safetensors")
     values = {name: computed(spiking(), images()[shares[rank]]) for name, shares in SHARES.items()}
     torch.save(values, f"{folder}/{rank}.pt")
     torch.distributed.destroy_process_group()
@@ -86,7 +89,11 @@ def of_two():
     with tempfile.TemporaryDirectory() as folder:
         torch.multiprocessing.spawn(work, args=(folder,), nprocs=2)
         yield [
-            (quartz_plugin.load(Path(folder) / f"{rank}.safetensors"), torch.load(f"{folder}/{rank}.pt"))
+            (
+                quartz_plugin.load(Path(folder) / f"{rank}.safetensors"),
+                torch.load(f"{folder}/{rank}.pt"),
+                quartz_plugin.load(Path(folder) / f"{rank}_estimator.safetensors"),
+            )
             for rank in (0, 1)
         ]
 
@@ -94,7 +101,7 @@ def of_two():
 def test_two_processes_get_the_network_of_one(of_two):
     whole = quartz_plugin.convert(network(), images(), **OPTIONS)
     alone = quartz_plugin.convert(network(), images()[SHARES["10 and 80"][0]], **OPTIONS)
-    for part, _ in of_two:
+    for part, *_ in of_two:
         for name, scale in whole.graph.scales.items():
             assert torch.equal(part.graph.scales[name], scale), name
         for name, tensor in whole.graph_module.state_dict().items():
@@ -102,9 +109,18 @@ def test_two_processes_get_the_network_of_one(of_two):
     assert any(not torch.equal(alone.graph.scales[name], scale) for name, scale in whole.graph.scales.items())
 
 
+def test_two_processes_get_the_ranges_that_one_gives_a_regression(of_two):
+    whole = quartz_plugin.convert(network(), images(), **OPTIONS, **ESTIMATES).graph
+    for *_, part in of_two:
+        assert torch.equal(part.graph.output_scale, whole.output_scale)
+        assert torch.equal(part.graph.output_shift, whole.output_shift)
+        for name, tensor in whole.module.state_dict().items():
+            assert torch.equal(part.graph_module.state_dict()[name], tensor), name
+
+
 def test_metrics_of_two_processes_are_those_of_one(of_two):
     whole, alone = computed(spiking(), images()), computed(spiking(), images()[10:])
-    for _, part in of_two:
+    for _, part, _ in of_two:
         for shares in SHARES:
             for name, values in whole.items():
                 assert part[shares][name] == values, (shares, name)

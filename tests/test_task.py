@@ -9,12 +9,25 @@ from torch import nn
 from torch.nn import functional as F
 
 import quartz_plugin
+from quartz_plugin import metrics
 from quartz_plugin.convert.calibrate import RangeSketch
+from quartz_plugin.hardware import HOROWITZ_FLOAT32
 from quartz_plugin.metrics import Agreement, DecisionLatency, agreement
 from quartz_plugin.task import class_scores, decide, undecided
 from quartz_plugin.training import labels_for, restored, structure_of
 
 PIXELS = (3, 6, 7)
+
+
+class Lambda(nn.Module):
+    """What a function does, as a module that torch.fx looks into."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x)
 
 
 class Squeezed(nn.Module):
@@ -394,6 +407,134 @@ def test_quantiles_of_signed_values(percentile):
     assert bool(((sketch.quantile(percentile) - expected).abs() <= 0.01 * values.std(dim=1)).all())
     if percentile in (0.0, 100.0):
         assert torch.equal(sketch.quantile(percentile), expected)
+
+
+def test_costs_of_a_network_without_a_class_dimension_are_those_of_one_with_it(one_logit, vectors):
+    from quartz_plugin.rate import RateCodedNetwork
+
+    for options in ({}, {"rectifier": "silent"}, {"hold": False}):
+        snns = [quartz_plugin.convert(net, vectors, 9, **options) for net in (Squeezed(one_logit), one_logit)]
+        for metric in (
+            metrics.SpikeCount,
+            metrics.SpikesPerNeuron,
+            metrics.EarlySpikeRate,
+            metrics.SynapticOperations,
+            lambda snn: metrics.SynapticOperations(snn, kind="merged"),
+            metrics.QuartzOperations,
+            metrics.NeuronEvents,
+            metrics.MemoryAccesses,
+            lambda snn: metrics.EnergyEstimate(snn, HOROWITZ_FLOAT32),
+        ):
+            found = []
+            for snn in snns:
+                each = metric(snn)
+                each.update(snn.run(vectors))
+                value = each.compute()
+                found.append([*value.values()] if isinstance(value, dict) else [value])
+            assert found[0] == found[1]
+    flat, beside = (
+        RateCodedNetwork(quartz_plugin.convert(net, vectors, 9)) for net in (Squeezed(one_logit), one_logit)
+    )
+    assert torch.equal(flat(vectors, 4), beside(vectors, 4).squeeze(1))
+
+
+ENDS = {
+    "flatten": [nn.AdaptiveAvgPool2d(1), nn.Flatten()],
+    "mean": [Lambda(lambda x: x.mean((2, 3)))],
+    "sum": [nn.AvgPool2d((6, 7)), Lambda(lambda x: (x + 2 * x).flatten(1))],
+    "view": [nn.AdaptiveAvgPool2d(1), Lambda(lambda x: x.view(x.size(0), -1))],
+    "permute": [nn.AdaptiveAvgPool2d(1), Lambda(lambda x: x.permute(0, 2, 3, 1).reshape(-1, 3))],
+}
+
+
+@pytest.mark.parametrize("end", ENDS)
+@pytest.mark.parametrize("granularity", ["layer", "channel"])
+def test_weights_on_a_grid_keep_the_sizes_of_outputs_whatever_stands_behind_them(images, end, granularity):
+    net = nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), nn.ReLU(), nn.Conv2d(6, 3, 1), *ENDS[end]).eval()
+    with torch.no_grad():
+        net[2].weight *= SIZES.view(-1, 1, 1, 1)
+        net[2].bias *= SIZES
+    options = {"task": "regression", "granularity": granularity}
+    free, bits = (quartz_plugin.convert(net, images, 64, weight_bits=n, **options) for n in (None, 10))
+    for exact, rounded in zip(*(quartz_plugin.verify(net, snn, images).errors for snn in (free, bits)), strict=True):
+        assert rounded.relative < exact.relative + 0.1
+    assert torch.equal(bits.run(images, engine="stepped").logits, bits.run(images, engine="event").logits)
+
+
+def test_without_hold_the_range_of_a_regression_lies_around_0_unless_0_lies_outside(regressor, vectors):
+    snn = quartz_plugin.convert(regressor, vectors, 32, task="regression", hold=False)
+    wanted = regressor(vectors).detach()
+    around = (wanted.amin(0) <= 0) & (wanted.amax(0) >= 0)
+    assert torch.equal(snn.graph.output_shift == 0, around)
+    assert around.any()
+    assert not around.all()
+
+
+def test_an_untrained_regression_learns_where_it_was_given_the_range_of_its_targets(vectors):
+    torch.manual_seed(1)
+    wanted = torch.stack([3 + 2 * vectors[:, 0] * vectors[:, 1], 100 * (vectors[:, 2] - vectors[:, 3])], dim=1)
+    ann = nn.Sequential(nn.Linear(6, 32), nn.ReLU(), nn.Linear(32, 2))
+    net = quartz_plugin.prepare(ann, vectors, 16, task="regression")
+    net.eval().choose_output_range(vectors, wanted)
+    scale, shift = net.output_range
+    torch.testing.assert_close(shift - scale, wanted.amin(0).double())
+    torch.testing.assert_close(shift + scale, wanted.amax(0).double())
+    optimizer = torch.optim.Adam(net.train().parameters(), 0.02)
+    for _ in range(300):
+        optimizer.zero_grad()
+        ((net(vectors) - wanted) / wanted.std(0)).square().mean().backward()
+        optimizer.step()
+    errors = (net.eval().to_spiking()(vectors) - wanted).square().mean(0).sqrt() / wanted.std(0)
+    assert bool((errors < 0.35).all()), errors
+
+
+@pytest.mark.parametrize("last", [nn.ReLU(), nn.ReLU6()])
+def test_the_range_of_a_rectified_regression_is_chosen_by_its_targets(regressor, vectors, last):
+    net = quartz_plugin.prepare(nn.Sequential(*regressor, last), vectors, 8, task="regression")
+    wanted = last(regressor(vectors)).detach()
+    net.eval().choose_output_range(vectors, wanted)
+    scale, shift = net.output_range
+    assert not torch.as_tensor(shift).any()
+    alive = wanted.amax(0) > 0
+    torch.testing.assert_close(scale[alive].float(), wanted.amax(0)[alive])
+    with pytest.raises(ValueError, match=r"tensors of the output's \[3\], got \[2\]"):
+        net.set_output_range(torch.ones(2))
+
+
+@pytest.mark.parametrize("wrap", [nn.Sequential, nn.DataParallel, torch.optim.swa_utils.AveragedModel])
+def test_a_prepared_regression_is_one_within_a_wrapper(regressor, vectors, wrap):
+    net = wrap(quartz_plugin.prepare(regressor, vectors, 8, task="regression").eval())
+    with pytest.raises(ValueError, match="prepared with task='regression'"):
+        quartz_plugin.convert(net, vectors)
+    assert quartz_plugin.convert(net, vectors, task="regression").graph.task == "regression"
+
+
+def test_masks_may_be_bytes_and_leave_pixels_out(segmenter, images):
+    net = quartz_plugin.prepare(segmenter, images, 8)
+    mask = segmenter(images).argmax(1)
+    teacher = quartz_plugin.Teacher(net)
+    expected = teacher.loss(net, images, mask, share=0.5)
+    net.eval().choose_output_range(images, mask)
+    ranges = net.output_range
+    for kind in (torch.uint8, torch.int16, torch.int32):
+        torch.testing.assert_close(
+            teacher.loss(net, images, mask.to(kind), share=0.0), teacher.loss(net, images, mask, share=0.0)
+        )
+        net.choose_output_range(images, mask.to(kind))
+        assert net.output_range == ranges
+    assert bool(expected.isfinite())
+    # What is left out counts nowhere: as if every image had its first row alone.
+    spoilt, left_out = mask.clone(), mask.clone()
+    spoilt[:, 1:] = (spoilt[:, 1:] + 1) % 5
+    left_out[:, 1:] = -100
+    net.choose_output_range(images, left_out)
+    assert net.output_range != ranges
+    net.choose_output_range(images, spoilt)
+    with pytest.raises(ValueError, match="labels must be classes from 0 to 4, or -100 where there is none, got 255"):
+        net.choose_output_range(images, torch.full_like(mask, 255))
+    shares = F.one_hot(mask, 5).movedim(-1, 1).float()
+    net.choose_output_range(images, shares)
+    assert net.output_range == ranges
 
 
 # --- errors -----------------------------------------------------------------------------------------------------------

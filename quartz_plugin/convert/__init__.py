@@ -19,6 +19,7 @@ from quartz_plugin.convert.calibrate import (
     Calibration,
     Granularity,
     Override,
+    Shifts,
     calibrate,
     chunks,
     failing_together,
@@ -40,7 +41,7 @@ from quartz_plugin.graph import INPUT
 from quartz_plugin.network import SpikingNetwork
 from quartz_plugin.precision import exact_arithmetic
 from quartz_plugin.synapses import synapse_counts
-from quartz_plugin.task import CLASSIFICATION, Task, check_task
+from quartz_plugin.task import CLASSIFICATION, Task, check_task, prepared_tasks
 
 __all__ = ["PAPER", "ConversionError", "Override", "check_convertible", "convert", "register_rule"]
 
@@ -157,7 +158,7 @@ def convert(
         What the output means. "classification": classes on dimension 1, and a decision at every position (``[B,
         classes]``, ``[B, classes, H, W]``); a single logit (``[B]``, ``[B, 1]``) decides by its sign. "regression":
         values to estimate, ``[B, outputs, ...]``, each with a range of its own, from its least value to its largest on
-        the calibration images (around 0 with ``bias="spike"``).
+        the calibration images (around 0 with ``bias="spike"``, and with ``hold=False`` unless 0 lies outside).
     layers : dict, optional
         Name of a layer (as the report has it; "output", "input") or of a block of the ANN -> options of its
         own: ``percentile``, ``granularity``, ``t_max``. The longer name wins: ``{"layer1": dict(percentile=99.99),
@@ -218,7 +219,7 @@ def convert(
         preprocessing=preprocessing,
         example_input=example_input,
         task=task,
-        shifted=bias == "synapse",
+        shifts="none" if bias == "spike" else "all" if hold else "far",
         layers=layers,
         progress=progress,
         tuning_progress=tuning_progress,
@@ -307,7 +308,7 @@ def scale(
     preprocessing: Preprocessing | None = None,
     example_input: Tensor | None = None,
     task: Task = CLASSIFICATION,
-    shifted: bool = True,
+    shifts: Shifts = "all",
     layers: Mapping[str, Override] | None = None,
     progress: Callable[[int], None] | None = None,
     tuning_progress: TuningProgress | None = None,
@@ -315,7 +316,7 @@ def scale(
 ) -> Scaled:
     """Go through the stages up to rescale; parameters and what is raised are those of :func:`convert`.
 
-    Unless `shifted`, a regression's outputs have ranges around 0.
+    `shifts` says which of a regression's outputs may have ranges that do not lie around 0; see :func:`calibrate`.
     """
     check_task(task)
     for called in (progress, tuning_progress):
@@ -336,6 +337,8 @@ def scale(
     _check_granularity(granularity)
     _check_percentile("percentile", percentile)
     _check_percentile("output_percentile", output_percentile)
+    if task == "regression" and output_percentile <= 50:
+        raise ValueError(f"output_percentile of a regression must be above 50, got {output_percentile!r}")
     with failing_together() if distributed else nullcontext():
         first, images = peek(chunks(calibration))
         if first is None:
@@ -348,8 +351,8 @@ def scale(
         codes = draft.codes()
         if codes and not hold:
             raise ValueError("the network was trained for held neurons, which say its activations: give hold=True")
-        if codes and getattr(ann, "task", task) != task:
-            raise ValueError(f"the network was prepared with task={ann.task!r}: give the same, got {task!r}")
+        if codes and (prepared := prepared_tasks(ann) - {task}):
+            raise ValueError(f"the network was prepared with task={prepared.pop()!r}: give the same, got {task!r}")
         if codes and method.needs_images:
             raise ValueError(
                 f"calibration_method={calibration_method!r} changes what the network was trained to say; leave it out"
@@ -373,7 +376,7 @@ def scale(
         least_squares=lengths if method.scale == "least_squares" else None,
         known={path: code.scale.detach().double().cpu() for path, code in codes.items() if path != INPUT},
         task=task,
-        shifted=shifted,
+        shifts=shifts,
         progress=progress,
         distributed=distributed,
     )

@@ -17,6 +17,7 @@ from quartz_plugin.functional import said
 from quartz_plugin.task import CLASSIFICATION, Task, by_output, number_or_tensor
 
 Granularity = Literal["layer", "channel"]
+Shifts = Literal["all", "far", "none"]
 Calibration = Tensor | Iterable[Any]
 CHUNK_VALUES = 1 << 20
 """Input values that are computed with at a time: 64 images of 3 x 73 x 73, 6 of 3 x 224 x 224."""
@@ -202,23 +203,30 @@ class RangeSketch:
         value = self.centre + torch.where(above > 0, above, -below)
         return torch.minimum(torch.maximum(value, self.smallest), self.largest)
 
-    def range(self, percentile: float, signed: bool, shifted: bool) -> tuple[Tensor, Tensor]:
+    def range(self, percentile: float, signed: bool, shifts: Shifts) -> tuple[Tensor, Tensor]:
         """Scale and shift of each channel, float64, such that ``shift - scale`` to ``shift + scale`` holds its values.
 
-        A channel that never varies has the size of its value as scale.
+        A channel that never varies has the size of its value as scale; one that is always 0, that of the largest
+        channel.
 
         Parameters
         ----------
         percentile : float
             As many percent of the values lie below the upper end, and above the lower.
-        signed, shifted : bool
-            Values from 0 on, or that lie around 0, have no shift.
+        signed : bool
+            Whether values are signed; those from 0 on have no shift.
+        shifts : "all", "far" or "none"
+            Which channels may have a shift.
         """
         low, high = self.quantile(100.0 - percentile), self.quantile(percentile)
-        shift = (low + high) / 2 if signed and shifted else torch.zeros_like(low)
-        scale = (high - low) / 2 if signed and shifted else torch.maximum(high, -low if signed else high)
+        moved = torch.full_like(low, signed and shifts != "none", dtype=torch.bool)
+        if shifts == "far":
+            moved &= (low > 0) | (high < 0)
+        shift = torch.where(moved, (low + high) / 2, torch.zeros_like(low))
+        scale = torch.where(moved, (high - low) / 2, torch.maximum(high, -low if signed else high))
         scale = torch.where(scale > 0, scale, torch.maximum(self.largest.abs(), self.smallest.abs()))
-        return torch.where(scale > 0, scale, torch.ones_like(scale)), shift
+        largest = scale.max()
+        return torch.where(scale > 0, scale, largest if largest > 0 else torch.ones_like(largest)), shift
 
 
 class Override(TypedDict, total=False):
@@ -240,7 +248,7 @@ def calibrate(
     least_squares: Mapping[str, int] | None = None,
     known: Mapping[str, Tensor] | None = None,
     task: Task = CLASSIFICATION,
-    shifted: bool = True,
+    shifts: Shifts = "all",
     progress: Callable[[int], None] | None = None,
     distributed: bool = False,
 ) -> dict[str, Tensor]:
@@ -269,8 +277,9 @@ def calibrate(
         Path of a layer -> its scale, where it has been learned.
     task : "classification" or "regression"
         What the output means.
-    shifted : bool
-        Let a regression's outputs have shifts.
+    shifts : "all", "far" or "none"
+        Which outputs of a regression may have a shift: all, those whose range does not hold 0 (without hold, what a
+        shift takes from the membrane is missing before the readout, or early), or none.
     progress : callable, optional
         Called with the number of images seen so far.
     distributed : bool
@@ -299,13 +308,11 @@ def calibrate(
         if draft.role_at(node) is Role.RECTIFIER
     }
     together = failing_together if distributed else nullcontext
-    estimates = task == "regression" and str(draft.last.target) not in scales
     output: RangeSketch | None = None
-    if estimates:
-        with together():
-            first, images = peek(iter(images))
-            centre = None if first is None else by_output(draft.output(first).double()).mean(dim=1).cpu()
-        output = _sketch_around(centre, distributed)
+    if task == "regression" and str(draft.last.target) not in scales:
+        # The output for a grey image: the same in all processes, and as a rule in the midst of the values.
+        grey = torch.full((1, *draft.input_shape), 0.5, dtype=draft.dtype, device=draft.device)
+        output = RangeSketch(by_output(draft.output(grey).double()).mean(dim=1).cpu())
     with together():
         seen, brightest, sketches = _observe(draft, images, by_channel, scales, output, progress)
     if distributed:
@@ -324,7 +331,7 @@ def calibrate(
         if isinstance(sketch, RangeSketch):
             own_percentile = overrides.get(path, {}).get("percentile") or output_percentile
             signed = draft.role_at(node) is not Role.RECTIFIER
-            scale, shift = (_along_channels(each, shape) for each in sketch.range(own_percentile, signed, shifted))
+            scale, shift = (along_channels(each, shape) for each in sketch.range(own_percentile, signed, shifts))
             ceiling = ceiling_of(draft.module_at(node))
             scales[path] = scale if ceiling is None else scale.clamp(max=ceiling)
             draft.output_shift = number_or_tensor(shift)
@@ -344,7 +351,7 @@ def calibrate(
             scale = torch.full_like(scale, _scale_in_front(draft, node, scales) if ceiling is None else ceiling)
         if ceiling is not None:
             scale = scale.clamp(max=ceiling)
-        scales[path] = _along_channels(scale, shape)
+        scales[path] = along_channels(scale, shape)
         if path in draft.pairs:
             scales[draft.pairs[path]] = scales[path].clone()
     return scales
@@ -411,19 +418,9 @@ def _observe(
     return seen, brightest, sketches
 
 
-def _along_channels(values: Tensor, shape: tuple[int, ...]) -> Tensor:
+def along_channels(values: Tensor, shape: tuple[int, ...]) -> Tensor:
     """Values ``[channels]``, or one, as they broadcast to one sample of this shape."""
     return values.reshape(()) if len(values) == 1 else values.view(-1, *[1] * (len(shape) - 1))
-
-
-def _sketch_around(centre: Tensor | None, distributed: bool) -> RangeSketch | None:
-    """A sketch whose centre all processes share; None where none of them has images."""
-    centres = [centre]
-    if distributed:
-        centres *= torch.distributed.get_world_size()
-        torch.distributed.all_gather_object(centres, centre)
-    shared = next((each for each in centres if each is not None), None)
-    return None if shared is None else RangeSketch(shared)
 
 
 @contextmanager

@@ -297,6 +297,9 @@ class _Rescaling:
         full = [
             gain.expand(self.draft.shape_at(source)).unsqueeze(0) for gain, source in zip(gains, sources, strict=True)
         ]
+        if isinstance(module, Mean):
+            # One gain along what is averaged; its mean may be another number in the last place.
+            return _compressed(full[0].amax(dim=module.dims, keepdim=module.keepdim)[0])
         if PADDING_MODES.get(type(module)) == "constant":
             # Nothing spikes in a border, so its gain may be that of the edge.
             padding: Any = module.padding
@@ -314,8 +317,8 @@ class _Rescaling:
         """Gain that would save a value its own weights on the way to the one layer that listens to it."""
         wanted: dict[fx.Node, Tensor | None] = {}
         for node in reversed(self.draft.module.graph.nodes):
-            users = list(node.users)
-            wanted[node] = self._wanted_by(users[0], node, wanted) if len(users) == 1 else None
+            gains = [self._wanted_by(user, node, wanted) for user in node.users]
+            wanted[node] = gains[0] if len(gains) == 1 or _proportional(gains) else None
         return wanted
 
     def _wanted_by(self, user: fx.Node, node: fx.Node, wanted: dict[fx.Node, Tensor | None]) -> Tensor | None:
@@ -337,6 +340,14 @@ class _Rescaling:
                 return None
             share = self._share(user, module)
             return gain / share if share.dim() == 0 else None
+        if isinstance(module, Mean):
+            share = self._share(user, module)
+            full = gain / share if share.dim() == 0 else None
+            if full is None or gain.dim() == 0 or module.keepdim:
+                return full
+            for dim in sorted(module.dims):
+                full = full.unsqueeze(dim - 1)
+            return full
         if isinstance(module, Concatenate) and list(user.args).count(node) == 1:
             start, dim = 0, module.dim - 1
             for source in user.args:
@@ -344,7 +355,27 @@ class _Rescaling:
                 if source is node:
                     return gain if gain.shape[dim] == 1 else gain.narrow(dim, start, size)
                 start += size
+        if role is Role.ROUTE and len(user.all_input_nodes) == 1:
+            return _routed_back(gain, module, self.draft.shape_at(node), self.draft.shape_at(user))
         return None
+
+
+def _routed_back(gain: Tensor, module: nn.Module, before: tuple[int, ...], behind: tuple[int, ...]) -> Tensor | None:
+    """Gain in front of routing that becomes `gain` behind it; None where units are left out or doubled."""
+    places = module(torch.arange(math.prod(before), dtype=torch.float64).view(1, *before))[0].flatten().long()
+    if len(places) != math.prod(before) or len(places.unique()) != len(places):
+        return None
+    routed = torch.empty(len(places), dtype=torch.float64)
+    routed[places] = gain.expand(behind).flatten()
+    return _compressed(routed.view(before))
+
+
+def _proportional(gains: list[Tensor | None]) -> bool:
+    """Whether one of several gains by channel serves all, but for one number each."""
+    first = gains[0] if gains else None
+    if first is None or first.dim() == 0:
+        return False
+    return all(gain is not None and _compressed(gain / first).dim() == 0 for gain in gains)
 
 
 def _per_channel(gain: Tensor) -> bool:

@@ -361,6 +361,7 @@ def _agreeing_range(code: TTFSActivation, drives: Tensor, wanted: Tensor) -> tup
         # Half a step beside 0, none of its values is 0, and its sign is that of its drive, whatever the range.
         scale = float(logits.abs().max()) / (1 - 1 / (2 * window))
         return scale, scale / (2 * window)
+    logits, wanted = (logits, wanted) if bool((wanted >= 0).all()) else (logits[wanted >= 0], wanted[wanted >= 0])
     chosen = evenly(len(wanted), RANGE_DECISIONS)
     if len(chosen) < len(wanted):
         logits, wanted = logits[chosen], wanted[chosen]
@@ -644,7 +645,11 @@ def parameter_groups(
         elif isinstance(each, WEIGHTED) or (weights and isinstance(each, NORMS) and each.affine):
             chosen = [p for name, p in each.named_parameters() if weights or name == "bias"]
             weight = each.weight.detach()
-            square = weight.flatten(1).square().mean(dim=1).min() if each is unequal else weight.square().mean()
+            square = weight.square().mean()
+            if each is unequal and bool(weight.any()):
+                rows = weight.transpose(0, 1) if isinstance(each, nn.ConvTranspose1d | nn.ConvTranspose2d) else weight
+                squares = rows.flatten(1).square().mean(dim=1)
+                square = squares[squares > 0].min()
             size = float(square.sqrt())
             groups.append({"params": chosen, "lr": learning_rate * size})
     groups = [group for group in groups if group["params"]]

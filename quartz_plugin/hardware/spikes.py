@@ -35,7 +35,7 @@ def _look_at(steps: Tensor, window: Window) -> Tensor:
         from quartz_plugin.hardware.kernels import look_at
 
         counts = np.empty((4, len(steps)), np.int64)
-        look_at(steps.flatten(1).numpy(), window.start, window.end, counts)
+        look_at(steps.unsqueeze(-1).flatten(1).numpy(), window.start, window.end, counts)
         return torch.from_numpy(counts)
     spikes = per_image(steps != NO_SPIKE)
     silent = steps.shape[1:].numel() - spikes
@@ -90,4 +90,4 @@ def train_counts(trains: SpikeTrains) -> dict[str, Tensor]:
 
 def per_image(counts: Tensor) -> Tensor:
     """Sum over all but the batch: ``[B, ...]`` to int64 ``[B]``."""
-    return counts.flatten(1).sum(dim=1)
+    return counts.unsqueeze(-1).flatten(1).sum(dim=1)

@@ -38,6 +38,8 @@ def agreement(preds: Tensor, reference: Tensor) -> Tensor:
     tensor([ True, False])
     """
     decided = not reference.is_floating_point()
+    if decided and reference.shape == preds.shape and preds.dim() > 1 and preds.shape[1] == 1:
+        reference = reference.squeeze(1)
     if preds.dim() == 0 or reference.shape != (preds.shape[:1] + preds.shape[2:] if decided else preds.shape):
         raise ValueError(
             "preds must be [B, classes] (or [B, classes, ...]) and reference the same, or classes [B, ...] (whole "
