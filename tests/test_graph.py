@@ -81,14 +81,25 @@ def test_options_that_cannot_be_meant_are_refused(options, says):
 
 
 @pytest.mark.parametrize("name", ["prune", "weight_norm"])
-def test_a_network_that_cannot_be_copied_says_what_to_do(name):
-    layer = nn.Linear(4, 3)
+def test_a_network_that_computes_its_weights_is_converted_as_it_computes(name):
+    layer, images = nn.Linear(4, 3), torch.rand(5, 4)
     if name == "prune":
         prune.l1_unstructured(layer, "weight", 0.5)
         layer(torch.rand(2, 4))
     else:
         layer = torch.nn.utils.parametrizations.weight_norm(layer)
-    with pytest.raises(quartz_plugin.ConversionError, match=r"permanent|remove_parametrizations"):
+    plain = nn.Linear(4, 3)
+    plain.weight.data, plain.bias.data = layer.weight.detach().clone(), layer.bias.detach().clone()
+    snn = quartz_plugin.convert(nn.Sequential(layer), images)
+    torch.testing.assert_close(snn(images), quartz_plugin.convert(nn.Sequential(plain), images)(images))
+
+
+def test_a_network_that_cannot_be_copied_says_what_to_do():
+    layer = nn.Linear(4, 3)
+    layer.generator = (number for number in range(3))
+    with pytest.raises(
+        quartz_plugin.ConversionError, match=r"cannot be copied: .*give a network that copy.deepcopy can copy"
+    ):
         quartz_plugin.convert(nn.Sequential(layer), torch.rand(5, 4))
 
 

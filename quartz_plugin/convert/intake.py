@@ -269,8 +269,6 @@ def _check_is_a_network_of_modules(ann: nn.Module) -> None:
     for name, tensor in [*ann.named_parameters(), *ann.named_buffers()]:
         if isinstance(tensor, nn.parameter.UninitializedParameter | nn.parameter.UninitializedBuffer):
             raise ConversionError(f"{name} is not initialised; run the network once before converting it")
-        if tensor.is_meta:
-            raise ConversionError(f"{name} is on the meta device, which holds no numbers; load the weights first")
 
 
 def _wrapped_by(module: nn.Module) -> nn.Module | None:

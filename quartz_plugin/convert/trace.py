@@ -73,8 +73,10 @@ def trace(ann: nn.Module, example: Tensor) -> Draft:
 
 def _trace(ann: nn.Module, examples: Tensor) -> Draft:
     """Trace with a batch of examples, and compare with the network itself on the last of them."""
+    root = copy_of(ann)
+    _refuse_meta(root, examples)
     # The draft computes in the examples' type, which is float32 at least.
-    root = copy_of(ann).to(device=examples.device, dtype=examples.dtype)
+    root = root.to(device=examples.device, dtype=examples.dtype)
     name, tracer, wanted = type(root).__name__, Tracer(examples, examples[:1]), None
     if hooked := hooks_of(root):
         wanted = carry_out_hooks(root, hooked, tracer, _run, examples[1:], examples[:1])
@@ -82,6 +84,21 @@ def _trace(ann: nn.Module, examples: Tensor) -> Draft:
     _check_finite(root)
     if "forward" in vars(root):
         raise ConversionError(refusal("the network itself", name, reason_against(root)))
+    root, graph, dynamic, paths = _known_graph(root, name, tracer)
+    if wanted is None:
+        wanted = _run(copy_of(ann).to(device=examples.device, dtype=examples.dtype), examples[1:].clone())
+    draft = _build(root, graph, paths, dynamic, examples)
+    traced = draft.output(examples[1:].clone())
+    tolerance = 1e-3 * float(wanted.abs().nan_to_num(0.0, posinf=0.0).max()) if wanted.numel() else 0.0
+    if wanted.shape != traced.shape or not torch.allclose(wanted, traced, rtol=0, atol=tolerance, equal_nan=True):
+        raise ConversionError(_DIFFERENT)
+    return draft
+
+
+def _known_graph(
+    root: nn.Module, name: str, tracer: Tracer
+) -> tuple[nn.Module, fx.Graph, set[fx.Node], dict[fx.Node, str]]:
+    """The network as torch.fx sees it, of known operations; its numbers do not matter."""
     root = _with_rules(root)
     if not isinstance(root, nn.Sequential) and (
         type(root).__module__.startswith("torch.nn") or type(root) in OPERATORS
@@ -91,14 +108,16 @@ def _trace(ann: nn.Module, examples: Tensor) -> Draft:
     dynamic = value_dependent(graph)
     paths = _paths(root, graph, dynamic)
     _check_known(root, graph, paths, dynamic)
-    if wanted is None:
-        wanted = _run(copy_of(ann).to(device=examples.device, dtype=examples.dtype), examples[1:].clone())
-    draft = _build(root, graph, paths, dynamic, examples)
-    traced = draft.output(examples[1:].clone())
-    tolerance = 1e-3 * float(wanted.abs().nan_to_num(0.0, posinf=0.0).max()) if wanted.numel() else 0.0
-    if wanted.shape != traced.shape or not torch.allclose(wanted, traced, rtol=0, atol=tolerance, equal_nan=True):
-        raise ConversionError(_DIFFERENT)
-    return draft
+    return root, graph, dynamic, paths
+
+
+def _refuse_meta(root: nn.Module, examples: Tensor) -> None:
+    """Refuse a network without numbers; first for the module that would stand in the way with them."""
+    for name, tensor in [*root.named_parameters(), *root.named_buffers()]:
+        if tensor.is_meta:
+            on_meta = examples.to("meta")
+            _known_graph(root, type(root).__name__, Tracer(on_meta, on_meta[:1]))
+            raise ConversionError(f"{name} is on the meta device, which holds no numbers; load the weights first")
 
 
 _DIFFERENT = (
