@@ -18,8 +18,8 @@ import quartz_plugin
 from quartz_plugin import AxonalDelay, FirstSpikeMaxPool, TTFSNeuron
 
 _QUICK_TO_FAIL = [Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink]  # Explaining takes minutes.
-MANY = settings(max_examples=3 * settings().max_examples, phases=_QUICK_TO_FAIL)
-"""Three times the profile's number of examples: on networks this small they take milliseconds."""
+MANY = settings(max_examples=2 * settings().max_examples, phases=_QUICK_TO_FAIL)
+"""Twice the profile's number of examples: on networks this small they take milliseconds."""
 SOME = settings(phases=_QUICK_TO_FAIL)
 
 TIE = 1e-4

@@ -513,7 +513,7 @@ def assert_what_loads_runs(files, path, seeds):
 
 
 def test_a_file_damaged_at_random_is_refused_in_one_line_or_runs_alike_in_all_engines(files, path):
-    assert_what_loads_runs(files, path, range(60))
+    assert_what_loads_runs(files, path, range(40))
 
 
 @pytest.mark.slow

@@ -552,7 +552,17 @@ def test_spoilt_checkpoints_are_refused_in_one_line(here, trained, path, value, 
     assert line.isprintable()
 
 
-@pytest.mark.parametrize(("path", "value", "says"), [*NO_RUN, SPOILT[0], SPOILT[7]])
+# Each runs a command up to its first batch: a few here, all in CI.
+FIRST_FEW = 5
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "says"),
+    [
+        pytest.param(*case, marks=[pytest.mark.slow] * (number >= FIRST_FEW))
+        for number, case in enumerate([SPOILT[0], SPOILT[7], *NO_RUN])
+    ],
+)
 def test_fit_goes_on_from_no_spoilt_checkpoint(images, here, trained, path, value, says):
     checkpoint = torch.load(trained / "imagenet" / "last.ckpt", weights_only=True)
     if len(path) > 1 and path[1] == "ModelCheckpoint":
