@@ -355,7 +355,7 @@ class _Rescaling:
                 if source is node:
                     return gain if gain.shape[dim] == 1 else gain.narrow(dim, start, size)
                 start += size
-        if role is Role.ROUTE and len(user.all_input_nodes) == 1:
+        if role is Role.ROUTE and not isinstance(module, Concatenate):
             return _routed_back(gain, module, self.draft.shape_at(node), self.draft.shape_at(user))
         return None
 
