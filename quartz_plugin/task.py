@@ -22,7 +22,10 @@ def check_task(task: str) -> None:
     >>> check_task("regression")
     """
     if task not in get_args(Task):
-        raise ValueError(f"task must be one of {', '.join(map(repr, get_args(Task)))}, got {task!r}")
+        tasks = ", ".join(map(repr, get_args(Task)))
+        raise ValueError(
+            f"task must be one of {tasks}, got {task!r} (segmentation and single logits are classification)"
+        )
 
 
 def single_logit(outputs: Tensor) -> bool:

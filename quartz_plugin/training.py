@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from quartz_plugin.activation import TTFSActivation, check_range
-from quartz_plugin.coding import with_plain_numbers
+from quartz_plugin.coding import check_unit_interval, with_plain_numbers
 from quartz_plugin.convert import FirstLayer, Override, convert, scale
 from quartz_plugin.convert.calibrate import Calibration, Granularity, RangeSketch, along_channels
 from quartz_plugin.convert.check import check
@@ -60,16 +60,18 @@ class TrainableNetwork(nn.Module):
         self.task = task
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits ``[B, classes]``. ValueError for images of another shape."""
-        self._check_shape(images)
-        logits: Tensor = self.network(images)
+        """Logits ``[B, classes]``. ValueError for images of another shape, or outside [0, 1]."""
+        logits: Tensor = self.network(self._checked(images))
         return logits
 
-    def _check_shape(self, images: Tensor) -> None:
+    def _checked(self, images: Tensor) -> Tensor:
         # torch.fx traces it with something else.
-        if isinstance(images, Tensor) and tuple(images.shape[1:]) != self.input_shape:
+        if not isinstance(images, Tensor):
+            return images
+        if tuple(images.shape[1:]) != self.input_shape:
             wanted = ", ".join(map(str, ("B", *self.input_shape)))
             raise ValueError(f"images must have the shape [{wanted}], got {list(images.shape)}")
+        return check_unit_interval(images, "images")
 
     @property
     def t_max(self) -> dict[str, int]:
@@ -113,7 +115,7 @@ class TrainableNetwork(nn.Module):
         """Give the output the range of values with which the first spike is most often that of the label.
 
         Training changes the output's input; which range serves best then, gradients hardly tell. To be called when
-        training is done, and between epochs.
+        training is done, and between epochs. A single logit has the sign of its membrane then, whatever the labels.
 
         Parameters
         ----------
@@ -338,7 +340,7 @@ class Teacher(nn.Module):
             raise ValueError(f"give a label for each image, got {len(images)} images and {len(labels)} labels")
         if not self._paths <= set(net.codes()):
             raise ValueError("the network that learns is of another ANN than its teacher")
-        net._check_shape(images)
+        images = net._checked(images)
         with torch.no_grad():
             wanted, taught = values_at(self.network, images, self._paths)
         dropping = [module for module in net.modules() if isinstance(module, DROPOUTS) and module.training]
@@ -380,16 +382,19 @@ def labels_for(outputs: Tensor, labels: Tensor, task: Task) -> Tensor:
     decisions = outputs.shape[:1] + outputs.shape[2:]
     single, alike = single_logit(outputs), labels.shape == outputs.shape
     if task == "regression" and (alike or (single and labels.shape == decisions)):
+        if not bool(labels.isfinite().all()):
+            raise ValueError("labels contain NaN or infinity")
         return labels.reshape(outputs.shape).to(outputs)
     if task == "classification" and single and labels.shape == (*decisions[:1], 2, *decisions[1:]):
         return labels
     if task == "classification" and single and (alike or labels.shape == decisions):
         # As binary cross-entropy takes them: 0 or 1, whole or not, of the logit's shape or without its class dimension.
-        if not bool(((labels != 0) & (labels != 1)).any()):
-            return labels.reshape(decisions).long()
-    elif task == "classification" and alike and labels.is_floating_point():
+        if bool((strange := (labels != 0) & (labels != 1)).any()):
+            raise ValueError(f"labels of a single logit must be 0 or 1, got {labels[strange][0].item():g}")
+        return labels.reshape(decisions).long()
+    if task == "classification" and alike and labels.is_floating_point():
         return labels
-    elif task == "classification" and labels.shape == decisions and not labels.is_floating_point():
+    if task == "classification" and labels.shape == decisions and not labels.is_floating_point():
         labels = labels.long()
         strange = (labels != IGNORED) & ((labels < 0) | (labels >= outputs.shape[1]))
         if bool(strange.any()):

@@ -550,6 +550,17 @@ def test_an_unknown_task_is_refused(one_logit, vectors):
             call()
 
 
+def test_a_prepared_network_takes_raw_inputs_alone_and_finite_targets(regressor, vectors):
+    net = quartz_plugin.prepare(regressor, vectors, 8, task="regression")
+    teacher = quartz_plugin.Teacher(net)
+    for given in (vectors * 4 - 2, (vectors * 255).byte()):
+        for call in (lambda given=given: net(given), lambda given=given: teacher.loss(net, given)):
+            with pytest.raises(ValueError, match="images must"):
+                call()
+    with pytest.raises(ValueError, match="labels contain NaN"):
+        teacher.loss(net, vectors, torch.full((300, 3), torch.nan), share=0.5)
+
+
 @pytest.mark.parametrize(
     ("shape", "labels", "task"),
     [
@@ -563,7 +574,7 @@ def test_an_unknown_task_is_refused(one_logit, vectors):
     ],
 )
 def test_labels_that_do_not_fit_are_refused(shape, labels, task):
-    with pytest.raises(ValueError, match=r"labels must be .* for outputs"):
+    with pytest.raises(ValueError, match=r"labels must be .* for outputs|single logit must be 0 or 1, got 2"):
         labels_for(torch.zeros(shape), labels, task)
 
 
