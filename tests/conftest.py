@@ -16,7 +16,7 @@ torch.set_num_threads(1)  # On networks this small, threads only wait for each o
 
 # Drawing a network takes as long as the machine is busy; that is no fault of a test.
 PATIENT = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
-settings.register_profile("ci", max_examples=25, derandomize=True, **PATIENT)
+settings.register_profile("ci", max_examples=20, derandomize=True, **PATIENT)
 settings.register_profile("thorough", max_examples=500, **PATIENT)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
