@@ -33,6 +33,25 @@ def per_dimension(value: Any, rank: int) -> tuple[Any, ...]:
     return values * rank if len(values) == 1 else values
 
 
+_POOLS_1D = (nn.AvgPool1d, nn.AdaptiveAvgPool1d, nn.MaxPool1d, nn.AdaptiveMaxPool1d)
+_POOLS_2D = (nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.MaxPool2d, nn.AdaptiveMaxPool2d)
+POOLS = (*_POOLS_1D, *_POOLS_2D)
+"""Modules that pool, for which torch takes a map without channels as well."""
+
+
+def rank_of(module: nn.Module) -> int:
+    """Dimensions of space that a convolution or pooling works on; 0 for other modules.
+
+    Examples
+    --------
+    >>> rank_of(nn.Conv1d(1, 1, 3)), rank_of(nn.AvgPool2d(2)), rank_of(nn.Linear(2, 2))
+    (1, 2, 0)
+    """
+    if isinstance(module, (nn.Conv1d, nn.ConvTranspose1d, *_POOLS_1D)):
+        return 1
+    return 2 if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, *_POOLS_2D)) else 0
+
+
 @contextmanager
 def in_eval_mode(net: nn.Module) -> Iterator[None]:
     """Put a network into eval mode, and afterwards each of its modules back into its own."""
@@ -294,6 +313,7 @@ AVERAGES = (nn.AvgPool1d, nn.AvgPool2d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool
 __all__ = [
     "AVERAGES",
     "PADDING_MODES",
+    "POOLS",
     "WEIGHTED",
     "Add",
     "Concatenate",
@@ -304,4 +324,5 @@ __all__ = [
     "Reshape",
     "Slice",
     "per_dimension",
+    "rank_of",
 ]

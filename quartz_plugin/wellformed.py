@@ -21,6 +21,7 @@ from quartz_plugin.functional import check_bias_shape
 from quartz_plugin.graph import ConvertedGraph, called_by, is_spike_source, module_nodes
 from quartz_plugin.neuron import MAX_POOLS, AxonalDelay, FirstSpikeMaxPool, TTFSNeuron
 from quartz_plugin.structure import (
+    POOLS,
     WEIGHTED,
     Add,
     Concatenate,
@@ -30,6 +31,8 @@ from quartz_plugin.structure import (
     Permute,
     Reshape,
     Slice,
+    per_dimension,
+    rank_of,
 )
 
 MOST = 2**31 - 1
@@ -214,12 +217,6 @@ ATTRIBUTES: dict[type[nn.Module], dict[str, Setting]] = {
 }
 """Modules of a converted network, with the settings that build them again."""
 
-_POOLS: dict[type[nn.Module], int] = {
-    **dict.fromkeys((nn.AvgPool1d, nn.AdaptiveAvgPool1d, nn.MaxPool1d, nn.AdaptiveMaxPool1d), 1),
-    **dict.fromkeys((nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.MaxPool2d, nn.AdaptiveMaxPool2d), 2),
-}
-"""Pooling modules, with how many dimensions they pool; torch takes a batch without channels for one image."""
-
 KINDS = {kind.__name__: kind for kind in ATTRIBUTES}
 
 
@@ -379,8 +376,9 @@ def _shape_behind(module: Any, sources: list[Tensor]) -> Tensor:
         module = module.pool
     if isinstance(module, Add) and any(source.shape != value.shape for source in sources):
         raise ValueError("they are added, and differ")
-    if type(module) in _POOLS and value.dim() != 2 + _POOLS[type(module)]:
-        raise ValueError(f"it pools {_POOLS[type(module)]}-dimensional channels")
+    if isinstance(module, POOLS) and value.dim() != 2 + rank_of(module):
+        # torch takes a batch without channels for one image.
+        raise ValueError(f"it pools {rank_of(module)}-dimensional channels")
     if isinstance(module, nn.Conv1d | nn.Conv2d | nn.ConvTranspose1d | nn.ConvTranspose2d):
         _check_convolution(module, value)
     light = copy.copy(module)
@@ -427,11 +425,8 @@ def _check_windows(pool: Any, shape: torch.Size, path: str) -> None:
     """Refuse windows of padding alone, whose largest value is none."""
     if not isinstance(pool, nn.MaxPool1d | nn.MaxPool2d):
         return
-    rank = 1 if isinstance(pool, nn.MaxPool1d) else 2
-    settings = [
-        value if isinstance(value, tuple | list) else (value,) * rank
-        for value in (pool.kernel_size, pool.stride, pool.padding, pool.dilation)
-    ]
+    rank = rank_of(pool)
+    settings = [per_dimension(value, rank) for value in (pool.kernel_size, pool.stride, pool.padding, pool.dilation)]
     for size, kernel, stride, padding, dilation in zip(shape[-rank:], *settings, strict=True):
         pooled = F.max_pool1d(torch.zeros(1, 1, size), kernel, stride, padding, dilation, pool.ceil_mode)
         if not bool(pooled.isfinite().all()):

@@ -33,6 +33,7 @@ from quartz_plugin.structure import (
     OneToOne,
     Permute,
     Reshape,
+    rank_of,
 )
 
 ONE = torch.ones((), dtype=torch.float64)
@@ -427,9 +428,7 @@ def _alike_in_windows(gain: Tensor, pool: nn.Module) -> bool:
         return True
     if isinstance(pool, Mean):
         return all(gain.shape[dim - 1] == 1 for dim in pool.dims)
-    two = (nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.MaxPool2d, nn.AdaptiveMaxPool2d)
-    dims = 2 if isinstance(pool, two) else 1
-    return all(size == 1 for size in gain.shape[-dims:])
+    return all(size == 1 for size in gain.shape[-rank_of(pool) :])
 
 
 def _sum_in_windows(module: Any, shape: tuple[int, ...], name: str) -> nn.Module:
@@ -444,9 +443,8 @@ def _sum_in_windows(module: Any, shape: tuple[int, ...], name: str) -> nn.Module
     if isinstance(module, nn.AvgPool1d) and not module.ceil_mode:
         kernel, stride, padding = (tuple(size) for size in (module.kernel_size, module.stride, module.padding))  # type: ignore[arg-type]
     elif isinstance(module, nn.AdaptiveAvgPool1d | nn.AdaptiveAvgPool2d):
-        rank = 1 if isinstance(module, nn.AdaptiveAvgPool1d) else 2
         wanted: Any = module.output_size
-        sizes = list(zip(shape[-rank:], wanted, strict=True))
+        sizes = list(zip(shape[-len(wanted) :], wanted, strict=True))
         if all(own % size == 0 for own, size in sizes):
             kernel = stride = tuple(own // size for own, size in sizes)
     elif isinstance(module, Mean):

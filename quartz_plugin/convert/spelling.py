@@ -10,24 +10,9 @@ from torch import nn
 
 from quartz_plugin.coding import plain
 from quartz_plugin.convert.operators import Refusal, padding_of
-from quartz_plugin.structure import PADDING_MODES, per_dimension
-
-_POOLS_1D = (nn.AvgPool1d, nn.AdaptiveAvgPool1d, nn.MaxPool1d, nn.AdaptiveMaxPool1d)
-_POOLS_2D = (nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.MaxPool2d, nn.AdaptiveMaxPool2d)
-POOLS = (*_POOLS_1D, *_POOLS_2D)
-"""Modules that pool, for which torch takes a map without channels as well."""
-
-_RANKS: dict[type[nn.Module], int] = {
-    **dict.fromkeys((nn.Conv1d, nn.ConvTranspose1d, *_POOLS_1D), 1),
-    **dict.fromkeys((nn.Conv2d, nn.ConvTranspose2d, *_POOLS_2D), 2),
-}
+from quartz_plugin.structure import PADDING_MODES, per_dimension, rank_of
 
 _ALONG_SPACE = ("kernel_size", "stride", "padding", "dilation", "output_padding", "output_size")
-
-
-def rank_of(module: nn.Module) -> int | None:
-    """Dimensions of space that a convolution or pooling works on; None for other modules."""
-    return _RANKS.get(type(module))
 
 
 def spell_out(module: nn.Module, shape: Sequence[int]) -> nn.Module:
@@ -70,7 +55,7 @@ def spell_out(module: nn.Module, shape: Sequence[int]) -> nn.Module:
         if not name.startswith("_"):
             settings[name] = _as_tuples(value)
     rank = rank_of(module)
-    if rank is not None:
+    if rank:
         _spell_out_space(settings, rank, shape)
     elif isinstance(module, nn.Upsample):
         _spell_out_size(module, shape)
@@ -134,4 +119,4 @@ def _spell_out_size(upsample: nn.Upsample, shape: Sequence[int]) -> None:
         upsample.scale_factor = tuple(map(float, per_dimension(upsample.scale_factor, rank)))
 
 
-__all__ = ["POOLS", "rank_of", "spell_out"]
+__all__ = ["spell_out"]

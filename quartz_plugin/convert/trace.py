@@ -29,11 +29,11 @@ from quartz_plugin.convert.operators import (
     Value,
     call,
 )
-from quartz_plugin.convert.spelling import POOLS, rank_of, spell_out
+from quartz_plugin.convert.spelling import spell_out
 from quartz_plugin.convert.symbolic import Tracer, class_name, reason_against, refusal, symbolic, value_dependent
 from quartz_plugin.graph import INPUT, unique_path
 from quartz_plugin.precision import exact_arithmetic
-from quartz_plugin.structure import WEIGHTED, Add, Concatenate, Reshape
+from quartz_plugin.structure import POOLS, WEIGHTED, Add, Concatenate, Reshape, rank_of
 
 EXAMPLES = 3
 """Size of the batch that a network is traced with: what mixes the batch with the units then shows."""
@@ -264,7 +264,7 @@ def _build(
             if refused is not None:
                 raise Refusal(refused)
             rank, shape = rank_of(module), tuple(inputs[0].tensor.shape[1:])
-            if rank is None or rank < len(shape):
+            if not rank or rank < len(shape):
                 return add(path, operation, module, *inputs)
             # torch takes it for one image, the batch for its channels.
             if isinstance(module, WEIGHTED):

@@ -30,6 +30,7 @@ from quartz_plugin.structure import (
     Reshape,
     Slice,
     per_dimension,
+    rank_of,
 )
 
 MOST_TERMS = 1024
@@ -162,7 +163,7 @@ ROUTING = (
 def is_routing(module: nn.Module, shape: torch.Size) -> bool:
     """Whether a module between two layers only moves spikes (of units of this shape), so that it may move levels."""
     if isinstance(module, nn.AdaptiveAvgPool1d | nn.AdaptiveAvgPool2d):
-        rank = _rank_of(module)
+        rank = rank_of(module)
         return per_dimension(module.output_size, rank) == tuple(shape[-rank:])
     if isinstance(module, nn.Upsample):
         return module.mode in ("nearest", "nearest-exact")
@@ -279,11 +280,6 @@ def pair(value: Any, rank: int = 2, other: int = 1) -> Pair:
     return (other, values[0]) if rank == 1 else (values[0], values[1])
 
 
-def _rank_of(module: nn.Module) -> int:
-    """Dimensions of space that a convolution or pooling average works on."""
-    return 1 if isinstance(module, nn.Conv1d | nn.ConvTranspose1d | nn.AvgPool1d | nn.AdaptiveAvgPool1d) else 2
-
-
 def _through_flattened(module: nn.Module, inputs: list[_Sum]) -> _Sum | None:
     """Carry sums of which some are flattened through one more module; None where it tells their units apart."""
     first = inputs[0]
@@ -340,7 +336,7 @@ def _of_module(module: Any, shape: Shape3, out_shape: torch.Size) -> LinearMap |
             return None
         return LinearMap(weight=weight.view(-1, channels, height, width))
     if isinstance(module, nn.Conv1d | nn.Conv2d | nn.ConvTranspose1d | nn.ConvTranspose2d):
-        return _of_convolution(module) if len(out_shape) == 1 + _rank_of(module) else None
+        return _of_convolution(module) if len(out_shape) == 1 + rank_of(module) else None
     if isinstance(module, AVERAGES):
         return _of_average(module, shape, out_shape)
     return None
@@ -376,7 +372,7 @@ def _of_average(module: Any, shape: Shape3, out_shape: torch.Size) -> LinearMap 
         if 1 in module.dims or math.prod(out_shape) != channels:
             return None
         kernel, stride, padding = (height, width), (1, 1), (0, 0)
-    elif len(out_shape) != 1 + _rank_of(module):
+    elif len(out_shape) != 1 + rank_of(module):
         return None
     elif isinstance(module, nn.AdaptiveAvgPool1d | nn.AdaptiveAvgPool2d):
         rows, columns = as_image(out_shape)[1:]
@@ -385,7 +381,7 @@ def _of_average(module: Any, shape: Shape3, out_shape: torch.Size) -> LinearMap 
         kernel = stride = (height // rows, width // columns)
         padding = (0, 0)
     else:
-        rank = _rank_of(module)
+        rank = rank_of(module)
         kernel, padding = pair(module.kernel_size, rank, 1), pair(module.padding, rank, 0)
         stride = pair(module.stride, rank, 1)
         if module.ceil_mode or (padding != (0, 0) and not module.count_include_pad):
