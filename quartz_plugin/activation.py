@@ -16,11 +16,11 @@ class _Rounding(torch.autograd.Function):
     """The closed form in units of the values, with its straight-through gradients, in few passes over memory."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: Tensor, window: int, lowest: int, returns: bool) -> Tensor:
+    def forward(ctx: Any, x: Tensor, scale: Tensor, window: int, lowest: int, gradient_outside: bool) -> Tensor:
         drive = x * (window / scale)
         levels = closed_form(drive, window, lowest)
         ctx.save_for_backward(drive, levels, scale)
-        ctx.window, ctx.lowest, ctx.returns = window, lowest, returns
+        ctx.window, ctx.lowest, ctx.gradient_outside = window, lowest, gradient_outside
         return levels * (scale / window)
 
     @staticmethod
@@ -31,7 +31,7 @@ class _Rounding(torch.autograd.Function):
         by_scale = None
         if ctx.needs_input_grad[1]:
             by_scale = (grad * levels).addcmul_(through, drive, value=-1).sum_to_size(scale.shape).div_(ctx.window)
-        if ctx.returns:
+        if ctx.gradient_outside:
             # Where it leads back into the range.
             outside = ((drive > ctx.window) & (grad > 0)) | ((drive < ctx.lowest) & (grad < 0))
             through = torch.where(outside, grad, through)
@@ -103,8 +103,8 @@ class TTFSActivation(nn.Module):
         shift = torch.as_tensor(shift, dtype=torch.float64).detach()
         check_range(scale, shift, signed)
         self.signed, self.ceiling = signed, ceiling
-        # Whether values outside the range have a gradient that leads back into it, as a regression's must.
-        self.returns = False
+        # A regression's has one there, which leads back into the range.
+        self.gradient_outside = False
         self.register_buffer("shift", shift.to(dtype).clone())
         if learned:
             self.log_scale = nn.Parameter(scale.log().to(dtype))
@@ -130,11 +130,10 @@ class TTFSActivation(nn.Module):
             # A scale that many units share would else learn faster than their weights (arXiv:1902.08153).
             share = 1 / math.sqrt(max(1, x.shape[1:].numel() // scale.numel()) * self.window)
             scale = scale * share + (scale * (1 - share)).detach()
-        if self.signed:
-            signed: Tensor = _Rounding.apply(x - self.shift, scale, self.window, -self.window, self.returns)  # type: ignore[no-untyped-call]
-            return signed + self.shift
-        said: Tensor = _Rounding.apply(x, scale, self.window, 0, self.returns)  # type: ignore[no-untyped-call]
-        return said
+        lowest, shift = (-self.window, self.shift) if self.signed else (0, None)
+        drive = x if shift is None else x - shift
+        encoded: Tensor = _Rounding.apply(drive, scale, self.window, lowest, self.gradient_outside)  # type: ignore[no-untyped-call]
+        return encoded if shift is None else encoded + shift
 
     def extra_repr(self) -> str:
         """Show the window and the scale."""

@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 
 from quartz_plugin.coding import window_length, with_plain_numbers
 from quartz_plugin.convert import scale
-from quartz_plugin.convert.calibrate import Calibration, Granularity, calibrate, chunk_size, chunks, evenly
+from quartz_plugin.convert.calibrate import Calibration, Granularity, calibrate, chunk_size, chunks, evenly_of
 from quartz_plugin.convert.draft import Draft
 from quartz_plugin.convert.fold import Preprocessing
 from quartz_plugin.convert.operators import Role
@@ -89,7 +89,7 @@ def allocate_steps(
     if not batches:
         raise ValueError("calibration is empty: give at least one batch of training images")
     given = torch.cat(batches)
-    images = given[evenly(len(given), SCALE_IMAGES)]
+    images = evenly_of(given, SCALE_IMAGES)
     found = scale(
         ann,
         images,

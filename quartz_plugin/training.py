@@ -174,7 +174,7 @@ class TrainableNetwork(nn.Module):
                 f"{list(shift.shape)}"
             )
         with torch.no_grad():
-            self._output.log_scale.copy_(scale.double().log())
+            self._output.log_scale.copy_(scale.log())
             if self._output.signed:
                 self._output.shift.copy_(shift)
 
@@ -542,7 +542,7 @@ def trainable(
         if isinstance(each, (TTFSActivation, *NORMS, *WEIGHTED)):
             each.requires_grad_(True)
     net = TrainableNetwork(module, tuple(example.shape[1:]), task)
-    net._output.returns = task == "regression"
+    net._output.gradient_outside = task == "regression"
     return net
 
 

@@ -119,23 +119,26 @@ class Verification:
     def __str__(self) -> str:
         header = list(LayerDeviation.__dataclass_fields__)
         table = format_table(header, [list(asdict(layer).values()) for layer in self.layers])
-        outputs = format_table(
-            [*OutputError.__dataclass_fields__], [list(asdict(error).values()) for error in self.errors]
-        )
-        errors = (
-            f"{outputs}\n(mean absolute and root mean square distance from the ANN's output, and the latter as a share "
-            f"of the output's standard deviation; {self.images} images)"
-        )
         return (
             f"{table}\n"
             "(mean, worst: distance from the ANN in time steps; relative: mean distance by mean size of the ANN's "
             "values; saturated, early, silent: shares)\n"
             f"{self.diagnosis()}\n"
-        ) + (
-            errors
-            if self.agreement is None or self.ties is None
-            else f"top-1 agreement with the ANN {100 * self.agreement:.2f} %, "
-            f"ties {100 * self.ties:.2f} % ({self.images} images)"
+            f"{self._of_outputs()}"
+        )
+
+    def _of_outputs(self) -> str:
+        if self.agreement is not None and self.ties is not None:
+            return (
+                f"top-1 agreement with the ANN {100 * self.agreement:.2f} %, "
+                f"ties {100 * self.ties:.2f} % ({self.images} images)"
+            )
+        table = format_table(
+            [*OutputError.__dataclass_fields__], [list(asdict(error).values()) for error in self.errors]
+        )
+        return (
+            f"{table}\n(mean absolute and root mean square distance from the ANN's output, and the latter as a share "
+            f"of the output's standard deviation; {self.images} images)"
         )
 
 

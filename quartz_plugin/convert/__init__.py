@@ -289,8 +289,6 @@ class Scaled:
     calibration_method: str
 
 
-@with_plain_numbers
-@exact_arithmetic()
 def scale(
     ann: nn.Module,
     calibration: Calibration,
@@ -316,7 +314,8 @@ def scale(
 ) -> Scaled:
     """Go through the stages up to rescale; parameters and what is raised are those of :func:`convert`.
 
-    `shifts` says which of a regression's outputs may have ranges that do not lie around 0; see :func:`calibrate`.
+    Its callers see to plain numbers and exact arithmetic. `shifts` says which of a regression's outputs may have ranges
+    that do not lie around 0; see :func:`calibrate`.
     """
     check_task(task)
     for called in (progress, tuning_progress):

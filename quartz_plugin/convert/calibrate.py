@@ -326,19 +326,16 @@ def calibrate(
         path = str(node.target)
         if path not in sketches:
             continue
-        sketch = sketches[path]
-        shape = draft.shape_at(node)
+        sketch, own = sketches[path], overrides.get(path, {}).get("percentile")
+        shape, ceiling = draft.shape_at(node), ceiling_of(draft.module_at(node))
         if isinstance(sketch, RangeSketch):
-            own_percentile = overrides.get(path, {}).get("percentile") or output_percentile
+            own_percentile = own or output_percentile
             signed = draft.role_at(node) is not Role.RECTIFIER
             scale, shift = (along_channels(each, shape) for each in sketch.range(own_percentile, signed, shifts))
-            ceiling = ceiling_of(draft.module_at(node))
             scales[path] = scale if ceiling is None else scale.clamp(max=ceiling)
             draft.output_shift = number_or_tensor(shift)
             continue
-        ceiling = ceiling_of(draft.module_at(node))
         is_output = node is draft.last
-        own = overrides.get(path, {}).get("percentile")
         if least_squares is not None and own is None and not is_output:
             scale = sketch.least_squares(least_squares[path])
         else:
@@ -408,7 +405,7 @@ def _observe(
                         sketch.update(by_output(value))
                         continue
                     values = value if watched[node] is node and node is not last else value.abs()
-                    values = values.transpose(0, 1).flatten(1) if len(sketch.zeros) > 1 else values.reshape(1, -1)
+                    values = by_output(values) if len(sketch.zeros) > 1 else values.reshape(1, -1)
                     sketch.update(values.float())
                 except ValueError as error:
                     raise ConversionError(f"{path!r} gives NaN or infinity on the calibration images") from error
@@ -507,6 +504,18 @@ def evenly(count: int, wanted: int) -> list[int]:
     """
     wanted = min(count, wanted)
     return [(2 * index + 1) * count // (2 * wanted) for index in range(wanted)]
+
+
+def evenly_of(images: Tensor, most: int) -> Tensor:
+    """At most so many of these images, evenly spread; one at least, where there are any.
+
+    Examples
+    --------
+    >>> evenly_of(torch.arange(10), 4), evenly_of(torch.arange(2), 4)
+    (tensor([1, 3, 6, 8]), tensor([0, 1]))
+    """
+    most = max(1, most)
+    return images if len(images) <= most else images[evenly(len(images), most)]
 
 
 def peek(images: Iterator[Tensor]) -> tuple[Tensor | None, Iterator[Tensor]]:

@@ -21,7 +21,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from quartz_plugin.activation import TTFSActivation
-from quartz_plugin.convert.calibrate import chunk_size, evenly
+from quartz_plugin.convert.calibrate import chunk_size, evenly_of
 from quartz_plugin.convert.draft import Draft
 from quartz_plugin.convert.operators import NORMS, Affine, Role
 from quartz_plugin.convert.rescale import along_outputs, scaled_weight
@@ -138,8 +138,7 @@ def refine(
     """
     found = dict(scales)
     output = str(draft.last.target)
-    most = max(1, RANGE_VALUES // max(1, math.prod(draft.shape_at(draft.last))))
-    ranged = images if len(images) <= most else images[evenly(len(images), most)]
+    ranged = evenly_of(images, RANGE_VALUES // max(1, math.prod(draft.shape_at(draft.last))))
     wanted = torch.cat([draft.output(chunk) for chunk in ranged.split(chunk_size(images))])
     wanted = decide(wanted) if task == "classification" else wanted
     if method.scale == "search":
@@ -179,7 +178,7 @@ TUNED_AT_ONCE = 1 << 20
 
 def some_of(images: Tensor, most: int) -> Tensor:
     """As many images, evenly spread, as :data:`AT_ONCE` allows, and `most` at most."""
-    return images[evenly(len(images), max(1, min(most, AT_ONCE // max(1, images[:1].numel()))))]
+    return evenly_of(images, min(most, AT_ONCE // max(1, images[:1].numel())))
 
 
 def search_scales(
@@ -362,9 +361,7 @@ def _agreeing_range(code: TTFSActivation, drives: Tensor, wanted: Tensor) -> tup
         scale = float(logits.abs().max()) / (1 - 1 / (2 * window))
         return scale, scale / (2 * window)
     logits, wanted = (logits, wanted) if bool((wanted >= 0).all()) else (logits[wanted >= 0], wanted[wanted >= 0])
-    chosen = evenly(len(wanted), RANGE_DECISIONS)
-    if len(chosen) < len(wanted):
-        logits, wanted = logits[chosen], wanted[chosen]
+    logits, wanted = (evenly_of(each, RANGE_DECISIONS) for each in (logits, wanted))
     largest, lowest = float(logits.abs().max()), -window if code.signed else 0
     ends = float(logits.min()), float(logits.max())
     shifts = torch.linspace(*ends, 41, dtype=logits.dtype).tolist() if code.signed else []
@@ -381,10 +378,7 @@ def _agreeing_range(code: TTFSActivation, drives: Tensor, wanted: Tensor) -> tup
 def _nearest_range(code: TTFSActivation, drives: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
     """Each output's range with which its values are nearest to those wanted, in squares."""
     shape = [1] * (drives.dim() - 2)
-    given, wanted = (by_output(each).double() for each in (drives, wanted))
-    chosen = evenly(given.shape[1], RANGE_DECISIONS)
-    if len(chosen) < given.shape[1]:
-        given, wanted = given[:, chosen], wanted[:, chosen]
+    given, wanted = (evenly_of(by_output(each).double().T, RANGE_DECISIONS).T for each in (drives, wanted))
     window, lowest = code.window, -code.window if code.signed else 0
     low, high = wanted.amin(dim=1, keepdim=True), wanted.amax(dim=1, keepdim=True)
     middle = (low + high) / 2 if code.signed else torch.zeros_like(low)
@@ -415,7 +409,7 @@ def correct_biases(draft: Draft, scales: Mapping[str, Tensor], windows: Mapping[
     :data:`LAYER_VALUES` allows.
     """
     largest = max(math.prod(draft.shape_at(node)) for node in (draft.input, *(node for node, _ in draft.steps())))
-    images = images[evenly(len(images), max(1, LAYER_VALUES // max(1, largest)))]
+    images = evenly_of(images, LAYER_VALUES // max(1, largest))
     layers = set(draft.layers())
     exact: dict[fx.Node, Any] = {}
     spiking: dict[fx.Node, Any] = {}
@@ -556,7 +550,7 @@ def _reconstruct(
     steps_of_a_pass = math.ceil(len(images) / batch)
     total = options.passes * steps_of_a_pass
     optimizer, schedule = adam(groups, total)
-    judged = images[evenly(len(images), SEARCH_IMAGES)]
+    judged = evenly_of(images, SEARCH_IMAGES)
     size = scales[output]
 
     def distance() -> float:

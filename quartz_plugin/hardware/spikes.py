@@ -35,7 +35,7 @@ def _look_at(steps: Tensor, window: Window) -> Tensor:
         from quartz_plugin.hardware.kernels import look_at
 
         counts = np.empty((4, len(steps)), np.int64)
-        look_at(steps.unsqueeze(-1).flatten(1).numpy(), window.start, window.end, counts)
+        look_at(_rows(steps).numpy(), window.start, window.end, counts)
         return torch.from_numpy(counts)
     spikes = per_image(steps != NO_SPIKE)
     silent = steps.shape[1:].numel() - spikes
@@ -85,9 +85,14 @@ def train_counts(trains: SpikeTrains) -> dict[str, Tensor]:
     for name, train in trains.items():
         if train.dim() < 2:
             raise ValueError(f"the spikes of {name!r} must be [steps, B, ...], got {list(train.shape)}")
-    return {name: per_image((train != 0).sum(dim=0).unsqueeze(-1)) for name, train in trains.items()}
+    return {name: per_image((train != 0).sum(dim=0)) for name, train in trains.items()}
 
 
 def per_image(counts: Tensor) -> Tensor:
     """Sum over all but the batch: ``[B, ...]`` to int64 ``[B]``."""
-    return counts.unsqueeze(-1).flatten(1).sum(dim=1)
+    return _rows(counts).sum(dim=1)
+
+
+def _rows(values: Tensor) -> Tensor:
+    """``[B, ...]`` as ``[B, units]``, also of a single unit without a dimension of its own."""
+    return values.unsqueeze(-1).flatten(1)
