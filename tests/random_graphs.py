@@ -620,6 +620,11 @@ class _Writer:
         elif len(leaves[0].shape) > 1:
             self.write(f"{leaves[0].name}.flatten(1)", leaves, "signed", run=leaves[0].run)
         self.call(nn.Linear(math.prod(self.values[-1].shape), self.pick(3, 1, 4)), self.values[-1], "signed")
+        logits = self.values[-1]
+        if logits.shape == (1,) and self.chance():
+            # One logit without a class dimension.
+            way = self.pick("squeeze(1)", "squeeze(-1)", "flatten()", "view(-1)", "reshape(-1)")
+            self.write(f"{logits.name}.{way}", [logits], logits.kind, run=logits.run)
         if ends == "relu":
             self.rectify(self.values[-1])
 

@@ -51,6 +51,21 @@ def assert_same_contents(one, other):
 
 class TestComputedWeights:
     @pytest.mark.parametrize("way", sorted(COMPUTED))
+    def test_are_all_that_the_spiking_network_saves_and_loads(self, way):
+        ann = small_ann()
+        COMPUTED[way](ann[0])
+        own = ann.state_dict().keys()
+        snn = quartz_plugin.convert(ann, images)
+        expected, state = snn(images), {name: value.clone() for name, value in snn.state_dict().items()}
+        with torch.no_grad():
+            for value in snn.state_dict().values():
+                value.zero_()
+        snn.load_state_dict(state)
+        assert torch.equal(snn(images), expected)
+        assert ann.state_dict().keys() == own
+        ann.load_state_dict(ann.state_dict())
+
+    @pytest.mark.parametrize("way", sorted(COMPUTED))
     @pytest.mark.parametrize("last", ["no forward", "with gradients", "no gradients", "inference mode", "loaded"])
     def test_are_those_of_the_next_forward(self, way, last, tmp_path):
         ann = small_ann()

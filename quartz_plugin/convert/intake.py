@@ -32,6 +32,14 @@ _HOOKS = (
     "_forward_hooks_always_called",
     "_forward_pre_hooks_with_kwargs",
 )
+_STATE_HOOKS = (
+    "_state_dict_hooks",
+    "_state_dict_pre_hooks",
+    "_load_state_dict_pre_hooks",
+    "_load_state_dict_post_hooks",
+)
+"""They save and load what weights were computed from, which is no longer there."""
+
 _BACKWARD_HOOKS = ("_backward_hooks", "_backward_pre_hooks")
 
 _STATISTICS = ("running_mean", "running_var")
@@ -132,6 +140,8 @@ def _hold_plain_tensors(module: nn.Module) -> None:
     for held_by in (module._parameters, module._buffers):
         for name in held_by.keys() - {*_TENSORS, "num_batches_tracked"}:
             del held_by[name]
+    for name in _STATE_HOOKS:
+        getattr(module, name).clear()
 
 
 def hooks_of(root: nn.Module) -> list[str]:
