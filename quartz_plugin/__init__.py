@@ -1,9 +1,9 @@
 """Quartz for snnTorch and Norse: trained ReLU networks as spiking networks whose neurons fire at most once."""
 
 from quartz_plugin.activation import TTFSActivation
-from quartz_plugin.allocation import allocate_steps
 from quartz_plugin.coding import decode, encode
 from quartz_plugin.convert import PAPER, ConversionError, Override, check_convertible, convert, register_rule
+from quartz_plugin.convert.allocation import allocate_steps
 from quartz_plugin.engines import SimulationResult
 from quartz_plugin.network import SpikingNetwork, load
 from quartz_plugin.neuron import AxonalDelay, FirstSpikeMaxPool, TTFSNeuron, reset

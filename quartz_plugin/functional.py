@@ -334,7 +334,7 @@ def threshold(x: Tensor, spike_grad: Surrogate | None = None) -> Tensor:
     return crossed + (smooth - smooth.detach())
 
 
-def says_in_time(drive: Tensor, window: int) -> Tensor:
+def fires_before_deadline(drive: Tensor, window: int) -> Tensor:
     """Whether a signed output with this drive (in levels) fires by its last step, which says -1."""
     return drive >= -window - 0.5
 
@@ -366,12 +366,12 @@ def closed_form(drive: Tensor, window: int, lowest: int = 0, *, inplace: bool = 
     return round_half_up(clipped, inplace=not clipped.requires_grad)
 
 
-def said(drive: Tensor, scale: Tensor, window: int, lowest: int = 0) -> Tensor:
+def fake_quantize(drive: Tensor, scale: Tensor, window: int, lowest: int = 0) -> Tensor:
     """What held neurons of this scale and window say of their drive, in its units: the closed form of ``S y / s``.
 
     Examples
     --------
-    >>> said(torch.tensor([-1.0, 1.4, 1.6, 9.0]), torch.tensor(3.0), window=3)
+    >>> fake_quantize(torch.tensor([-1.0, 1.4, 1.6, 9.0]), torch.tensor(3.0), window=3)
     tensor([0., 1., 2., 3.])
     """
     return closed_form(drive * (window / scale), window, lowest) * (scale / window)

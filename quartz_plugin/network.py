@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from quartz_plugin import engines, export, io
+from quartz_plugin import engines
 from quartz_plugin.coding import Window
 from quartz_plugin.engines import SimulationResult
-from quartz_plugin.graph import ConvertedGraph
+from quartz_plugin.graph import ConvertedGraph, export, files
 from quartz_plugin.neuron import reset
 from quartz_plugin.report import Report
 
@@ -27,7 +27,7 @@ class SpikingNetwork(nn.Module):
     closed form of held neurons, as a module that can be compiled whole, and that takes its images on trust.
 
     What is kept about it (event plans, tables of synapses, counts of a result) is found anew when it has been edited,
-    whatever way: :mod:`quartz_plugin.fingerprint`.
+    whatever way: :mod:`quartz_plugin.graph.fingerprint`.
 
     Attributes
     ----------
@@ -50,8 +50,9 @@ class SpikingNetwork(nn.Module):
     def __init__(self, graph: ConvertedGraph) -> None:
         super().__init__()
         self.graph_module = graph.module
-        self.front = graph.front
+        self.dense_stem = graph.dense_stem
         self.graph = graph
+        self.register_load_state_dict_pre_hook(_take_earlier_names)
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits ``[B, classes]`` of images in [0, 1], by the fastest engine that is exact here."""
@@ -168,7 +169,7 @@ class SpikingNetwork(nn.Module):
         OSError
             If the file cannot be written; an older file of that name is then left as it was.
         """
-        io.write(self.graph, path)
+        files.write(self.graph, path)
 
     def to_snntorch(self) -> nn.Module:
         """Return plain modules for a loop: ``for s in encode(x, T, snn.n_steps): out = net(s)``.
@@ -197,6 +198,12 @@ class SpikingNetwork(nn.Module):
         return clone
 
 
+def _take_earlier_names(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Rename what a state dict of an earlier version calls ``front``."""
+    for name in [name for name in state if name.startswith(f"{prefix}front.")]:
+        state[f"{prefix}dense_stem.{name.removeprefix(f'{prefix}front.')}"] = state.pop(name)
+
+
 def load(path: str | PathLike[str]) -> SpikingNetwork:
     """Read a network that :meth:`SpikingNetwork.save` wrote. No code is run from the file.
 
@@ -207,4 +214,4 @@ def load(path: str | PathLike[str]) -> SpikingNetwork:
     ValueError
         If it is damaged, truncated, of another kind, or of a version this package does not know.
     """
-    return SpikingNetwork(io.read(path))
+    return SpikingNetwork(files.read(path))

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from quartz_plugin.coding import NO_SPIKE, Window
+from quartz_plugin.costs.counts import source_levels
 from quartz_plugin.engines.result import SimulationResult
 from quartz_plugin.engines.stepped import walk_layer
 from quartz_plugin.graph import INPUT
-from quartz_plugin.hardware.operations import source_levels
 from quartz_plugin.network import SpikingNetwork
 from quartz_plugin.precision import exact_arithmetic
 from quartz_plugin.tables import printable

@@ -15,9 +15,8 @@ from quartz_plugin.coding import check_unit_interval, with_plain_numbers
 from quartz_plugin.convert import FirstLayer, Override, convert, scale
 from quartz_plugin.convert.calibrate import Calibration, Granularity, RangeSketch, along_channels
 from quartz_plugin.convert.check import check
+from quartz_plugin.convert.fake_quant import insert_fake_quant, output_code, values_at
 from quartz_plugin.convert.fold import Preprocessing, fold
-from quartz_plugin.convert.operators import DROPOUTS, NORMS, ConversionError
-from quartz_plugin.convert.rounding import output_code, rounded, values_at
 from quartz_plugin.convert.trace import trace
 from quartz_plugin.convert.tune import (
     TEMPERATURE,
@@ -26,13 +25,14 @@ from quartz_plugin.convert.tune import (
     drives_of,
     output_distance,
     parameter_groups,
-    unlikeness,
+    relative_feature_mse,
 )
 from quartz_plugin.functional import Rectifier
 from quartz_plugin.graph import INPUT
 from quartz_plugin.network import SpikingNetwork
+from quartz_plugin.operators.modules import WEIGHTED, in_eval_mode
+from quartz_plugin.operators.table import DROPOUTS, NORMS, ConversionError
 from quartz_plugin.precision import exact_arithmetic
-from quartz_plugin.structure import WEIGHTED, in_eval_mode
 from quartz_plugin.task import CLASSIFICATION, Task, by_output, check_task, class_scores, number_or_tensor, single_logit
 
 
@@ -352,7 +352,7 @@ class Teacher(nn.Module):
         loss = share * output_distance(logits, taught, self.task, self.size, TEMPERATURE)
         if labels is not None and share < 1:
             loss = loss + (1 - share) * self._loss_of_labels(logits, labels)
-        return loss + self.activations * (1 - done) * unlikeness(given, wanted)
+        return loss + self.activations * (1 - done) * relative_feature_mse(given, wanted)
 
     def _loss_of_labels(self, outputs: Tensor, labels: Tensor) -> Tensor:
         labels = labels_for(outputs, labels, self.task)
@@ -534,7 +534,7 @@ def trainable(
         raise ConversionError(
             f"cannot train {sorted(missing)}: its neurons come about only when batch norms are folded"
         )
-    module = rounded(draft, scales, windows)
+    module = insert_fake_quant(draft, scales, windows)
     module.train()
     for parameter in module.parameters():
         parameter.requires_grad_(False)

@@ -208,7 +208,7 @@ def values_side_by_side(
     example = images[:1].to(device=graph.device, dtype=graph.dtype)
     draft = fold(trace(ann, example), graph.settings["preprocessing"], graph.settings["linear"])
     ends, last = draft.layers(), draft.last
-    if graph.front is not None:
+    if graph.dense_stem is not None:
         ends = ends[1:]
     names = [layer.name for layer in graph.layers]
     if len(ends) != len(names):

@@ -24,9 +24,10 @@ from torch import nn
 from torch.nn import functional as F
 
 import quartz_plugin
-from quartz_plugin.hardware import COUNTS, InferenceCounts, map_to_loihi
-from quartz_plugin.io import FORMAT
-from quartz_plugin.wellformed import shapes_of
+from quartz_plugin.costs import COUNTS, InferenceCounts
+from quartz_plugin.graph.files import FORMAT
+from quartz_plugin.graph.wellformed import shapes_of
+from quartz_plugin.hardware import map_to_loihi
 
 LONGEST, LARGEST = 300, 2_000_000
 """Steps of an inference and units of a network, up to which what loads is run."""
@@ -303,7 +304,7 @@ def judge(path):
         engine: snn.run(images, engine=engine)
         for engine in ("stepped", "event", *(["analytic"] if snn.graph.hold else []))
     }
-    levels = images if snn.graph.front is None else snn.values_to_encode(images)
+    levels = images if snn.graph.dense_stem is None else snn.values_to_encode(images)
     for result in results.values():
         assert_the_clock_says_it(snn, levels.to(snn.graph.dtype), result.spike_steps)
         assert result.logits.isfinite().all()

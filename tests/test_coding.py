@@ -20,8 +20,8 @@ from quartz_plugin.coding import (
     to_levels,
     window_length,
 )
+from quartz_plugin.costs.rate import RateCodedNetwork
 from quartz_plugin.functional import TTFSParameters
-from quartz_plugin.rate import RateCodedNetwork
 
 HALF = Fraction(1, 2)
 

@@ -17,17 +17,17 @@ from torch.nn import functional as F
 
 import quartz_plugin
 from quartz_plugin import AxonalDelay, FirstSpikeMaxPool, TTFSNeuron
-from quartz_plugin.engines.event import count_changes
-from quartz_plugin.hardware import COUNTS, InferenceCounts, neuron_count, synaptic_operations
-from quartz_plugin.hardware import spikes as spike_counting
-from quartz_plugin.hardware.operations import (
+from quartz_plugin.costs import COUNTS, InferenceCounts, neuron_count, synaptic_operations
+from quartz_plugin.costs import spikes as spike_counting
+from quartz_plugin.costs.counts import (
     changes_step_by_step,
     merged_operations,
     quartz_operations,
     source_levels,
 )
-from quartz_plugin.hardware.spikes import early_spike_counts, spike_counts, sums_of_steps, zero_spike_counts
-from quartz_plugin.structure import AVERAGES, WEIGHTED, Add, OneToOne
+from quartz_plugin.costs.spikes import early_spike_counts, spike_counts, sums_of_steps, zero_spike_counts
+from quartz_plugin.engines.event import count_changes
+from quartz_plugin.operators.modules import AVERAGES, WEIGHTED, Add, OneToOne
 
 MAPS = (*WEIGHTED, *AVERAGES, OneToOne)
 FEW = settings(SOME, max_examples=max(1, settings().max_examples // 2))
@@ -111,7 +111,7 @@ class OneByOne:
     def first_steps(self, source):
         """For each image, the step of a source's earliest spike."""
         steps = torch.where(self.fired[source], self.steps[source], 10**6) if source in self.steps else self.led[source]
-        return steps.flatten(1).amin(1).tolist()
+        return steps.unsqueeze(-1).flatten(1).amin(1).tolist()
 
     def through(self, nodes, values):
         """Values of nodes, given those of the nodes before them; delays change nothing."""
@@ -130,14 +130,16 @@ class OneByOne:
             silence = {other: torch.zeros(units, *self.fired[other].shape[1:]).double() for other in sources}
             silence[source] = torch.eye(units).double().view(units, *self.fired[source].shape[1:])
             with torch.no_grad():
-                matrices[source] = self.through(nodes, silence)[node.args[0]].flatten(1) > 0
+                matrices[source] = self.through(nodes, silence)[node.args[0]].unsqueeze(-1).flatten(1) > 0
         return matrices
 
     def outputs_of_each_input(self, node, shape):
         """How many outputs of one linear map each of its inputs reaches."""
         units = math.prod(shape)
         with torch.no_grad():
-            return (self.modules[node](torch.eye(units).double().view(units, *shape)).flatten(1) > 0).sum(1)
+            return (self.modules[node](torch.eye(units).double().view(units, *shape)).unsqueeze(-1).flatten(1) > 0).sum(
+                1
+            )
 
     def synops(self):
         """Layer -> for each image, each spike and each neuron that it reaches."""
@@ -145,7 +147,7 @@ class OneByOne:
         for name, node in self.layers.items():
             counts[name] = [0] * len(self.fired[node])
             for source, matrix in self.synapses(node).items():
-                for image, spikes in enumerate(self.fired[source].flatten(1)):
+                for image, spikes in enumerate(self.fired[source].unsqueeze(-1).flatten(1)):
                     for unit in spikes.nonzero().flatten().tolist():
                         counts[name][image] += int(matrix[unit].sum())
         return counts
@@ -170,7 +172,7 @@ class OneByOne:
                     outputs = self.outputs_of_each_input(node, reached[inputs[0]].shape[1:])
                     delivered = [
                         sum(int(outputs[unit]) for unit in image.nonzero().flatten())
-                        for image in reached[inputs[0]].flatten(1)
+                        for image in reached[inputs[0]].unsqueeze(-1).flatten(1)
                     ]
                 elif isinstance(module, Add):
                     raw[node] = torch.zeros_like(reached[node])
@@ -193,9 +195,10 @@ class OneByOne:
         for node, arrived in self.pooled.items():
             shape = arrived.shape[1:]
             units = math.prod(shape)
-            alone = self.modules[node].pool(torch.eye(units).double().view(units, *shape)).flatten(1)
+            alone = self.modules[node].pool(torch.eye(units).double().view(units, *shape)).unsqueeze(-1).flatten(1)
             counts[node] = [
-                sum(int(alone[unit].sum()) for unit in image.nonzero().flatten()) for image in arrived.flatten(1)
+                sum(int(alone[unit].sum()) for unit in image.nonzero().flatten())
+                for image in arrived.unsqueeze(-1).flatten(1)
             ]
             assert arrived.max() <= 1
         return counts
@@ -220,7 +223,7 @@ def active_updates(snn, result):
             for source in judge.behind(node)[1]
         ]
         counts[layer.name] = []
-        for image, steps in enumerate(result.spike_steps[layer.name].flatten(1).tolist()):
+        for image, steps in enumerate(result.spike_steps[layer.name].unsqueeze(-1).flatten(1).tolist()):
             start = min([p.readout - p.input_window, *(arrival[image] for arrival in arrivals)])
             ends = [step if step >= 0 else never for step in steps]
             counts[layer.name].append(sum(len(range(start, end + 1)) for end in ends))
@@ -239,7 +242,7 @@ def changes_on_the_clock(snn, images):
             current = net.get_submodule(path)._hidden.i
             changed = (current - before.get(layer.name, torch.zeros_like(current))).abs() > 1e-6
             if step <= layer.neuron.p.last_step:
-                changes[layer.name] += changed.flatten(1).sum(1)
+                changes[layer.name] += changed.unsqueeze(-1).flatten(1).sum(1)
             before[layer.name] = current
     return changes
 
@@ -255,7 +258,7 @@ def test_each_spike_counts_at_each_synapse_and_window_that_it_reaches(conversion
     pooled = [sum(of_image) for of_image in zip(*judge.windows().values(), strict=True)] or [0] * len(net.images)
     assert sum(counts["pool_events"].values()).tolist() == pooled
     assert as_lists(counts["spikes"]) == {
-        name: [sum(step >= 0 for step in image) for image in steps.flatten(1).tolist()]
+        name: [sum(step >= 0 for step in image) for image in steps.unsqueeze(-1).flatten(1).tolist()]
         for name, steps in result.spike_steps.items()
     }
 

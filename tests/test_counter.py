@@ -15,9 +15,9 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 import quartz_plugin
-from quartz_plugin.hardware import HOROWITZ_FLOAT32, LOIHI, paper_profile
-from quartz_plugin.hardware.counter import COUNTED, OperationCounts, count_operations
-from quartz_plugin.hardware.operations import synaptic_operations
+from quartz_plugin.costs import HOROWITZ_FLOAT32, LOIHI, paper_profile
+from quartz_plugin.costs.counts import synaptic_operations
+from quartz_plugin.costs.profiler import COUNTED, OperationCounts, count_operations
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from torch import nn
 
 import quartz_plugin
 from quartz_plugin import metrics
-from quartz_plugin.hardware import LOIHI, paper_profile
+from quartz_plugin.costs import LOIHI, paper_profile
 
 
 def network():

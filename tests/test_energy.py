@@ -11,7 +11,7 @@ from conftest import paper_network
 from torch import nn
 
 import quartz_plugin
-from quartz_plugin.hardware import (
+from quartz_plugin.costs import (
     COUNTS,
     HOROWITZ_FLOAT32,
     HOROWITZ_INT8,
@@ -21,7 +21,7 @@ from quartz_plugin.hardware import (
     ann_costs,
     paper_profile,
 )
-from quartz_plugin.hardware.energy import add_bits, mac_bits
+from quartz_plugin.costs.energy import add_bits, mac_bits
 from quartz_plugin.metrics import EnergyEstimate
 
 PROFILES = [HOROWITZ_FLOAT32, HOROWITZ_INT8, LOIHI, paper_profile(16), paper_profile(16, strict=True)]

@@ -21,13 +21,13 @@ from torch.nn import functional as F
 
 import quartz_plugin
 from quartz_plugin import TTFSNeuron, engines
+from quartz_plugin.costs.counts import source_levels
 from quartz_plugin.engines import event
 from quartz_plugin.engines.convolutions import convolutions_of
 from quartz_plugin.engines.stepped import walk_layer
-from quartz_plugin.graph import ConvertedGraph, carry
-from quartz_plugin.hardware.operations import source_levels
+from quartz_plugin.graph import ConvertedGraph, propagate_levels
+from quartz_plugin.graph.synapses import unit_shapes
 from quartz_plugin.lightning import ResNet20
-from quartz_plugin.synapses import unit_shapes
 
 pytest.importorskip("numba")
 
@@ -139,7 +139,7 @@ def test_convolutions_of_a_layer_give_the_current_of_its_synapses(conversion):
         }
         expected = layer.projection(values)
         for node in layer.projection.nodes:
-            values[node] = carry(graph.module, node, values)
+            values[node] = propagate_levels(graph.module, node, values)
         whole = expected.reshape(2, expected.shape[1], *[1] * max(0, 4 - expected.dim()), *expected.shape[2:])
         total = torch.zeros_like(whole)
         by_name = {node.name: node for node in values}

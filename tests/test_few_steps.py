@@ -20,8 +20,8 @@ from quartz_plugin import ConversionError, TTFSActivation
 from quartz_plugin.convert import tune
 from quartz_plugin.convert.calibrate import QuantileSketch
 from quartz_plugin.convert.check import check
+from quartz_plugin.convert.fake_quant import values_at
 from quartz_plugin.convert.fold import fold
-from quartz_plugin.convert.rounding import values_at
 from quartz_plugin.convert.trace import trace
 from quartz_plugin.convert.tune import CalibrationMethod, output_range
 from quartz_plugin.graph import module_nodes
@@ -493,7 +493,7 @@ def test_a_dense_first_layer_encodes_what_it_computes(ann, images, neuron, granu
     with torch.no_grad():
         first = F.relu(ann.norm(ann.conv((images - mean) / std)))
         values = snn.values_to_encode(images)
-    scale = snn.front.scale
+    scale = snn.dense_stem.scale
     assert torch.allclose(values, (first / scale).clamp(max=1), atol=1e-5)
     results = [snn.run(images[:3], engine=engine) for engine in ("stepped", "event")]
     for name, steps in results[0].spike_steps.items():
@@ -565,6 +565,7 @@ def test_the_spiking_network_is_the_trained_one(ann, images, granularity, first_
     assert_the_spikes_say_what_was_trained(net, snn, images)
 
 
+@pytest.mark.filterwarnings("ignore:.* is 0 on all calibration images")
 @SOME
 @given(random_nets(dtypes=(torch.float64,)), st.integers(2, 9))
 def test_random_networks_say_what_was_prepared(net, t_max):
@@ -693,3 +694,14 @@ def test_surrogate_gradients_reach_the_membranes(images):
         assert torch.allclose(result.membrane, plain[:8], atol=1e-5)
         result.membrane.sum().backward()
         assert all(parameter.grad is not None for parameter in snn.parameters() if parameter.dim() > 1)
+
+
+def test_a_state_dict_of_an_earlier_version_loads_into_a_dense_first_layer(ann, images):
+    snn = quartz_plugin.convert(ann, images, 8, first_layer="dense", preprocessing=PREPROCESSING)
+    expected = snn(images)
+    earlier = {name.replace("dense_stem.", "front."): value.clone() for name, value in snn.state_dict().items()}
+    assert earlier.keys() != snn.state_dict().keys()
+    for value in snn.state_dict().values():
+        value.zero_()
+    snn.load_state_dict(earlier)
+    assert torch.equal(snn(images), expected)

@@ -10,7 +10,7 @@ from torch.nn.utils import parametrize, prune
 
 import quartz_plugin
 from quartz_plugin import TTFSNeuron
-from quartz_plugin.fingerprint import (
+from quartz_plugin.graph.fingerprint import (
     BLOCK,
     CHUNK,
     MULTIPLIERS,
@@ -158,7 +158,7 @@ def test_an_edit_of_spikes_is_seen_by_what_is_counted_of_them(images, edit):
 
 
 def test_counts_follow_spikes_and_weights(images):
-    from quartz_plugin.hardware import InferenceCounts
+    from quartz_plugin.costs import InferenceCounts
 
     snn = converted(images)
     result = snn.run(images)
@@ -270,7 +270,7 @@ def test_what_is_not_finite_is_refused_alike_by_all_engines(images, hold, value)
 
 def test_what_is_not_finite_is_refused_in_a_dense_first_layer(images):
     snn = converted(images, first_layer="dense")
-    snn.front.layer.weight.data[0, 0, 0, 0] = torch.nan
+    snn.dense_stem.layer.weight.data[0, 0, 0, 0] = torch.nan
     with pytest.raises(ValueError, match=r"^front\.layer\.weight of the network contains NaN or infinity$"):
         snn(images)
 

@@ -17,7 +17,7 @@ from quartz_plugin.convert.fold import fold
 from quartz_plugin.convert.rescale import rescale
 from quartz_plugin.convert.schedule import schedule
 from quartz_plugin.convert.trace import trace
-from quartz_plugin.hardware.operations import merged_operations
+from quartz_plugin.costs.counts import merged_operations
 
 pytestmark = pytest.mark.shared
 

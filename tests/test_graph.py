@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn.utils import prune
 
 import quartz_plugin
-from quartz_plugin.structure import OneToOne
+from quartz_plugin.operators.modules import OneToOne
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from torch.optim.swa_utils import AveragedModel
 import quartz_plugin
 from quartz_plugin import ConversionError
 from quartz_plugin.convert.trace import trace
-from quartz_plugin.hardware import ann_costs
+from quartz_plugin.costs import ann_costs
 
 FINE = {"t_max": 2000, "percentile": 100}
 images = torch.rand(200, 6, generator=torch.Generator().manual_seed(1))

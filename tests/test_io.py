@@ -21,10 +21,10 @@ from torch.nn import functional as F
 
 import quartz_plugin
 from quartz_plugin import AxonalDelay, ConversionError, TTFSNeuron
+from quartz_plugin.costs import InferenceCounts
 from quartz_plugin.functional import TTFSParameters
-from quartz_plugin.hardware import InferenceCounts
-from quartz_plugin.io import FORMAT
-from quartz_plugin.synapses import fan_out, probed_fan_out, unit_shapes
+from quartz_plugin.graph.files import FORMAT
+from quartz_plugin.graph.synapses import fan_out, probed_fan_out, unit_shapes
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ from quartz_plugin.lightning.cli import load_checkpoint
 from quartz_plugin.lightning.comparison import write_csv
 from quartz_plugin.lightning.data import DIGITS, FULL_MNIST, random_affine, stratified_split
 from quartz_plugin.lightning.modules import check_outputs, warn_if_seen
-from quartz_plugin.lightning.networks import UNKNOWN_DATA, load_weights, told_fitted_on
+from quartz_plugin.lightning.networks import UNKNOWN_DATA, load_weights, read_dataset_name
 
 ROOT = Path(__file__).parents[1]
 
@@ -319,11 +319,11 @@ def test_the_warning_comes_for_digits_among_the_training_images_only():
 
 def test_weights_tell_what_they_were_fitted_on_where_they_know(after_run, tmp_path):
     folder, _ = after_run
-    assert told_fitted_on(str(folder / "runs" / "mnist" / "best.ckpt")) == DIGITS
+    assert read_dataset_name(str(folder / "runs" / "mnist" / "best.ckpt")) == DIGITS
     torch.save(quartz_mnist().state_dict(), tmp_path / "w.pt")
     save_file(quartz_mnist().state_dict(), tmp_path / "w.safetensors")
     for name in ("w.pt", "w.safetensors"):
-        assert told_fitted_on(str(tmp_path / name)) == UNKNOWN_DATA
+        assert read_dataset_name(str(tmp_path / name)) == UNKNOWN_DATA
 
 
 def test_weights_are_loaded_from_safetensors_and_pt_and_refused_from_elsewhere(tmp_path):

@@ -15,9 +15,10 @@ from torch import nn
 
 import quartz_plugin
 from quartz_plugin import AxonalDelay
-from quartz_plugin.hardware import LOIHI, LOIHI_1, EnergyProfile, InferenceCounts, LoihiChip, map_to_loihi
+from quartz_plugin.costs import LOIHI, EnergyProfile, InferenceCounts
+from quartz_plugin.hardware import LOIHI_1, LoihiChip, map_to_loihi
 from quartz_plugin.hardware.loihi import LIMITS
-from quartz_plugin.structure import Reshape
+from quartz_plugin.operators.modules import Reshape
 
 
 def mapped(*modules, images, t_max=5, shared_weights=True, chip=LOIHI_1, **options):

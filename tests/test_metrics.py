@@ -14,7 +14,7 @@ from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
 import quartz_plugin
-from quartz_plugin.hardware import (
+from quartz_plugin.costs import (
     HOROWITZ_FLOAT32,
     HOROWITZ_INT8,
     LOIHI,
@@ -25,7 +25,8 @@ from quartz_plugin.hardware import (
     paper_profile,
     synaptic_operations,
 )
-from quartz_plugin.hardware.operations import merged_operations, source_levels
+from quartz_plugin.costs.counts import merged_operations, source_levels
+from quartz_plugin.graph.synapses import fan_out, probed_fan_out, synapse_counts, unit_shapes
 from quartz_plugin.metrics import (
     Agreement,
     ANNOperations,
@@ -41,8 +42,7 @@ from quartz_plugin.metrics import (
     agreement,
     train_counts,
 )
-from quartz_plugin.structure import Permute, Reshape, Slice
-from quartz_plugin.synapses import fan_out, probed_fan_out, synapse_counts, unit_shapes
+from quartz_plugin.operators.modules import Permute, Reshape, Slice
 
 
 @pytest.fixture

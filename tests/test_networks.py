@@ -21,8 +21,8 @@ pytest.importorskip("lightning", reason="needs the extra recipes")
 import torchvision
 
 import quartz_plugin
-from quartz_plugin.hardware import ann_costs
-from quartz_plugin.hardware.operations import neuron_count
+from quartz_plugin.costs import ann_costs
+from quartz_plugin.costs.counts import neuron_count
 from quartz_plugin.lightning.networks import (
     NETWORKS,
     UNKNOWN_DATA,
@@ -30,7 +30,7 @@ from quartz_plugin.lightning.networks import (
     build,
     class_names_of,
     load_weights,
-    told_fitted_on,
+    read_dataset_name,
     vgg_cifar10,
 )
 from quartz_plugin.lightning.weights import fill
@@ -562,7 +562,7 @@ def test_damaged_files_of_weights_are_refused_in_one_line_whatever_is_wrong(tmp_
             refused += 1
         told = UNKNOWN_DATA
         with contextlib.suppress(ValueError):
-            told = told_fitted_on(str(path))
+            told = read_dataset_name(str(path))
         assert told == UNKNOWN_DATA
     assert 60 < refused < 190
 
@@ -570,7 +570,7 @@ def test_damaged_files_of_weights_are_refused_in_one_line_whatever_is_wrong(tmp_
 @pytest.mark.parametrize("value", [5, ["x"], {}, None, b"x", torch.ones(2)])
 def test_notes_of_odd_types_are_no_notes(tmp_path, value):
     torch.save({**copy_of(Plain()), "fitted_on": value}, tmp_path / "w.pt")
-    assert told_fitted_on(str(tmp_path / "w.pt")) == UNKNOWN_DATA
+    assert read_dataset_name(str(tmp_path / "w.pt")) == UNKNOWN_DATA
     if value is not None:
         with pytest.raises(ValueError, match=r"^its class names are no list of texts, but "):
             class_names_of({"class_names": value if value != ["x"] else ["x", 5]})
@@ -582,7 +582,7 @@ def test_an_archive_that_would_become_larger_than_it_is_is_refused(tmp_path):
     with zipfile.ZipFile(tmp_path / "w.pt") as stored, small as packed:
         for entry in stored.infolist():
             packed.writestr(entry.filename, stored.read(entry))
-    for read in (told_fitted_on, lambda path: load_weights(nn.Linear(10**6, 4), path)):
+    for read in (read_dataset_name, lambda path: load_weights(nn.Linear(10**6, 4), path)):
         with pytest.raises(ValueError, match=r"small.pt is not a readable file of weights \(.*16,\d\d\d,\d\d\d bytes"):
             read(str(tmp_path / "small.pt"))
         read(str(tmp_path / "w.pt"))

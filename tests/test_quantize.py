@@ -14,7 +14,7 @@ from torch import nn
 
 import quartz_plugin
 from quartz_plugin import ConversionError
-from quartz_plugin.structure import AVERAGES, WEIGHTED, OneToOne
+from quartz_plugin.operators.modules import AVERAGES, WEIGHTED, OneToOne
 
 
 @st.composite

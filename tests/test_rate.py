@@ -11,8 +11,8 @@ from torch.nn import functional as F
 
 import quartz_plugin
 from quartz_plugin import AxonalDelay
-from quartz_plugin.hardware import HOROWITZ_FLOAT32, InferenceCounts, ann_costs, count_operations
-from quartz_plugin.rate import RateCodedNetwork
+from quartz_plugin.costs import HOROWITZ_FLOAT32, InferenceCounts, ann_costs, count_operations
+from quartz_plugin.costs.rate import RateCodedNetwork
 
 STEPS = 12
 

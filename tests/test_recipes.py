@@ -27,7 +27,7 @@ from conftest import SHARED
 
 import quartz_plugin
 from quartz_plugin.lightning import Classifier, FolderData, ImageClassifier
-from quartz_plugin.lightning.cli import SWEPT, _line, _rows_of, _spiking_figures, load_checkpoint
+from quartz_plugin.lightning.cli import SWEEP_COLUMNS, _line, _rows_of, _spiking_figures, load_checkpoint
 from quartz_plugin.lightning.networks import build
 
 ROOT = Path(__file__).parents[1]
@@ -646,7 +646,7 @@ def test_names_of_classes_and_files_are_printed_without_control_characters(image
     assert "first difference: b ee, bee" in line
 
 
-HEADER = ("network", "ann_accuracy", "images", "t_max", "calibration_method", *SWEPT)
+HEADER = ("network", "ann_accuracy", "images", "t_max", "calibration_method", *SWEEP_COLUMNS)
 
 
 def sweep_file(cells=(), header=HEADER, rows=2, end="\n"):

@@ -10,8 +10,8 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 import quartz_plugin
+from quartz_plugin.costs import InferenceCounts
 from quartz_plugin.engines import SimulationResult
-from quartz_plugin.hardware import InferenceCounts
 
 
 def network(**options):

@@ -8,8 +8,8 @@ from random_chains import first_spikes, input_train
 from torchvision.transforms import v2
 
 import quartz_plugin
+from quartz_plugin.costs.counts import source_levels
 from quartz_plugin.engines.stepped import step_layer
-from quartz_plugin.hardware.operations import source_levels
 from quartz_plugin.lightning import MobileNetV1, ResNet20
 from quartz_plugin.lightning.modules import load_weights
 

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 import quartz_plugin
 from quartz_plugin import metrics
 from quartz_plugin.convert.calibrate import RangeSketch
-from quartz_plugin.hardware import HOROWITZ_FLOAT32
+from quartz_plugin.costs import HOROWITZ_FLOAT32
 from quartz_plugin.metrics import Agreement, DecisionLatency, agreement
 from quartz_plugin.task import class_scores, decide, undecided
 from quartz_plugin.training import labels_for, restored, structure_of
@@ -410,7 +410,7 @@ def test_quantiles_of_signed_values(percentile):
 
 
 def test_costs_of_a_network_without_a_class_dimension_are_those_of_one_with_it(one_logit, vectors):
-    from quartz_plugin.rate import RateCodedNetwork
+    from quartz_plugin.costs.rate import RateCodedNetwork
 
     for options in ({}, {"rectifier": "silent"}, {"hold": False}):
         snns = [quartz_plugin.convert(net, vectors, 9, **options) for net in (Squeezed(one_logit), one_logit)]

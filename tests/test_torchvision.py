@@ -13,7 +13,7 @@ from torch.nn import functional as F
 import quartz_plugin
 from quartz_plugin import ConversionError, FirstSpikeMaxPool, TTFSNeuron
 from quartz_plugin.engines.stepped import step_layer
-from quartz_plugin.graph import carry
+from quartz_plugin.graph import propagate_levels
 
 pytest.importorskip("torchvision")
 from torchvision import models
@@ -210,7 +210,7 @@ def assert_stepped_equals_analytic(snn, images):
             stepped.append(layer.name)
             values[node] = result.levels(layer.name).double()
         elif node.op != "output":
-            values[node] = carry(module, node, values)
+            values[node] = propagate_levels(module, node, values)
     assert stepped == [name for name in result.windows if name != "input"]
 
 

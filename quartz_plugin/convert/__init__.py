@@ -22,25 +22,25 @@ from quartz_plugin.convert.calibrate import (
     Shifts,
     calibrate,
     chunks,
-    failing_together,
     peek,
+    raise_on_all_ranks,
 )
 from quartz_plugin.convert.check import check
 from quartz_plugin.convert.dense import dense_nodes, take_first_layer
-from quartz_plugin.convert.draft import Draft
 from quartz_plugin.convert.emit import NeuronKind, emit
 from quartz_plugin.convert.fold import Linear, Preprocessing, fold
-from quartz_plugin.convert.operators import ConversionError, Role, ceiling_of, register_rule
 from quartz_plugin.convert.quantize import quantize
 from quartz_plugin.convert.rescale import rescale
 from quartz_plugin.convert.schedule import schedule
 from quartz_plugin.convert.trace import trace
+from quartz_plugin.convert.traced import TracedNetwork
 from quartz_plugin.convert.tune import CalibrationMethod, TuningProgress, refine
 from quartz_plugin.functional import BiasCode, Rectifier
 from quartz_plugin.graph import INPUT
+from quartz_plugin.graph.synapses import synapse_counts
 from quartz_plugin.network import SpikingNetwork
+from quartz_plugin.operators.table import ConversionError, Role, ceiling_of, register_rule
 from quartz_plugin.precision import exact_arithmetic
-from quartz_plugin.synapses import synapse_counts
 from quartz_plugin.task import CLASSIFICATION, Task, check_task, prepared_tasks
 
 __all__ = ["PAPER", "ConversionError", "Override", "check_convertible", "convert", "register_rule"]
@@ -226,7 +226,7 @@ def convert(
         distributed=distributed,
     )
     draft, scales, lengths = scaled.draft, scaled.scales, scaled.windows
-    front = take_first_layer(draft, scales, lengths, INPUT) if first_layer == "dense" else None
+    dense_stem = take_first_layer(draft, scales, lengths, INPUT) if first_layer == "dense" else None
     network = rescale(draft, scales, lengths, average_by_sums=weight_bits is not None)
     if weight_bits is not None:
         early_windows = 1 if hold else len(network.layers) + 1
@@ -253,7 +253,7 @@ def convert(
         "layers": {name: dict(options) for name, options in (layers or {}).items()},
     }
     kind = NeuronKind(hold, rectifier, bias)
-    graph = emit(draft, network, times, lengths[INPUT] + 1, kind, settings, front)
+    graph = emit(draft, network, times, lengths[INPUT] + 1, kind, settings, dense_stem)
     synapses = synapse_counts(graph)
     for row in graph.report:
         if (counts := synapses.get(row["module"])) is not None:
@@ -262,12 +262,12 @@ def convert(
 
 
 @dataclass(frozen=True)
-class Scaled:
+class CalibratedNetwork:
     """A network behind the first stages: traced, folded, checked, calibrated and tuned.
 
     Attributes
     ----------
-    draft : Draft
+    draft : TracedNetwork
         The network.
     scales : dict
         Path of each ReLU and of the output -> its scale.
@@ -281,7 +281,7 @@ class Scaled:
         The one asked for, without what was left out.
     """
 
-    draft: Draft
+    draft: TracedNetwork
     scales: dict[str, Tensor]
     windows: dict[str, int]
     example: Tensor
@@ -311,7 +311,7 @@ def scale(
     progress: Callable[[int], None] | None = None,
     tuning_progress: TuningProgress | None = None,
     distributed: bool = False,
-) -> Scaled:
+) -> CalibratedNetwork:
     """Go through the stages up to rescale; parameters and what is raised are those of :func:`convert`.
 
     Its callers see to plain numbers and exact arithmetic. `shifts` says which of a regression's outputs may have ranges
@@ -338,7 +338,7 @@ def scale(
     _check_percentile("output_percentile", output_percentile)
     if task == "regression" and output_percentile <= 50:
         raise ValueError(f"output_percentile of a regression must be above 50, got {output_percentile!r}")
-    with failing_together() if distributed else nullcontext():
+    with raise_on_all_ranks() if distributed else nullcontext():
         first, images = peek(chunks(calibration))
         if first is None:
             raise ValueError("calibration is empty: give at least one batch of training images")
@@ -393,7 +393,7 @@ def scale(
         )  # fmt: skip
         calibration_method = calibration_method if done == method else str(done)
     own_t_max = {path: window + 1 for path, window in trained.items()}
-    return Scaled(draft, scales, lengths, example, own_t_max, calibration_method)
+    return CalibratedNetwork(draft, scales, lengths, example, own_t_max, calibration_method)
 
 
 @exact_arithmetic()
@@ -423,7 +423,7 @@ def check_convertible(
     >>> import torch, quartz_plugin
     >>> quartz_plugin.check_convertible(torch.nn.Sequential(torch.nn.Linear(6, 5), torch.nn.GELU()), torch.rand(1, 6))
     Traceback (most recent call last):
-    quartz_plugin.convert.operators.ConversionError: cannot convert '1' (GELU): it is not a ReLU; train the network with
+    quartz_plugin.operators.table.ConversionError: cannot convert '1' (GELU): it is not a ReLU; train the network with
     nn.ReLU in its place
     """
     check(fold(trace(ann, _example(ann, example_input, example_input)), preprocessing, linear))
@@ -496,7 +496,7 @@ def _window(path: str, t_max: int) -> int:
         raise ValueError(f"layer {path!r}: {error}") from error
 
 
-def _overrides(draft: Draft, layers: Mapping[str, Override]) -> dict[str, Override]:
+def _overrides(draft: TracedNetwork, layers: Mapping[str, Override]) -> dict[str, Override]:
     """Options of each layer (path -> its own): those of the blocks it is in, the innermost first."""
     last = draft.last
     names = {str(node.target): {str(node.target)} for node in draft.layers()} | {INPUT: {INPUT}}

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, fx
 
 from quartz_plugin.coding import check_unit_interval
-from quartz_plugin.convert.draft import Draft
-from quartz_plugin.convert.operators import ConversionError, Role, ceiling_of
-from quartz_plugin.functional import said
+from quartz_plugin.convert.traced import TracedNetwork
+from quartz_plugin.functional import fake_quantize
+from quartz_plugin.operators.table import ConversionError, Role, ceiling_of
 from quartz_plugin.task import CLASSIFICATION, Task, by_output, number_or_tensor
 
 Granularity = Literal["layer", "channel"]
@@ -131,7 +131,7 @@ class QuantileSketch:
         found = self.largest.clone()
         for power in range(50):
             scale = (self.largest * 0.942**power).clamp(min=1e-300).unsqueeze(1)
-            lost = ((said(values, scale, window) - values).square() * counts).sum(dim=1)
+            lost = ((fake_quantize(values, scale, window) - values).square() * counts).sum(dim=1)
             found = torch.where(lost < least, scale.squeeze(1), found)
             least = torch.minimum(lost, least)
         return torch.where(self.largest > 0, found, self.largest)
@@ -238,7 +238,7 @@ class Override(TypedDict, total=False):
 
 
 def calibrate(
-    draft: Draft,
+    draft: TracedNetwork,
     images: Iterable[Tensor],
     *,
     percentile: float = 99.9,
@@ -260,7 +260,7 @@ def calibrate(
 
     Parameters
     ----------
-    draft : Draft
+    draft : TracedNetwork
         The folded network, unscaled.
     images : iterable of Tensor
         Chunks ``[n, ...]`` of raw training images; see :func:`chunks`.
@@ -307,7 +307,7 @@ def calibrate(
         for node in draft.layers()
         if draft.role_at(node) is Role.RECTIFIER
     }
-    together = failing_together if distributed else nullcontext
+    together = raise_on_all_ranks if distributed else nullcontext
     output: RangeSketch | None = None
     if task == "regression" and str(draft.last.target) not in scales:
         # The output for a grey image: the same in all processes, and as a rule in the midst of the values.
@@ -354,7 +354,7 @@ def calibrate(
     return scales
 
 
-def _scale_in_front(draft: Draft, node: fx.Node, scales: Mapping[str, Tensor]) -> float:
+def _scale_in_front(draft: TracedNetwork, node: fx.Node, scales: Mapping[str, Tensor]) -> float:
     """Largest scale of what a layer listens to: that of one which shows none of its own."""
     found, pending = 0.0, list(node.all_input_nodes)
     while pending:
@@ -369,7 +369,7 @@ def _scale_in_front(draft: Draft, node: fx.Node, scales: Mapping[str, Tensor]) -
 
 
 def _observe(
-    draft: Draft,
+    draft: TracedNetwork,
     images: Iterable[Tensor],
     by_channel: Mapping[str, bool],
     known: Mapping[str, Tensor],
@@ -421,7 +421,7 @@ def along_channels(values: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 
 @contextmanager
-def failing_together() -> Iterator[None]:
+def raise_on_all_ranks() -> Iterator[None]:
     """Let an error in one process of torch.distributed be one in all: none waits for another that has gone."""
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         raise ValueError("distributed=True needs torch.distributed: call init_process_group in every process first")

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from torch import fx
 
-from quartz_plugin.convert.draft import Draft
-from quartz_plugin.convert.operators import OPERATORS, ConversionError, Role
+from quartz_plugin.convert.traced import TracedNetwork
+from quartz_plugin.operators.table import OPERATORS, ConversionError, Role
 
 
-def check(draft: Draft) -> Draft:
+def check(draft: TracedNetwork) -> TracedNetwork:
     """Refuse max pooling of signed values, and networks that compute nothing; log what each module becomes.
 
     Raises
@@ -34,7 +34,7 @@ def check(draft: Draft) -> Draft:
     return draft
 
 
-def _first_signed(draft: Draft, node: fx.Node, spikes: set[fx.Node]) -> str:
+def _first_signed(draft: TracedNetwork, node: fx.Node, spikes: set[fx.Node]) -> str:
     """Path of the first module between the last spikes and this node: from there on values are signed."""
     while signed := [source for source in node.all_input_nodes if source not in spikes]:
         node = signed[0]

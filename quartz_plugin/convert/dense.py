@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor, fx
 
-from quartz_plugin.convert.draft import Draft
-from quartz_plugin.convert.operators import Affine, ConversionError, Role
-from quartz_plugin.structure import WEIGHTED, DenseFirstLayer
+from quartz_plugin.convert.traced import TracedNetwork
+from quartz_plugin.operators.modules import WEIGHTED, DenseFirstLayer
+from quartz_plugin.operators.table import Affine, ConversionError, Role
 
 
-def dense_nodes(draft: Draft) -> list[fx.Node]:
+def dense_nodes(draft: TracedNetwork) -> list[fx.Node]:
     """Preprocessing, if any, the first linear map and its ReLU.
 
     Raises
@@ -37,7 +37,9 @@ def dense_nodes(draft: Draft) -> list[fx.Node]:
     )
 
 
-def take_first_layer(draft: Draft, scales: dict[str, Tensor], windows: dict[str, int], name: str) -> DenseFirstLayer:
+def take_first_layer(
+    draft: TracedNetwork, scales: dict[str, Tensor], windows: dict[str, int], name: str
+) -> DenseFirstLayer:
     """Take the first layer out of a calibrated network, whose input is from now on what that layer says.
 
     `scales` and `windows` lose the layer; the window of the input (`name`) is its own.

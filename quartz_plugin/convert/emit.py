@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from quartz_plugin.convert.draft import Draft
-from quartz_plugin.convert.operators import ConversionError
 from quartz_plugin.convert.rescale import ScaledLayer, ScaledNetwork
 from quartz_plugin.convert.schedule import Schedule
+from quartz_plugin.convert.traced import TracedNetwork
 from quartz_plugin.functional import BiasCode, Rectifier
 from quartz_plugin.graph import ConvertedGraph, Layer, unique_path
 from quartz_plugin.neuron import MAX_POOLS, AxonalDelay, FirstSpikeMaxPool, TTFSNeuron
-from quartz_plugin.structure import DenseFirstLayer
+from quartz_plugin.operators.modules import DenseFirstLayer
+from quartz_plugin.operators.table import ConversionError
 from quartz_plugin.task import number_or_tensor
 
 
@@ -29,13 +29,13 @@ class NeuronKind:
 
 
 def emit(
-    draft: Draft,
+    draft: TracedNetwork,
     network: ScaledNetwork,
     times: Schedule,
     t_max: int,
     kind: NeuronKind,
     settings: dict[str, Any],
-    front: DenseFirstLayer | None = None,
+    dense_stem: DenseFirstLayer | None = None,
 ) -> ConvertedGraph:
     """Build the graph of synapses, pools, delays and neurons, and complete the report."""
     modules: dict[str, nn.Module] = {
@@ -73,7 +73,7 @@ def emit(
         output_scale=number_or_tensor(layers[-1].scale),
         scales={layer.name: layer.scale for layer in layers},
         settings=settings,
-        front=front,
+        dense_stem=dense_stem,
         output_shift=draft.output_shift,
     )
     ends = graph.arrivals()
@@ -99,7 +99,7 @@ def _insert_delay(
     node.replace_input_with(source, delay)
 
 
-def _row(draft: Draft, scaled: ScaledLayer, layer: Layer, delay: int, kind: NeuronKind) -> dict[str, Any]:
+def _row(draft: TracedNetwork, scaled: ScaledLayer, layer: Layer, delay: int, kind: NeuronKind) -> dict[str, Any]:
     """What the report says of a spiking layer."""
     row = draft.report.get(scaled.name, {})
     exact = row.get("exact") if scaled.rectified else None

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, fx, nn
 
 from quartz_plugin.activation import TTFSActivation
-from quartz_plugin.convert.draft import Draft
-from quartz_plugin.convert.operators import DROPOUTS, NORMS, Affine, ConversionError, Role, ceiling_of, norm_as_affine
-from quartz_plugin.structure import AVERAGES, WEIGHTED, Add
+from quartz_plugin.convert.traced import TracedNetwork
+from quartz_plugin.operators.modules import AVERAGES, WEIGHTED, Add
+from quartz_plugin.operators.table import DROPOUTS, NORMS, Affine, ConversionError, Role, ceiling_of, norm_as_affine
 from quartz_plugin.task import number_or_tensor
 
 Preprocessing = tuple[Sequence[float] | Tensor | float, Sequence[float] | Tensor | float]
@@ -20,12 +20,12 @@ Linear = Literal["compose", "pair"]
 
 
 def fold(
-    draft: Draft,
+    draft: TracedNetwork,
     preprocessing: Preprocessing | None = None,
     linear: Linear = "compose",
     *,
     trainable: bool = False,
-) -> Draft:
+) -> TracedNetwork:
     """Drop what does nothing, fold batch norms, put preprocessing in front, and pools behind their ReLU.
 
     The network computes the same as before; only ``preprocessing`` changes what its input means. With
@@ -66,7 +66,7 @@ def fold(
     return draft
 
 
-def _take_codes(draft: Draft) -> None:
+def _take_codes(draft: TracedNetwork) -> None:
     """Take the activations of input and output, which no layer of neurons stands for, out of a trained network."""
     source = draft.input
     if len(source.users) == 1:
@@ -92,7 +92,7 @@ def _take_codes(draft: Draft) -> None:
             )
 
 
-def _in_front_of_pools(draft: Draft, node: fx.Node, norm: nn.BatchNorm1d | nn.BatchNorm2d) -> fx.Node:
+def _in_front_of_pools(draft: TracedNetwork, node: fx.Node, norm: nn.BatchNorm1d | nn.BatchNorm2d) -> fx.Node:
     """Move a batch norm of positive weights in front of pooling of signed values: the largest stays the largest."""
     pool = node.all_input_nodes[0]
     while draft.role_at(pool) is Role.MAX_POOL and len(pool.users) == 1 and bool((_affine(norm)[0] > 0).all()):
@@ -112,7 +112,7 @@ def _affine(norm: nn.BatchNorm1d | nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
     return norm_as_affine(norm.running_mean, norm.running_var, norm.weight, norm.bias, norm.eps)
 
 
-def _fold_batch_norm(draft: Draft, node: fx.Node, norm: nn.BatchNorm1d | nn.BatchNorm2d) -> None:
+def _fold_batch_norm(draft: TracedNetwork, node: fx.Node, norm: nn.BatchNorm1d | nn.BatchNorm2d) -> None:
     gain, shift = _affine(norm)
     source = node.all_input_nodes[0]
     before = None if source.op == "placeholder" else draft.module_at(source)
@@ -143,7 +143,7 @@ def _fold_batch_norm(draft: Draft, node: fx.Node, norm: nn.BatchNorm1d | nn.Batc
     draft.log(str(node.target), became="folded into the synapses that follow", exact="exact")
 
 
-def _move_pools_behind_relus(draft: Draft) -> None:
+def _move_pools_behind_relus(draft: TracedNetwork) -> None:
     """``relu(maxpool(x)) = maxpool(relu(x))``: let the neurons fire first, then the first spike win."""
     for node, relu in draft.steps():
         if draft.role_at(node) is not Role.RECTIFIER:
@@ -161,7 +161,7 @@ def _move_pools_behind_relus(draft: Draft) -> None:
         draft.moved.update(str(pool.target) for pool in pools)
 
 
-def _pooled_region(draft: Draft, relu: fx.Node) -> tuple[set[fx.Node], list[tuple[fx.Node, fx.Node]]]:
+def _pooled_region(draft: TracedNetwork, relu: fx.Node) -> tuple[set[fx.Node], list[tuple[fx.Node, fx.Node]]]:
     """Max pools and routing of signed values right in front of a ReLU and for it alone, and the edges into them."""
     spikes = draft.spikes()
     region: set[fx.Node] = set()
@@ -180,7 +180,7 @@ def _pooled_region(draft: Draft, relu: fx.Node) -> tuple[set[fx.Node], list[tupl
     return region, [(source, user) for source, user in edges if source not in region]
 
 
-def _give_sums_neurons_before_pools(draft: Draft) -> None:
+def _give_sums_neurons_before_pools(draft: TracedNetwork) -> None:
     """A first spike says the largest of several values only if one spike says each: sums get neurons first."""
     spikes, positive = draft.spikes(), _never_negative(draft)
     for node, module in draft.steps():
@@ -191,7 +191,7 @@ def _give_sums_neurons_before_pools(draft: Draft) -> None:
             node.replace_input_with(source, neurons)
 
 
-def _never_negative(draft: Draft) -> set[fx.Node]:
+def _never_negative(draft: TracedNetwork) -> set[fx.Node]:
     """Nodes whose values cannot be negative: spikes, and what is averaged or added of such."""
     positive = draft.spikes()
     for node, module in draft.steps():
@@ -201,7 +201,7 @@ def _never_negative(draft: Draft) -> set[fx.Node]:
     return positive
 
 
-def _drop_repeated_relus(draft: Draft) -> None:
+def _drop_repeated_relus(draft: TracedNetwork) -> None:
     """Drop a ReLU of values that are spikes anyway, and so are not negative."""
     spikes = draft.spikes()
     for node, module in draft.steps():
@@ -213,7 +213,7 @@ def _drop_repeated_relus(draft: Draft) -> None:
             draft.remove(node)
 
 
-def _move_last_relu_to_the_end(draft: Draft) -> None:
+def _move_last_relu_to_the_end(draft: TracedNetwork) -> None:
     """A last ReLU is the output layer: whatever merely routes its values goes in front of it."""
     node, trailing = draft.last, []
     while draft.role_at(node) is Role.ROUTE and len(node.users) == 1 and len(node.all_input_nodes) == 1:
@@ -226,7 +226,7 @@ def _move_last_relu_to_the_end(draft: Draft) -> None:
     _insert_behind(last, draft.insert(path, relu, last, draft.shape_at(last)))
 
 
-def _prepend(draft: Draft, preprocessing: Preprocessing) -> None:
+def _prepend(draft: TracedNetwork, preprocessing: Preprocessing) -> None:
     channels = draft.input_shape[0] if draft.input_shape else 0
     try:
         mean, std = (torch.as_tensor(value, dtype=torch.float64).flatten() for value in preprocessing)
@@ -257,7 +257,7 @@ def _prepend(draft: Draft, preprocessing: Preprocessing) -> None:
     )
 
 
-def _split_into_pairs(draft: Draft) -> None:
+def _split_into_pairs(draft: TracedNetwork) -> None:
     """``x = relu(x) - relu(-x)``: give every signed value that feeds on two layers of neurons, one per sign."""
     positive, spikes = _never_negative(draft), draft.spikes()
     computed: set[fx.Node] = set()
@@ -271,7 +271,7 @@ def _split_into_pairs(draft: Draft) -> None:
             computed.discard(node)
 
 
-def _feeds_on(draft: Draft, node: fx.Node) -> bool:
+def _feeds_on(draft: TracedNetwork, node: fx.Node) -> bool:
     """Whether a value goes, routed or not, into synapses that are not its own neurons' alone."""
     users, pending, seen = [], list(node.users), set()
     while pending:
@@ -287,7 +287,7 @@ def _feeds_on(draft: Draft, node: fx.Node) -> bool:
     return weighted or (len(users) > 1 and any(draft.role_at(user) is not Role.RECTIFIER for user in users))
 
 
-def _pair(draft: Draft, node: fx.Node) -> None:
+def _pair(draft: TracedNetwork, node: fx.Node) -> None:
     path, shape = str(node.target), draft.shape_at(node)
     users = list(node.users)
     one = torch.ones((), dtype=draft.dtype, device=draft.device)

@@ -19,8 +19,8 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 from torch.optim.swa_utils import AveragedModel
 
-from quartz_plugin.convert.operators import NORMS, OPERATORS, RULES, ConversionError
-from quartz_plugin.structure import WEIGHTED
+from quartz_plugin.operators.modules import WEIGHTED
+from quartz_plugin.operators.table import NORMS, OPERATORS, RULES, ConversionError
 
 _COMPUTING_HOOKS = (BasePruningMethod, SpectralNorm, WeightNorm)
 """Torch's own pre-forward hooks that compute a weight of their module, and can make it permanent."""

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, fx, nn
 
 from quartz_plugin.convert.calibrate import Granularity
-from quartz_plugin.convert.operators import ConversionError
 from quartz_plugin.convert.rescale import ScaledNetwork
 from quartz_plugin.functional import BiasCode
-from quartz_plugin.structure import WEIGHTED, OneToOne
+from quartz_plugin.operators.modules import WEIGHTED, OneToOne
+from quartz_plugin.operators.table import ConversionError
 
 EXACT_BITS = {torch.float32: 24, torch.float64: 53}
 """Bits of the whole numbers that each type holds without a gap."""

@@ -20,10 +20,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from quartz_plugin.convert.draft import Draft
-from quartz_plugin.convert.operators import Affine, ConversionError, Role
+from quartz_plugin.convert.traced import TracedNetwork
 from quartz_plugin.graph import INPUT, unique_path
-from quartz_plugin.structure import (
+from quartz_plugin.operators.modules import (
     AVERAGES,
     PADDING_MODES,
     WEIGHTED,
@@ -35,6 +34,7 @@ from quartz_plugin.structure import (
     Reshape,
     rank_of,
 )
+from quartz_plugin.operators.table import Affine, ConversionError, Role
 
 ONE = torch.ones((), dtype=torch.float64)
 
@@ -91,13 +91,13 @@ class ScaledNetwork:
 
 
 def rescale(
-    draft: Draft, scales: Mapping[str, Tensor], windows: Mapping[str, int], *, average_by_sums: bool = False
+    draft: TracedNetwork, scales: Mapping[str, Tensor], windows: Mapping[str, int], *, average_by_sums: bool = False
 ) -> ScaledNetwork:
     """Scale the synapses between the spiking layers of a folded, checked network.
 
     Parameters
     ----------
-    draft : Draft
+    draft : TracedNetwork
         The network.
     scales : dict
         Path -> scale of each ReLU and of the output, as :func:`~quartz_plugin.convert.calibrate.calibrate` gives.
@@ -118,7 +118,7 @@ class _Rescaling:
     """Walks the draft once; `gains` and `nodes` are those of what is emitted for each of the draft's nodes."""
 
     def __init__(
-        self, draft: Draft, scales: Mapping[str, Tensor], windows: Mapping[str, int], average_by_sums: bool
+        self, draft: TracedNetwork, scales: Mapping[str, Tensor], windows: Mapping[str, int], average_by_sums: bool
     ) -> None:
         self.draft, self.average_by_sums = draft, average_by_sums
         self.names = draft.names()

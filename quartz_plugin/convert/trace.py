@@ -11,9 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from quartz_plugin.convert.draft import Draft
 from quartz_plugin.convert.intake import carry_out_hooks, copy_of, first_line, hooks_of, make_plain
-from quartz_plugin.convert.operators import (
+from quartz_plugin.convert.symbolic import Tracer, class_name, reason_against, refusal, symbolic, value_dependent
+from quartz_plugin.convert.traced import TracedNetwork
+from quartz_plugin.graph import INPUT, unique_path
+from quartz_plugin.operators.modules import POOLS, WEIGHTED, Add, Concatenate, Reshape, rank_of
+from quartz_plugin.operators.spelling import spell_out
+from quartz_plugin.operators.table import (
     BATCH,
     FUNCTIONS,
     INSIDE,
@@ -29,17 +33,13 @@ from quartz_plugin.convert.operators import (
     Value,
     call,
 )
-from quartz_plugin.convert.spelling import spell_out
-from quartz_plugin.convert.symbolic import Tracer, class_name, reason_against, refusal, symbolic, value_dependent
-from quartz_plugin.graph import INPUT, unique_path
 from quartz_plugin.precision import exact_arithmetic
-from quartz_plugin.structure import POOLS, WEIGHTED, Add, Concatenate, Reshape, rank_of
 
 EXAMPLES = 3
 """Size of the batch that a network is traced with: what mixes the batch with the units then shows."""
 
 
-def trace(ann: nn.Module, example: Tensor) -> Draft:
+def trace(ann: nn.Module, example: Tensor) -> TracedNetwork:
     """Trace a copy of `ann` in eval mode; `ann` itself is left alone.
 
     Functions and methods become modules of the table; a module or function that is not in it is refused before
@@ -71,7 +71,7 @@ def trace(ann: nn.Module, example: Tensor) -> Draft:
         return _trace(ann, examples)
 
 
-def _trace(ann: nn.Module, examples: Tensor) -> Draft:
+def _trace(ann: nn.Module, examples: Tensor) -> TracedNetwork:
     """Trace with a batch of examples, and compare with the network itself on the last of them."""
     root = copy_of(ann)
     _refuse_meta(root, examples)
@@ -248,7 +248,7 @@ def _run(network: nn.Module, examples: Tensor) -> Tensor:
 
 def _build(
     root: nn.Module, traced: fx.Graph, paths: dict[fx.Node, str], dynamic: set[fx.Node], examples: Tensor
-) -> Draft:
+) -> TracedNetwork:
     """Build the draft, one module a node, computing the example on the way: it tells shapes and constants."""
     graph = fx.Graph()
     modules: dict[str, nn.Module] = {}
@@ -322,7 +322,7 @@ def _build(
     module = fx.GraphModule(modules, graph)
     module.graph.eliminate_dead_code()
     module.delete_all_unused_submodules()
-    draft = Draft(module, tuple(examples.shape[1:]), examples.dtype, examples.device)
+    draft = TracedNetwork(module, tuple(examples.shape[1:]), examples.dtype, examples.device)
     draft.report = {str(node.target): report[str(node.target)] for node, _ in draft.steps()}
     draft.traced = frozenset(draft.report)
     return draft

@@ -22,13 +22,13 @@ from torch.nn import functional as F
 
 from quartz_plugin.activation import TTFSActivation
 from quartz_plugin.convert.calibrate import chunk_size, evenly_of
-from quartz_plugin.convert.draft import Draft
-from quartz_plugin.convert.operators import NORMS, Affine, Role
+from quartz_plugin.convert.fake_quant import insert_fake_quant, output_code, values_at
 from quartz_plugin.convert.rescale import along_outputs, scaled_weight
-from quartz_plugin.convert.rounding import output_code, rounded, values_at
-from quartz_plugin.functional import closed_form, said
+from quartz_plugin.convert.traced import TracedNetwork
+from quartz_plugin.functional import closed_form, fake_quantize
 from quartz_plugin.graph import INPUT, call_node
-from quartz_plugin.structure import WEIGHTED
+from quartz_plugin.operators.modules import WEIGHTED
+from quartz_plugin.operators.table import NORMS, Affine, Role
 from quartz_plugin.task import CLASSIFICATION, Task, by_output, class_scores, decide, number_or_tensor, single_logit
 
 SCALE_RULES = ("percentile", "least_squares", "search")
@@ -98,7 +98,7 @@ class CalibrationMethod:
 
 
 def refine(
-    draft: Draft,
+    draft: TracedNetwork,
     scales: Mapping[str, Tensor],
     windows: Mapping[str, int],
     images: Tensor,
@@ -112,7 +112,7 @@ def refine(
 
     Parameters
     ----------
-    draft : Draft
+    draft : TracedNetwork
         The folded, checked network.
     scales : dict
         Path -> scale of each ReLU and of the output.
@@ -182,7 +182,7 @@ def some_of(images: Tensor, most: int) -> Tensor:
 
 
 def search_scales(
-    draft: Draft,
+    draft: TracedNetwork,
     scales: Mapping[str, Tensor],
     windows: Mapping[str, int],
     images: Tensor,
@@ -194,7 +194,7 @@ def search_scales(
     Nearest is least in :func:`output_distance`.
     """
     images = some_of(images, SEARCH_IMAGES)
-    module = rounded(draft, scales, windows)
+    module = insert_fake_quant(draft, scales, windows)
     found = {path: scale.clone() for path, scale in scales.items()}
     nodes = list(module.graph.nodes)
     layers = [n for n in nodes if n.op == "call_module" and str(n.target) in found and _is_code(module, n)]
@@ -272,7 +272,7 @@ TEMPERATURE = 4.0
 
 
 def output_range(
-    draft: Draft,
+    draft: TracedNetwork,
     scales: Mapping[str, Tensor],
     windows: Mapping[str, int],
     images: Tensor,
@@ -293,7 +293,7 @@ def output_range(
         What the output means.
     """
     path = str(draft.last.target)
-    module = rounded(draft, scales, windows)
+    module = insert_fake_quant(draft, scales, windows)
     code = module.get_submodule(output_code(module))
     assert isinstance(code, TTFSActivation)
     found = best_range(code, drives_of(module, code, images), wanted, task)
@@ -391,7 +391,11 @@ def _nearest_range(code: TTFSActivation, drives: Tensor, wanted: Tensor) -> tupl
         for aside in (-0.5, -0.25, 0.0, 0.25, 0.5) if code.signed else (0.0,):
             # A narrower range may lie anywhere within the whole one.
             shift = middle + 2 * aside * (reach - scale)
-            error = (said(given - shift, scale, window, lowest) + shift - wanted).square().mean(dim=1, keepdim=True)
+            error = (
+                (fake_quantize(given - shift, scale, window, lowest) + shift - wanted)
+                .square()
+                .mean(dim=1, keepdim=True)
+            )
             better = error < least
             least = torch.where(better, error, least)
             best_scale, best_shift = (
@@ -402,7 +406,9 @@ def _nearest_range(code: TTFSActivation, drives: Tensor, wanted: Tensor) -> tupl
     return best_scale.view(-1, *shape), best_shift.view(-1, *shape)
 
 
-def correct_biases(draft: Draft, scales: Mapping[str, Tensor], windows: Mapping[str, int], images: Tensor) -> None:
+def correct_biases(
+    draft: TracedNetwork, scales: Mapping[str, Tensor], windows: Mapping[str, int], images: Tensor
+) -> None:
     """Add to every channel's bias what rounding and clipping in front of it take away on average.
 
     Layer after layer, each with the layers in front of it corrected; by as many images, evenly spread, as
@@ -423,7 +429,7 @@ def correct_biases(draft: Draft, scales: Mapping[str, Tensor], windows: Mapping[
             if node.op == "placeholder":
                 exact[node] = images
                 one = images.new_ones(())
-                spiking[node] = said(images, one, windows[INPUT]) if draft.encodes_image else images
+                spiking[node] = fake_quantize(images, one, windows[INPUT]) if draft.encodes_image else images
                 continue
             path = str(node.target)
             if draft.role_at(node) is Role.RECTIFIER:
@@ -431,7 +437,7 @@ def correct_biases(draft: Draft, scales: Mapping[str, Tensor], windows: Mapping[
                 shifts[node] = shift = _channel_means(exact[source] - spiking[source])
                 exact[node] = call_node(draft.module, node, exact)
                 drive = spiking[source] + shift
-                spiking[node] = said(drive, scales[path].to(drive), windows[path])
+                spiking[node] = fake_quantize(drive, scales[path].to(drive), windows[path])
             else:
                 exact[node] = call_node(draft.module, node, exact)
                 spiking[node] = call_node(draft.module, node, spiking)
@@ -444,7 +450,7 @@ def correct_biases(draft: Draft, scales: Mapping[str, Tensor], windows: Mapping[
     draft.module.recompile()
 
 
-def _shift(draft: Draft, node: fx.Node, shift: Tensor) -> None:
+def _shift(draft: TracedNetwork, node: fx.Node, shift: Tensor) -> None:
     """Add to what a layer's neurons are driven by: in the bias of the layer in front, or in a sum of its own."""
     rectifies = draft.role_at(node) is Role.RECTIFIER
     source = node.all_input_nodes[0] if rectifies else node
@@ -469,7 +475,7 @@ def _channel_means(values: Tensor) -> Tensor:
 
 
 def reconstruct(
-    draft: Draft,
+    draft: TracedNetwork,
     scales: Mapping[str, Tensor],
     windows: Mapping[str, int],
     images: Tensor,
@@ -508,7 +514,7 @@ class _Tuning:
     activations: float
 
 
-def _balancing_factors(draft: Draft, scale: Tensor) -> Tensor | None:
+def _balancing_factors(draft: TracedNetwork, scale: Tensor) -> Tensor | None:
     """Powers of two that bring a regression's outputs to about one size, so that one learning rate suits all of them.
 
     None where one layer of weights does not have them all to itself.
@@ -519,7 +525,7 @@ def _balancing_factors(draft: Draft, scale: Tensor) -> Tensor | None:
     return factors if along_outputs(module, factors) else None
 
 
-def _scale_outputs(draft: Draft, factors: Tensor) -> None:
+def _scale_outputs(draft: TracedNetwork, factors: Tensor) -> None:
     """Multiply the last layer's outputs by powers of two, exactly; the shift goes with them."""
     layer: Any = draft.module_at(draft.last)
     layer.weight.data.copy_(scaled_weight(layer, torch.ones_like(factors).max(), factors))
@@ -529,7 +535,7 @@ def _scale_outputs(draft: Draft, factors: Tensor) -> None:
 
 
 def _reconstruct(
-    draft: Draft,
+    draft: TracedNetwork,
     scales: Mapping[str, Tensor],
     windows: Mapping[str, int],
     images: Tensor,
@@ -540,7 +546,7 @@ def _reconstruct(
     for _, layer in draft.steps():
         if isinstance(layer, WEIGHTED):
             _give_bias(draft, layer)
-    module = rounded(draft, scales, windows)
+    module = insert_fake_quant(draft, scales, windows)
     groups = parameter_groups(module, learning_rate, weights=options.weights)
     every = {str(node.target) for node in draft.layers()}
     paths = every - {output}
@@ -575,7 +581,7 @@ def _reconstruct(
             answers = given.pop(output)
             loss = output_distance(answers, logits, task, size, TEMPERATURE)
             # At first the layers in front tell best what to do; at last the output decides.
-            loss = loss + options.activations * (1 - done / total) * unlikeness(given, wanted)
+            loss = loss + options.activations * (1 - done / total) * relative_feature_mse(given, wanted)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
@@ -598,7 +604,7 @@ def _outputs(layer: Any) -> int:
     return int(layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels)
 
 
-def _give_bias(draft: Draft, layer: Any) -> None:
+def _give_bias(draft: TracedNetwork, layer: Any) -> None:
     """Let a layer with weights have a bias."""
     if layer.bias is None:
         zeros = torch.zeros(_outputs(layer), dtype=draft.dtype, device=draft.device)
@@ -666,7 +672,7 @@ def adam(
     return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, share)
 
 
-def unlikeness(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> Tensor:
+def relative_feature_mse(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> Tensor:
     """Mean over layers of the squared error of their values, as a share of the square of those `wanted`.
 
     Of a layer that is to be 0 there is no share; it counts as none.
@@ -679,7 +685,7 @@ def unlikeness(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> Ten
     return torch.stack(shares).mean() if shares else torch.zeros(())
 
 
-def _take_back(draft: Draft, module: fx.GraphModule, scales: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _take_back(draft: TracedNetwork, module: fx.GraphModule, scales: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Put the learned numbers into the draft; returns the scales."""
     found = {}
     with torch.no_grad():

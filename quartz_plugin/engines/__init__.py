@@ -18,9 +18,9 @@ from quartz_plugin.engines.analytic import run_analytic
 from quartz_plugin.engines.event import run_event
 from quartz_plugin.engines.result import SimulationResult
 from quartz_plugin.engines.stepped import run_stepped
-from quartz_plugin.fingerprint import FINITE, Fingerprint, Kept, identity_of, structure_of
 from quartz_plugin.functional import closed_form
 from quartz_plugin.graph import INPUT, ConvertedGraph
+from quartz_plugin.graph.fingerprint import FINITE, Fingerprint, Kept, identity_of, structure_of
 from quartz_plugin.precision import exact_arithmetic
 
 __all__ = ["ENGINES", "SimulationResult", "decode_output", "run"]

@@ -10,13 +10,13 @@ from typing import Any
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from quartz_plugin.engines.stepped import Found
-from quartz_plugin.functional import check_bias_shape, closed_form, says_in_time, spike_steps_of
-from quartz_plugin.graph import ConvertedGraph, called_by, carry, expiring_after
+from quartz_plugin.engines.stepped import EngineOutput
+from quartz_plugin.functional import check_bias_shape, closed_form, fires_before_deadline, spike_steps_of
+from quartz_plugin.graph import ConvertedGraph, called_by, expiring_after, propagate_levels
 from quartz_plugin.neuron import FirstSpikeMaxPool, TTFSNeuron
 
 
-def run_analytic(graph: ConvertedGraph, input_levels: Tensor, record: bool = True) -> Found:
+def run_analytic(graph: ConvertedGraph, input_levels: Tensor, record: bool = True) -> EngineOutput:
     """Find every held neuron's level by the closed form ``clip(floor(W n + S b + 1/2), 0, S)``.
 
     Parameters and returns are those of :func:`~quartz_plugin.engines.stepped.run_stepped`.
@@ -50,7 +50,7 @@ def run_analytic(graph: ConvertedGraph, input_levels: Tensor, record: bool = Tru
             else:
                 bias = _bias_to_fuse(module, node)
                 if bias is None or target is None:
-                    values[node] = carry(module, node, values)
+                    values[node] = propagate_levels(module, node, values)
                 else:
                     values[node] = _call_with_bias(target, values[node.all_input_nodes[0]], bias)
                     biased.add(node)
@@ -69,7 +69,7 @@ def _fire(neuron: TTFSNeuron, current: Tensor, bias_is_in: bool, keep: bool) -> 
         current = current + clock.input_window * p.bias
     if p.signed:
         # The drive decides who says -1 in time, so it is looked at before it is clipped.
-        fired = says_in_time(current.detach(), clock.window)
+        fired = fires_before_deadline(current.detach(), clock.window)
         return closed_form(current, clock.window, p.silent_level), fired
     return closed_form(current, clock.window, inplace=own), None
 

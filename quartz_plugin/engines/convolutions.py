@@ -19,7 +19,7 @@ from torch import Tensor, fx, nn
 
 from quartz_plugin.graph import Layer
 from quartz_plugin.neuron import AxonalDelay
-from quartz_plugin.structure import (
+from quartz_plugin.operators.modules import (
     AVERAGES,
     PADDING_MODES,
     Add,
@@ -180,7 +180,7 @@ def convolutions_of(layer: Layer, shapes: Mapping[fx.Node, torch.Size]) -> list[
     layer : Layer
         The layer.
     shapes : dict
-        Shape of every node's value, as :func:`quartz_plugin.synapses.unit_shapes` gives.
+        Shape of every node's value, as :func:`quartz_plugin.graph.synapses.unit_shapes` gives.
     """
     module = layer.projection.module
     routed = set(layer.projection.sources)

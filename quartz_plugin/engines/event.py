@@ -33,12 +33,12 @@ from quartz_plugin.engines.convolutions import (
     reached,
     rows_as_channels,
 )
-from quartz_plugin.engines.stepped import Found, step_layer
-from quartz_plugin.fingerprint import Fingerprint, Kept, fingerprint_of
+from quartz_plugin.engines.stepped import EngineOutput, step_layer
 from quartz_plugin.functional import TTFSParameters, check_bias_shape, spike_steps_of
-from quartz_plugin.graph import ConvertedGraph, Layer, carry, is_spike_source, module_nodes
+from quartz_plugin.graph import ConvertedGraph, Layer, is_spike_source, module_nodes, propagate_levels
+from quartz_plugin.graph.fingerprint import Fingerprint, Kept, fingerprint_of
+from quartz_plugin.graph.synapses import unit_shapes
 from quartz_plugin.neuron import FirstSpikeMaxPool
-from quartz_plugin.synapses import unit_shapes
 
 LANES = 8
 """Numbers in a vector; runs of weights are padded with zeros to a multiple of it, rows of neurons with lost lanes."""
@@ -95,7 +95,7 @@ def _threads(plan: NetworkPlan, batch: int) -> Iterator[int]:
 @torch.no_grad()
 def run_event(
     graph: ConvertedGraph, input_levels: Tensor, record: bool = True, fingerprint: Fingerprint | None = None
-) -> Found:
+) -> EngineOutput:
     """Find all spikes by events, on a CPU, without gradients.
 
     Other parameters, and returns, are those of :func:`~quartz_plugin.engines.stepped.run_stepped`.
@@ -115,11 +115,11 @@ def run_event(
         return _run(graph, plan, input_levels, record, threads)
 
 
-def _run(graph: ConvertedGraph, plan: NetworkPlan, input_levels: Tensor, record: bool, threads: int) -> Found:
+def _run(graph: ConvertedGraph, plan: NetworkPlan, input_levels: Tensor, record: bool, threads: int) -> EngineOutput:
     module = graph.module
     layers = {layer.node: layer for layer in graph.layers}
     output = list(layers.values())[-1]
-    last_use = {source: node for node in module.graph.nodes for source in _heard(node, layers, plan)}
+    last_use = {source: node for node in module.graph.nodes for source in _source_nodes(node, layers, plan)}
     levels: dict[fx.Node, Tensor] = {}
     spike_steps: dict[str, Tensor] = {}
     for node in module.graph.nodes:
@@ -140,13 +140,13 @@ def _run(graph: ConvertedGraph, plan: NetworkPlan, input_levels: Tensor, record:
         elif node.name in plan.pools:
             levels[node] = pooled(plan.pools[node.name].pool, levels[node.all_input_nodes[0]])
         elif node.name in plan.routing:
-            levels[node] = carry(module, node, levels)
+            levels[node] = propagate_levels(module, node, levels)
         for source in [source for source in levels if last_use.get(source) is node]:
             del levels[source]
     return spike_steps, levels[output.node], membrane
 
 
-def _heard(node: fx.Node, layers: dict[fx.Node, Layer], plan: NetworkPlan) -> list[fx.Node]:
+def _source_nodes(node: fx.Node, layers: dict[fx.Node, Layer], plan: NetworkPlan) -> list[fx.Node]:
     """Nodes whose levels are looked at for this node."""
     layer = layers.get(node)
     if layer is None:
@@ -245,7 +245,7 @@ def _count_changes(
         heard = {source: levels[source] for source in layer.projection.sources}
         for node in layer.projection.nodes:
             if node.name in plan.routing:
-                heard[node] = carry(graph.module, node, heard)
+                heard[node] = propagate_levels(graph.module, node, heard)
         batch = len(next(iter(heard.values())))
         changes = np.zeros(batch, np.int64)
         _deliver(own, heard, torch.empty(batch, *_channels_behind(own.shape), dtype=graph.dtype), threads, changes)

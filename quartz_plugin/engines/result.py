@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from quartz_plugin.coding import NO_SPIKE, Window
-from quartz_plugin.fingerprint import Identity, digests, fingerprint_of
 from quartz_plugin.graph import INPUT, ConvertedGraph
+from quartz_plugin.graph.fingerprint import Identity, digests, fingerprint_of
 from quartz_plugin.task import CLASSIFICATION, Task, decide, single_logit, undecided
 
 
@@ -71,7 +71,7 @@ class SimulationResult:
     def memo(self, graph: ConvertedGraph | None = None) -> dict[Any, Any]:
         """What readers have found out about these spikes, for one another: of a network's, or of any.
 
-        It is empty again where spikes, or the network, have been edited (:mod:`quartz_plugin.fingerprint`).
+        It is empty again where spikes, or the network, have been edited (:mod:`quartz_plugin.graph.fingerprint`).
         """
         owner = None if graph is None else graph.number
         shapes = tuple((name, steps.shape) for name, steps in self.spike_steps.items())

@@ -14,14 +14,22 @@ from torch import Tensor, fx
 
 from quartz_plugin.coding import NO_SPIKE
 from quartz_plugin.functional import TTFSState, check_bias_shape, initial_state, ttfs_step
-from quartz_plugin.graph import ConvertedGraph, Layer, call_node, called_by, carry, evaluated, is_spike_source
+from quartz_plugin.graph import (
+    ConvertedGraph,
+    Layer,
+    call_node,
+    called_by,
+    evaluated,
+    is_spike_source,
+    propagate_levels,
+)
 from quartz_plugin.neuron import FirstSpikeMaxPool, StatefulModule
 
-Found = tuple[dict[str, Tensor], Tensor, Tensor]
+EngineOutput = tuple[dict[str, Tensor], Tensor, Tensor]
 """Spike steps of the layers, levels of the output, and its membranes at readout."""
 
 
-def run_stepped(graph: ConvertedGraph, input_levels: Tensor, record: bool = True) -> Found:
+def run_stepped(graph: ConvertedGraph, input_levels: Tensor, record: bool = True) -> EngineOutput:
     """Step each layer from the earliest spike that reaches it to the end of its window.
 
     Parameters
@@ -48,7 +56,7 @@ def run_stepped(graph: ConvertedGraph, input_levels: Tensor, record: bool = True
         return _run_by_layers(graph, input_levels, record)
 
 
-def _run_by_layers(graph: ConvertedGraph, input_levels: Tensor, record: bool) -> Found:
+def _run_by_layers(graph: ConvertedGraph, input_levels: Tensor, record: bool) -> EngineOutput:
     layers = {layer.node: layer for layer in graph.layers}
     output = list(layers.values())[-1]
     levels: dict[fx.Node, Tensor] = {}
@@ -71,7 +79,7 @@ def _run_by_layers(graph: ConvertedGraph, input_levels: Tensor, record: bool) ->
     return spike_steps, levels[output.node], membrane
 
 
-def _run_with_gradients(graph: ConvertedGraph, input_levels: Tensor, record: bool) -> Found:
+def _run_with_gradients(graph: ConvertedGraph, input_levels: Tensor, record: bool) -> EngineOutput:
     """Step all layers together; the output's levels carry surrogate gradients.
 
     A neuron that has fired stays fired, so the level it says is, but for a constant, the number of steps in which it
@@ -149,4 +157,4 @@ def walk_layer(layer: Layer, levels: Mapping[fx.Node, Tensor]) -> Iterator[tuple
 
 def _routed_levels(module: fx.GraphModule, node: fx.Node, levels: dict[fx.Node, Tensor]) -> Tensor:
     """Levels at a node between a spike source and a pool, where only routing can stand."""
-    return evaluated(node, levels, lambda each: carry(module, each, levels))
+    return evaluated(node, levels, lambda each: propagate_levels(module, each, levels))

@@ -1,33 +1,17 @@
-"""What an inference costs: operation counts, energy, and the chip it would need."""
+"""Chips: how a network maps to one, and what it would need there."""
 
-from quartz_plugin.hardware.ann import ann_costs
-from quartz_plugin.hardware.counter import OperationCounts, count_operations
-from quartz_plugin.hardware.energy import (
-    HOROWITZ_FLOAT32,
-    HOROWITZ_INT8,
-    LOIHI,
-    EnergyProfile,
-    paper_profile,
-)
+import warnings
+from typing import Any
+
+from quartz_plugin import costs
 from quartz_plugin.hardware.loihi import LOIHI_1, LoihiChip, LoihiEstimate, LoihiMapping, map_to_loihi
-from quartz_plugin.hardware.operations import COUNTS, InferenceCounts, neuron_count, synaptic_operations
 
-__all__ = [
-    "COUNTS",
-    "HOROWITZ_FLOAT32",
-    "HOROWITZ_INT8",
-    "LOIHI",
-    "LOIHI_1",
-    "EnergyProfile",
-    "InferenceCounts",
-    "LoihiChip",
-    "LoihiEstimate",
-    "LoihiMapping",
-    "OperationCounts",
-    "ann_costs",
-    "count_operations",
-    "map_to_loihi",
-    "neuron_count",
-    "paper_profile",
-    "synaptic_operations",
-]
+__all__ = ["LOIHI_1", "LoihiChip", "LoihiEstimate", "LoihiMapping", "map_to_loihi"]
+
+
+def __getattr__(name: str) -> Any:
+    """Names that moved to :mod:`quartz_plugin.costs`."""
+    if name not in costs.__all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    warnings.warn(f"quartz_plugin.hardware.{name} is now quartz_plugin.costs.{name}", DeprecationWarning, stacklevel=2)
+    return getattr(costs, name)

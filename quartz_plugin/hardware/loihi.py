@@ -23,14 +23,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx, nn
 
+from quartz_plugin.costs.counts import Topology, biased_neurons
+from quartz_plugin.costs.energy import LOIHI, EnergyProfile
 from quartz_plugin.engines.convolutions import as_image, convolutions_of
 from quartz_plugin.graph import INPUT, ConvertedGraph, Layer, Projection, called_by, is_spike_source, spike_sources
-from quartz_plugin.hardware.energy import LOIHI, EnergyProfile
-from quartz_plugin.hardware.operations import Synapses, biased_neurons
+from quartz_plugin.graph.synapses import pool_relation, relation_to, unit_shapes, with_unit_weights
 from quartz_plugin.network import SpikingNetwork
 from quartz_plugin.neuron import AxonalDelay, FirstSpikeMaxPool
-from quartz_plugin.structure import AVERAGES, WEIGHTED, Add, OneToOne
-from quartz_plugin.synapses import of_ones, pool_relation, relation_to, unit_shapes
+from quartz_plugin.operators.modules import AVERAGES, WEIGHTED, Add, OneToOne
 from quartz_plugin.tables import format_table
 
 SUPPORT = "support"
@@ -344,7 +344,7 @@ def map_to_loihi(snn: SpikingNetwork, shared_weights: bool = True, chip: LoihiCh
     bits = graph.settings.get("weight_bits")
     if bits is None or bits > chip.weight_bits:
         notes.append(f"the weights are finer than the chip's: weight_bits={chip.weight_bits} shows what that costs")
-    if graph.front is not None:
+    if graph.dense_stem is not None:
         notes.append("the first layer computes on the image itself, off the chip: what it costs is not in here")
     units = list(_units(graph, shared_weights, chip))
     notes += _coarse_readouts(graph, units, chip)
@@ -411,11 +411,11 @@ def _parts(shape: Size, size: Size) -> Parts:
 
 
 def _units(graph: ConvertedGraph, shared: bool, chip: LoihiChip) -> Iterator[_Unit]:
-    synapses = Synapses.of(graph)
+    synapses = Topology.of(graph)
     shapes, fan_outs = synapses.shapes(graph), synapses.fan_outs(graph)
     layers = {layer.node: layer for layer in graph.layers}
     delays = _longest_delays(graph)
-    ones = of_ones(graph.module)
+    ones = with_unit_weights(graph.module)
     for node in graph.module.graph.nodes:
         if not is_spike_source(graph.module, node):
             continue

@@ -35,10 +35,11 @@ from rich.progress import Progress
 import quartz_plugin
 from quartz_plugin.convert import FirstLayer
 from quartz_plugin.convert.tune import TUNING, CalibrationMethod
+from quartz_plugin.costs.rate import RateCodedNetwork
 from quartz_plugin.functional import BiasCode, Rectifier
 from quartz_plugin.graph import INPUT
+from quartz_plugin.graph.files import write_atomically
 from quartz_plugin.hardware import map_to_loihi
-from quartz_plugin.io import write_atomically
 from quartz_plugin.lightning.comparison import (
     Figures,
     ann_columns,
@@ -63,15 +64,14 @@ from quartz_plugin.lightning.networks import CLASS_NAMES, FITTED_ON, SPIKES, cla
 from quartz_plugin.lightning.weights import compare, read_file
 from quartz_plugin.metrics import ANNOperations
 from quartz_plugin.network import SpikingNetwork, load
-from quartz_plugin.rate import RateCodedNetwork
-from quartz_plugin.structure import in_eval_mode
+from quartz_plugin.operators.modules import in_eval_mode
 from quartz_plugin.tables import format_table, printable
 from quartz_plugin.task import class_scores
 from quartz_plugin.training import TrainableNetwork, restored
 
 _SKIP = {"model", "dataloaders", "datamodule"}
 
-SWEPT = (
+SWEEP_COLUMNS = (
     "accuracy",
     "accuracy_membrane",
     "agreement",
@@ -99,10 +99,10 @@ SWEPT = (
 )
 """The figures a sweep writes down."""
 
-TOLD = ("t_max", "percentile", "calibration_method", "hold", "bias", "rectifier")
+SWEEP_OPTIONS = ("t_max", "percentile", "calibration_method", "hold", "bias", "rectifier")
 """The options that a sweep varies."""
 
-SHOWN = ("accuracy", "gained", "lost", "ties", "early_spike_rate", "spikes", "synops", "operations", "steps")
+PRINTED_COLUMNS = ("accuracy", "gained", "lost", "ties", "early_spike_rate", "spikes", "synops", "operations", "steps")
 """The figures that it prints."""
 
 PICTURED = 200
@@ -815,7 +815,7 @@ class QuartzTrainer(lightning.Trainer):
                     **asked,
                     **tuning,
                     "calibrated_by": calibrated_by,
-                    **{column: figures[column] for column in SWEPT},
+                    **{column: figures[column] for column in SWEEP_COLUMNS},
                 }
                 took = f"{time.perf_counter() - started:.0f} s"
             else:
@@ -823,11 +823,13 @@ class QuartzTrainer(lightning.Trainer):
             rows.append(row)
             # Rows of other sweeps, and what is not reached yet, stay.
             _write_csv(path, [*rows, *(old for old in done if not any(old is kept for kept in rows))])
-            said = ", ".join(f"{name} {options[name]}" for name in TOLD)
+            said = ", ".join(f"{name} {options[name]}" for name in SWEEP_OPTIONS)
             _say(f"{number} of {len(points)}: {said}: {took}", flush=True)
         _say(f"\nANN accuracy {100 * ann['accuracy']:.2f} %, {fixed['images']:,.0f} test images")
         shown = [
-            name for name in (*TOLD, *SHOWN) if name != "calibration_method" or calibration_method != ["percentile"]
+            name
+            for name in (*SWEEP_OPTIONS, *PRINTED_COLUMNS)
+            if name != "calibration_method" or calibration_method != ["percentile"]
         ]
         _say(format_table(shown, [[_rounded(row[name]) for name in shown] for row in _as_calibrated(rows)]))
         _say(f"\nwrote {path}")
@@ -999,7 +1001,7 @@ def _rows_of(path: Path) -> list[dict[str, Any]]:
         rows = [(reader.line_num, row) for row in reader]
     except (UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"{path} is no file of a sweep; give another --output") from error
-    if not {"t_max", "network", "ann_accuracy", *SWEPT} <= set(reader.fieldnames or ()):
+    if not {"t_max", "network", "ann_accuracy", *SWEEP_COLUMNS} <= set(reader.fieldnames or ()):
         raise ValueError(f"{path} is no file of a sweep (its columns are missing); give another --output")
     # A line without its end was cut off while it was written.
     whole = rows if text.endswith(("\n", "\r")) else rows[:-1]
@@ -1008,7 +1010,7 @@ def _rows_of(path: Path) -> list[dict[str, Any]]:
         if None in row or None in row.values():
             raise ValueError(f"{path}, line {line}: not as many cells as columns; mend or remove it")
         # Versions that had fewer figures wrote none of the others.
-        if any(row[name] == "" for name in SWEPT):
+        if any(row[name] == "" for name in SWEEP_COLUMNS):
             continue
         found = {name: _value(cell) for name, cell in row.items()}
         if wrong := next((name for name, right in _CELLS.items() if not right(found.get(name))), None):
@@ -1038,7 +1040,7 @@ def _is_method(value: Any) -> bool:
 
 
 _CELLS: dict[str, Callable[[Any], bool]] = {
-    **dict.fromkeys(SWEPT, _is_number),
+    **dict.fromkeys(SWEEP_COLUMNS, _is_number),
     "accuracy": _is_share,
     "ann_accuracy": _is_share,
     "t_max": lambda value: type(value) is int and value >= 2,

@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
+from quartz_plugin.graph.files import write_atomically
 from quartz_plugin.hardware import LoihiEstimate
-from quartz_plugin.io import write_atomically
 from quartz_plugin.network import SpikingNetwork
 from quartz_plugin.tables import format_table
 

@@ -19,9 +19,10 @@ from torchvision.transforms import v2
 
 from quartz_plugin.convert.calibrate import evenly
 from quartz_plugin.convert.tune import adam
+from quartz_plugin.costs import HOROWITZ_FLOAT32, HOROWITZ_INT8, LOIHI, EnergyProfile, paper_profile
+from quartz_plugin.costs.energy import ONLY_CONVERTED
+from quartz_plugin.costs.rate import RATE_COUNTS, RateCodedNetwork
 from quartz_plugin.engines import SimulationResult
-from quartz_plugin.hardware import HOROWITZ_FLOAT32, HOROWITZ_INT8, LOIHI, EnergyProfile, paper_profile
-from quartz_plugin.hardware.energy import ONLY_CONVERTED
 from quartz_plugin.lightning.comparison import Measured
 from quartz_plugin.lightning.data import DIGITS, FULL_MNIST, global_seed, seed_of
 from quartz_plugin.lightning.networks import (
@@ -33,7 +34,7 @@ from quartz_plugin.lightning.networks import (
     class_names_of,
     fitted_on_of,
     load_weights,
-    told_fitted_on,
+    read_dataset_name,
 )
 from quartz_plugin.metrics import (
     Agreement,
@@ -49,7 +50,6 @@ from quartz_plugin.metrics import (
     SynapticOperations,
 )
 from quartz_plugin.network import SpikingNetwork
-from quartz_plugin.rate import RATE_COUNTS, RateCodedNetwork
 from quartz_plugin.task import class_scores, decide
 from quartz_plugin.training import Teacher, TrainableNetwork, structure_of
 
@@ -142,7 +142,7 @@ class Classifier(lightning.LightningModule):
         if weights is not None and (fresh := load_weights(network, weights)):
             raise ValueError(f"{weights} holds the weights of another number of classes ({', '.join(fresh)})")
         if weights is not None:
-            self.fitted_on = told_fitted_on(weights)
+            self.fitted_on = read_dataset_name(weights)
         self.val_accuracy = MulticlassAccuracy(classes, average="micro")
         self.test_accuracy = MulticlassAccuracy(classes, average="micro")
         self.images, self.counted = exact_sum(), exact_sum()
@@ -374,7 +374,7 @@ class ImageClassifier(Classifier):
         self.arch, self.momentum, self.warmup_epochs = arch, momentum, warmup_epochs
         self.cost_images = cost_images
         if weights is not None and not fresh:
-            self.fitted_on = told_fitted_on(weights)
+            self.fitted_on = read_dataset_name(weights)
         elif fresh:
             self.untrained = (
                 f"{weights} is of another number of classes than the data ({classes}), so {', '.join(fresh)} are "
@@ -466,7 +466,7 @@ class SpikingClassifier(lightning.LightningModule):
             answers["agreement"] = Agreement()
         # What the first layer multiplies, where it computes on the image itself.
         self.first_layer = (
-            None if snn.front is None else ANNOperations(snn.front, torch.zeros(1, *snn.graph.image_shape))
+            None if snn.dense_stem is None else ANNOperations(snn.dense_stem, torch.zeros(1, *snn.graph.image_shape))
         )
         self.answers = MetricCollection(answers, compute_groups=False)
         self.costs = cost_metrics(snn)

@@ -355,7 +355,7 @@ def _published_state(arch: str, name: str) -> dict[str, Tensor]:
         raise ValueError(f"could not download {chosen.url} ({error}); give --model.weights a file instead") from error
 
 
-def told_fitted_on(weights: str) -> str:
+def read_dataset_name(weights: str) -> str:
     """Name the data that weights were fitted on, where it is a checkpoint, which is told it."""
     # Lightning writes zip files; of those the tensors need not be read for this.
     if not zipfile.is_zipfile(weights):

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from quartz_plugin.io import check_finite
+from quartz_plugin.graph.files import check_finite
 from quartz_plugin.tables import printable
 
 _WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}

@@ -4,7 +4,7 @@
 ``MetricCollection``, updated with keywords: ``collection.update(result=result, preds=..., target=...)``.
 """
 
-from quartz_plugin.hardware.spikes import early_spike_counts, spike_counts, train_counts, zero_spike_counts
+from quartz_plugin.costs.spikes import early_spike_counts, spike_counts, train_counts, zero_spike_counts
 from quartz_plugin.metrics.agreement import Agreement, agreement
 from quartz_plugin.metrics.ann import ANNOperations
 from quartz_plugin.metrics.energy import EnergyEstimate

@@ -1,4 +1,4 @@
-"""What the ANN costs, beside the spiking networks made of it; counted in :mod:`quartz_plugin.hardware.ann`."""
+"""What the ANN costs, beside the spiking networks made of it; counted in :mod:`quartz_plugin.costs.ann`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from quartz_plugin.hardware.ann import count_ann
+from quartz_plugin.costs.ann import count_ann
 from quartz_plugin.metrics.identity import Shared
 from quartz_plugin.metrics.per_layer import PerLayerMetric
 
@@ -16,7 +16,7 @@ class ANNOperations(PerLayerMetric):
     """Multiplications and memory accesses of an ANN, mean over images.
 
     ``compute`` gives a dict: ``macs``, ``nonzero_macs`` (of inputs that are not zero), ``memory_reads``,
-    ``memory_writes``, each in total and by module, as :func:`~quartz_plugin.hardware.ann.ann_costs` counts them.
+    ``memory_writes``, each in total and by module, as :func:`~quartz_plugin.costs.ann.ann_costs` counts them.
 
     Parameters
     ----------

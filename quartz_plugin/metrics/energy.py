@@ -1,4 +1,4 @@
-"""Energy of an inference by a profile; the profiles are in :mod:`quartz_plugin.hardware.energy`."""
+"""Energy of an inference by a profile; the profiles are in :mod:`quartz_plugin.costs.energy`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from quartz_plugin.hardware.energy import EnergyProfile
+from quartz_plugin.costs.energy import EnergyProfile
 from quartz_plugin.metrics.per_layer import CountMetric
 from quartz_plugin.network import SpikingNetwork
 
@@ -32,7 +32,7 @@ class EnergyEstimate(CountMetric):
     Examples
     --------
     >>> import torch, quartz_plugin
-    >>> from quartz_plugin.hardware import HOROWITZ_FLOAT32
+    >>> from quartz_plugin.costs import HOROWITZ_FLOAT32
     >>> ann = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
     >>> snn = quartz_plugin.convert(ann, torch.rand(32, 4), t_max=16)
     >>> metric = EnergyEstimate(snn, HOROWITZ_FLOAT32)

@@ -9,7 +9,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from quartz_plugin.engines.result import SimulationResult
-from quartz_plugin.fingerprint import Identity, identity_of
+from quartz_plugin.graph.fingerprint import Identity, identity_of
 from quartz_plugin.network import SpikingNetwork
 
 _NONE = (0, 0, 0)

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from quartz_plugin.costs.counts import COUNTS, InferenceCounts, sums_of
 from quartz_plugin.engines.result import SimulationResult
 from quartz_plugin.graph import INPUT
-from quartz_plugin.hardware.operations import COUNTS, InferenceCounts, sums_of
 from quartz_plugin.metrics.identity import OfOneNetwork
 from quartz_plugin.network import SpikingNetwork
 

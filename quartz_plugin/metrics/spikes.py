@@ -8,15 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from quartz_plugin.engines.result import SimulationResult
-from quartz_plugin.graph import INPUT
-from quartz_plugin.hardware.spikes import (
+from quartz_plugin.costs.spikes import (
     SpikeTrains,
     early_spike_counts,
     spike_counts,
     train_counts,
     zero_spike_counts,
 )
+from quartz_plugin.engines.result import SimulationResult
+from quartz_plugin.graph import INPUT
 from quartz_plugin.metrics.per_layer import PerLayerMetric
 from quartz_plugin.network import SpikingNetwork
 

@@ -9,22 +9,22 @@ from typing import Any
 from torch import Tensor, fx
 
 from quartz_plugin.activation import TTFSActivation
-from quartz_plugin.convert.draft import Draft
-from quartz_plugin.convert.operators import Role, ceiling_of
+from quartz_plugin.convert.traced import TracedNetwork
 from quartz_plugin.graph import INPUT, call_node, expiring_after, unique_path
+from quartz_plugin.operators.table import Role, ceiling_of
 
 INPUT_CODE, OUTPUT_CODE = "input_code", "output_code"
 """Names of the two activations that no ReLU stood for."""
 
 
-def rounded(draft: Draft, scales: Mapping[str, Tensor], windows: Mapping[str, int]) -> fx.GraphModule:
+def insert_fake_quant(draft: TracedNetwork, scales: Mapping[str, Tensor], windows: Mapping[str, int]) -> fx.GraphModule:
     """Copy a folded network and let the input, every spiking layer and the output say rounded values.
 
     The input does not where the first layer computes on the image itself.
 
     Parameters
     ----------
-    draft : Draft
+    draft : TracedNetwork
         The network.
     scales : dict
         Path -> scale of each ReLU and of the output.

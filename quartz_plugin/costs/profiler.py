@@ -22,8 +22,8 @@ from torch.nn import functional as F
 from torch.nn.utils.parametrize import ParametrizationList
 from torch.overrides import TorchFunctionMode
 
-from quartz_plugin.hardware.energy import ONLY_CONVERTED, EnergyProfile
-from quartz_plugin.structure import per_dimension
+from quartz_plugin.costs.energy import ONLY_CONVERTED, EnergyProfile
+from quartz_plugin.operators.modules import per_dimension
 from quartz_plugin.tables import format_table
 
 COUNTED = ("spikes", "neuron_updates", "synops", "graded_synops", "macs", "outputs")
@@ -164,7 +164,7 @@ class OperationCounts:
 
         Examples
         --------
-        >>> from quartz_plugin.hardware import HOROWITZ_FLOAT32
+        >>> from quartz_plugin.costs import HOROWITZ_FLOAT32
         >>> with count_operations(net := nn.Linear(4, 8)) as counts:
         ...     _ = net(torch.ones(1, 4))
         >>> round(counts.energy(HOROWITZ_FLOAT32, n=1) * 1e12, 1)  # 32 additions of 0.9 pJ

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, fx, nn
 
 from quartz_plugin.activation import TTFSActivation
-from quartz_plugin.convert.operators import Role, role_of
 from quartz_plugin.graph import INPUT, call_node, expiring_after, unique_path
-from quartz_plugin.structure import WEIGHTED
+from quartz_plugin.operators.modules import WEIGHTED
+from quartz_plugin.operators.table import Role, role_of
 
 
 @dataclass
-class Draft:
+class TracedNetwork:
     """A traced network on its way, and the log of what became of each module.
 
     Attributes

@@ -11,7 +11,7 @@ from quartz_plugin.engines.event_kernels import compiled
 
 
 @compiled
-def look_at(steps: Any, readout: int, zero: int, counts: Any) -> None:
+def count_spikes(steps: Any, readout: int, zero: int, counts: Any) -> None:
     """Count, for each image of ``steps [B, units]``, what is asked of its spikes, into ``counts [4, B]``.
 
     They are the spikes, those at the step `zero`, those before `readout`, and the sum of all steps.

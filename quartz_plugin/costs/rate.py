@@ -13,10 +13,10 @@ import torch
 from snntorch import Leaky
 from torch import Tensor, fx, nn
 
+from quartz_plugin.costs.counts import LayerCounts, Topology, biased_neurons, delivered
+from quartz_plugin.costs.spikes import per_image
 from quartz_plugin.engines.event import LEAST_CHANGE
 from quartz_plugin.graph import call_node, called_by, spike_sources
-from quartz_plugin.hardware.operations import LayerCounts, Synapses, biased_neurons, delivered
-from quartz_plugin.hardware.spikes import per_image
 from quartz_plugin.network import SpikingNetwork
 from quartz_plugin.neuron import AxonalDelay, FirstSpikeMaxPool, TTFSNeuron, forget_instance, reset
 from quartz_plugin.precision import exact_arithmetic
@@ -90,7 +90,7 @@ class RateCodedNetwork(nn.Module):
     def __init__(self, snn: SpikingNetwork) -> None:
         super().__init__()
         graph = snn.graph
-        if graph.front is not None:
+        if graph.dense_stem is not None:
             raise ValueError('a rate-coded network is made of one that encodes the image: first_layer="spiking"')
         lengths = {window.length for window in snn.windows.values()}
         if len(lengths) > 1 or graph.settings.get("weight_bits") is not None:
@@ -162,7 +162,7 @@ class RateCodedNetwork(nn.Module):
     def _counts(
         self, emitted: dict[str, Tensor], merged: dict[str, Tensor], none: Tensor, steps: int
     ) -> dict[str, LayerCounts]:
-        graph, synapses = self.converted, Synapses.of(self.converted)
+        graph, synapses = self.converted, Topology.of(self.converted)
         shapes = synapses.shapes(graph)
         # What a pooling over the image hands on are numbers, too.
         graded: set[fx.Node] = set()

@@ -22,31 +22,31 @@ import torch
 from torch import Tensor, fx
 
 from quartz_plugin.coding import NO_SPIKE, Window
-from quartz_plugin.engines.event import LEAST_CHANGE, count_changes, pooled
-from quartz_plugin.engines.result import SimulationResult
-from quartz_plugin.engines.stepped import walk_layer
-from quartz_plugin.fingerprint import Kept, structure_of
-from quartz_plugin.graph import (
-    INPUT,
-    ConvertedGraph,
-    Layer,
-    called_by,
-    carry,
-    check_modules,
-    evaluated,
-    is_spike_source,
-    spike_sources,
-)
-from quartz_plugin.hardware.spikes import (
+from quartz_plugin.costs.spikes import (
     early_spike_counts,
     per_image,
     spike_counts,
     sums_of_steps,
     zero_spike_counts,
 )
+from quartz_plugin.engines.event import LEAST_CHANGE, count_changes, pooled
+from quartz_plugin.engines.result import SimulationResult
+from quartz_plugin.engines.stepped import walk_layer
+from quartz_plugin.graph import (
+    INPUT,
+    ConvertedGraph,
+    Layer,
+    called_by,
+    check_modules,
+    evaluated,
+    is_spike_source,
+    propagate_levels,
+    spike_sources,
+)
+from quartz_plugin.graph.fingerprint import Kept, structure_of
+from quartz_plugin.graph.synapses import Chain, FanOut, chains, fan_outs, pool_fan_out, unit_shapes, with_unit_weights
 from quartz_plugin.neuron import FirstSpikeMaxPool
-from quartz_plugin.structure import AVERAGES, WEIGHTED, Add, OneToOne
-from quartz_plugin.synapses import Chain, FanOut, chains, fan_outs, of_ones, pool_fan_out, unit_shapes
+from quartz_plugin.operators.modules import AVERAGES, WEIGHTED, Add, OneToOne
 
 SILENT = -1
 """Level of a source that sends no spike; no spike ever says it."""
@@ -57,7 +57,7 @@ LayerCounts = dict[str, Tensor]
 _Found = TypeVar("_Found")
 
 
-class Synapses:
+class Topology:
     """Who is connected to whom in a network: found when asked for, kept while its structure is the same.
 
     It holds no node: nodes hold their network, which it must not keep alive.
@@ -67,16 +67,16 @@ class Synapses:
         self._found: dict[str, Any] = {}
 
     @staticmethod
-    def of(graph: ConvertedGraph) -> Synapses:
+    def of(graph: ConvertedGraph) -> Topology:
         """Return those of this network."""
         return _SYNAPSES.of(graph)
 
     def fan_outs(self, graph: ConvertedGraph) -> FanOut:
-        """Return :func:`quartz_plugin.synapses.fan_outs`, float64: dot products of it are exact below 2^53."""
+        """Return :func:`quartz_plugin.graph.synapses.fan_outs`, float64: dot products of it are exact below 2^53."""
         return self._once("fan_outs", lambda: {k: _double(v) for k, v in fan_outs(graph).items()})
 
     def chains(self, graph: ConvertedGraph) -> dict[str, Chain]:
-        """Return :func:`quartz_plugin.synapses.chains`."""
+        """Return :func:`quartz_plugin.graph.synapses.chains`."""
         return self._once("chains", lambda: chains(graph))
 
     def chained(self, graph: ConvertedGraph) -> set[str]:
@@ -149,7 +149,7 @@ class Synapses:
         return found
 
 
-_SYNAPSES = Kept(lambda graph: Synapses(), structure_of)
+_SYNAPSES = Kept(lambda graph: Topology(), structure_of)
 
 
 def _double(counts: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -266,11 +266,11 @@ class InferenceCounts:
         return self.graph.layers
 
     @property
-    def synapses(self) -> Synapses:
+    def synapses(self) -> Topology:
         """Who is connected to whom; looked up once a result, for all metrics."""
         if "synapses" not in self._found:
-            self._found["synapses"] = Synapses.of(self.graph)
-        found: Synapses = self._found["synapses"]
+            self._found["synapses"] = Topology.of(self.graph)
+        found: Topology = self._found["synapses"]
         return found
 
     @property
@@ -333,7 +333,7 @@ def _routed(module: fx.GraphModule, node: fx.Node, levels: Mapping[fx.Node, Tens
     def route(each: fx.Node) -> Tensor:
         # Shifted, so that the border a padding adds is silent.
         inputs = {source: known[source] - SILENT for source in each.all_input_nodes}
-        routed: Tensor = carry(module, each, inputs) + SILENT
+        routed: Tensor = propagate_levels(module, each, inputs) + SILENT
         return routed
 
     known = dict(levels)
@@ -383,7 +383,7 @@ def _synops_factored(counts: InferenceCounts) -> LayerCounts:
         inputs = {source: reached[source] for source in node.all_input_nodes}
         each = module.get_submodule(str(node.target))
         weighs = isinstance(each, (*WEIGHTED, *AVERAGES, OneToOne))
-        through = of_ones(each)(*inputs.values()) if weighs else carry(module, node, inputs)
+        through = with_unit_weights(each)(*inputs.values()) if weighs else propagate_levels(module, node, inputs)
         reaches: Tensor = (through > 0).to(through.dtype)
         return reaches
 
@@ -586,7 +586,7 @@ def quartz_operations(merged: Tensor, neurons: int, t_max: float, of_neurons: in
 
 def neuron_count(graph: ConvertedGraph) -> int:
     """``N``: ReLU outputs and logits."""
-    shapes = Synapses.of(graph).shapes(graph)
+    shapes = Topology.of(graph).shapes(graph)
     return sum(shapes[layer.node.name].numel() for layer in graph.layers)
 
 
@@ -595,7 +595,7 @@ __all__ = [
     "SILENT",
     "InferenceCounts",
     "LayerCounts",
-    "Synapses",
+    "Topology",
     "changes_step_by_step",
     "merged_operations",
     "neuron_count",

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from quartz_plugin.convert.intake import computes_weights, copy_of, make_plain
-from quartz_plugin.hardware.counter import OperationCounts, count_operations
+from quartz_plugin.costs.profiler import OperationCounts, count_operations
+from quartz_plugin.operators.modules import in_eval_mode
 from quartz_plugin.precision import exact_arithmetic
-from quartz_plugin.structure import in_eval_mode
 
 
 def ann_costs(ann: nn.Module, images: Tensor) -> dict[str, float]:

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from quartz_plugin.graph import ConvertedGraph, Projection, carry, is_spike_source
+from quartz_plugin.graph import ConvertedGraph, Projection, is_spike_source, propagate_levels
 from quartz_plugin.neuron import AxonalDelay, FirstSpikeMaxPool
-from quartz_plugin.structure import (
+from quartz_plugin.operators.modules import (
     AVERAGES,
     PADDING_MODES,
     WEIGHTED,
@@ -63,7 +63,7 @@ def unit_shapes(graph: ConvertedGraph) -> dict[fx.Node, torch.Size]:
                 values[node] = torch.zeros(1, *graph.input_shape, dtype=graph.dtype, device=graph.device)
             elif node.op != "output":
                 if not is_spike_source(module, node):
-                    values[node] = carry(module, node, values)
+                    values[node] = propagate_levels(module, node, values)
                 else:
                     pool = module.get_submodule(str(node.target))
                     source = values[node.all_input_nodes[0]]
@@ -198,7 +198,7 @@ def probed_fan_out(projection: Projection, shapes: dict[fx.Node, torch.Size]) ->
     return {source: _probed(projection, source, shapes) for source in projection.sources}
 
 
-def of_ones(module: Module) -> Module:
+def with_unit_weights(module: Module) -> Module:
     """Copy of a module in which all weights are 1."""
     ones = copy.deepcopy(module)
     for parameter in ones.parameters():
@@ -207,7 +207,7 @@ def of_ones(module: Module) -> Module:
 
 
 def _probed(projection: Projection, source: fx.Node, shapes: dict[fx.Node, torch.Size], chunk: int = 256) -> Tensor:
-    ones = of_ones(projection.module).cpu().double()
+    ones = with_unit_weights(projection.module).cpu().double()
     probe = Projection(ones, projection.sources, projection.nodes, projection.target)
     shape = shapes[source]
     units = math.prod(shape)
@@ -541,11 +541,11 @@ __all__ = [
     "chains",
     "fan_out",
     "fan_outs",
-    "of_ones",
     "pool_fan_out",
     "pool_relation",
     "probed_fan_out",
     "relation_to",
     "synapse_counts",
     "unit_shapes",
+    "with_unit_weights",
 ]

@@ -24,10 +24,10 @@ class EnergyProfile:
     source : str
         Where the figures come from.
     spiking : mapping
-        Name of a count (:class:`~quartz_plugin.hardware.operations.InferenceCounts`) -> energy of one, of a spiking
+        Name of a count (:class:`~quartz_plugin.costs.counts.InferenceCounts`) -> energy of one, of a spiking
         network.
     ann : mapping
-        Name of a count (:func:`~quartz_plugin.hardware.ann.ann_costs`) -> energy of one, of an ANN.
+        Name of a count (:func:`~quartz_plugin.costs.ann.ann_costs`) -> energy of one, of an ANN.
     unit : str
         "J", or what relative figures stand for.
 

@@ -32,10 +32,10 @@ def _looked_at(result: SimulationResult) -> dict[str, Tensor]:
 
 def _look_at(steps: Tensor, window: Window) -> Tensor:
     if steps.device.type == "cpu" and find_spec("numba") is not None:
-        from quartz_plugin.hardware.kernels import look_at
+        from quartz_plugin.costs.kernels import count_spikes
 
         counts = np.empty((4, len(steps)), np.int64)
-        look_at(_rows(steps).numpy(), window.start, window.end, counts)
+        count_spikes(_rows(steps).numpy(), window.start, window.end, counts)
         return torch.from_numpy(counts)
     spikes = per_image(steps != NO_SPIKE)
     silent = steps.shape[1:].numel() - spikes

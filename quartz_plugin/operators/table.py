@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from quartz_plugin.activation import TTFSActivation
-from quartz_plugin.structure import (
+from quartz_plugin.operators.modules import (
     AVERAGES,
     PADDING_MODES,
     WEIGHTED,

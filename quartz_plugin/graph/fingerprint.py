@@ -155,7 +155,7 @@ class _Parts(NamedTuple):
 def _parts_of(graph: ConvertedGraph) -> _Parts:
     settings: list[Any] = [graph.t_max, graph.input_shape]
     tensors: list[tuple[str, Tensor]] = []
-    fronts = () if graph.front is None else graph.front.named_modules(prefix="front")
+    fronts = () if graph.dense_stem is None else graph.dense_stem.named_modules(prefix="front")
     for path, module in itertools.chain(graph.module.named_modules(), fronts):
         settings += (path, type(module))
         if isinstance(module, TTFSNeuron):

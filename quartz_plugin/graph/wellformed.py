@@ -20,7 +20,7 @@ from quartz_plugin.engines.convolutions import is_routing
 from quartz_plugin.functional import check_bias_shape
 from quartz_plugin.graph import ConvertedGraph, called_by, is_spike_source, module_nodes
 from quartz_plugin.neuron import MAX_POOLS, AxonalDelay, FirstSpikeMaxPool, TTFSNeuron
-from quartz_plugin.structure import (
+from quartz_plugin.operators.modules import (
     POOLS,
     WEIGHTED,
     Add,
@@ -257,8 +257,8 @@ def check_network(graph: ConvertedGraph) -> None:
     shapes = shapes_of(graph)
     _check_pools(graph.module, shapes)
     _check_scales(graph, shapes)
-    if graph.front is not None:
-        _check_front(graph, graph.front)
+    if graph.dense_stem is not None:
+        _check_dense_stem(graph, graph.dense_stem)
 
 
 def _check_tensors(graph: ConvertedGraph) -> None:
@@ -444,7 +444,7 @@ def _check_scales(graph: ConvertedGraph, shapes: Mapping[fx.Node, torch.Size]) -
             raise ValueError(f"the scale of {layer.name!r} is of shape {list(scale.shape)}, which does not fit it")
 
 
-def _check_front(graph: ConvertedGraph, front: DenseFirstLayer) -> None:
+def _check_dense_stem(graph: ConvertedGraph, front: DenseFirstLayer) -> None:
     tensors = {name: tensor for name, tensor in front.state_dict().items() if tensor.dtype != graph.dtype}
     for name, tensor in tensors.items():
         raise ValueError(f"{name} of its first layer is in {tensor.dtype}, and the network in {graph.dtype}")

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from quartz_plugin.coding import plain
-from quartz_plugin.convert.operators import Refusal, padding_of
-from quartz_plugin.structure import PADDING_MODES, per_dimension, rank_of
+from quartz_plugin.operators.modules import PADDING_MODES, per_dimension, rank_of
+from quartz_plugin.operators.table import Refusal, padding_of
 
 _ALONG_SPACE = ("kernel_size", "stride", "padding", "dilation", "output_padding", "output_size")
 

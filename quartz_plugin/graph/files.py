@@ -17,11 +17,11 @@ from torch import Tensor, fx, nn
 
 from quartz_plugin.coding import window_length
 from quartz_plugin.graph import INPUT, ConvertedGraph, check_modules
+from quartz_plugin.graph.wellformed import ATTRIBUTES, BODY, KINDS, check_network, check_settings
 from quartz_plugin.neuron import MAX_POOLS, FirstSpikeMaxPool, StatefulModule, TTFSNeuron
-from quartz_plugin.structure import WEIGHTED, DenseFirstLayer, OneToOne
+from quartz_plugin.operators.modules import WEIGHTED, DenseFirstLayer, OneToOne
 from quartz_plugin.tables import printable
 from quartz_plugin.task import CLASSIFICATION, check_task
-from quartz_plugin.wellformed import ATTRIBUTES, BODY, KINDS, check_network, check_settings
 
 FORMAT = "quartz_plugin.network"
 VERSION = 3
@@ -78,7 +78,7 @@ def write(graph: ConvertedGraph, path: str | PathLike[str]) -> None:
         "report": graph.report,
         "modules": modules,
         "nodes": nodes,
-        "front": None if graph.front is None else _describe_front(graph.front),
+        "front": None if graph.dense_stem is None else _describe_dense_stem(graph.dense_stem),
     }
     try:
         text = json.dumps(header)
@@ -87,8 +87,8 @@ def write(graph: ConvertedGraph, path: str | PathLike[str]) -> None:
     except (TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"the network cannot be saved: {printable(error, MOST_CHARACTERS)}") from error
     tensors = {f"module.{name}": value.contiguous().cpu() for name, value in graph.module.state_dict().items()}
-    if graph.front is not None:
-        tensors |= {f"front.{name}": value.contiguous().cpu() for name, value in graph.front.state_dict().items()}
+    if graph.dense_stem is not None:
+        tensors |= {f"front.{name}": value.contiguous().cpu() for name, value in graph.dense_stem.state_dict().items()}
     check_finite(tensors)
     tensors |= {f"scale.{name}": value.contiguous().cpu() for name, value in graph.scales.items()}
     write_atomically(path, to_bytes(tensors, metadata={FORMAT: text}))
@@ -186,7 +186,7 @@ def _build(header: dict[str, Any], tensors: dict[str, Tensor]) -> ConvertedGraph
         scales=scales,
         settings=dict(header["settings"]),
         report=list(header["report"]),
-        front=_rebuild_front(header["front"], front),
+        dense_stem=_rebuild_dense_stem(header["front"], front),
         output_shift=_along_outputs(header["output_shift"], scales.get(str(last.target))),
     )
     check_network(result)
@@ -295,7 +295,7 @@ def _with_weights(module: nn.Module, path: str, weights: dict[str, Tensor]) -> n
     return module
 
 
-def _describe_front(front: DenseFirstLayer) -> dict[str, Any]:
+def _describe_dense_stem(front: DenseFirstLayer) -> dict[str, Any]:
     return {
         "layer": _describe(front.layer, "the first layer"),
         "image_shape": list(front.image_shape),
@@ -303,7 +303,7 @@ def _describe_front(front: DenseFirstLayer) -> dict[str, Any]:
     }
 
 
-def _rebuild_front(entry: dict[str, Any] | None, own: dict[str, Tensor]) -> DenseFirstLayer | None:
+def _rebuild_dense_stem(entry: dict[str, Any] | None, own: dict[str, Tensor]) -> DenseFirstLayer | None:
     if entry is None:
         return None
     options = {name: _tupled(value) for name, value in entry["layer"].items() if name != "class"}

@@ -21,9 +21,9 @@ import torch
 from torch import Tensor, fx, nn
 
 from quartz_plugin.coding import Window, check_unit_interval
-from quartz_plugin.fingerprint import new_number
+from quartz_plugin.graph.fingerprint import new_number
 from quartz_plugin.neuron import AxonalDelay, FirstSpikeMaxPool, TTFSNeuron
-from quartz_plugin.structure import DenseFirstLayer
+from quartz_plugin.operators.modules import DenseFirstLayer
 from quartz_plugin.task import CLASSIFICATION, Task
 
 INPUT = "input"
@@ -53,7 +53,7 @@ class Projection:
         """Current that these spikes of the sources cause, all delays past."""
         values = dict(spikes)
         for node in self.nodes:
-            values[node] = carry(self.module, node, values)
+            values[node] = propagate_levels(self.module, node, values)
         return values[self.target]
 
 
@@ -112,7 +112,7 @@ class ConvertedGraph:
         The options of ``convert`` that made it (plain JSON values).
     report : list of dict
         A row for each module of the ANN (plain JSON values).
-    front : DenseFirstLayer or None
+    dense_stem : DenseFirstLayer or None
         What computes the values that the input's spikes say; None where they say the image.
     output_shift : float or Tensor
         The ANN's output that the value 0 stands for.
@@ -127,7 +127,7 @@ class ConvertedGraph:
     scales: dict[str, Tensor]
     settings: dict[str, Any]
     report: list[dict[str, Any]] = field(default_factory=list)
-    front: DenseFirstLayer | None = None
+    dense_stem: DenseFirstLayer | None = None
     output_shift: float | Tensor = 0.0
     number: int = field(default_factory=new_number, repr=False, compare=False)
 
@@ -227,14 +227,14 @@ class ConvertedGraph:
     @property
     def image_shape(self) -> tuple[int, ...]:
         """Shape of one image, without the batch."""
-        return self.input_shape if self.front is None else self.front.image_shape
+        return self.input_shape if self.dense_stem is None else self.dense_stem.image_shape
 
     def values_to_encode(self, images: Tensor) -> Tensor:
         """What the input's spikes say of images: their values, or those of a first layer that computes on them."""
         images = images.to(device=self.device, dtype=self.dtype)
-        if self.front is None:
+        if self.dense_stem is None:
             return images
-        values: Tensor = self.front(images)
+        values: Tensor = self.dense_stem(images)
         return values
 
     @property
@@ -363,7 +363,7 @@ def unique_path(wanted: str, taken: Container[str]) -> str:
     return path
 
 
-def carry(module: fx.GraphModule, node: fx.Node, values: Mapping[fx.Node, Any]) -> Any:
+def propagate_levels(module: fx.GraphModule, node: fx.Node, values: Mapping[fx.Node, Any]) -> Any:
     """Evaluate one node between two layers, where levels count back from the readout and a delay changes nothing."""
     if isinstance(called_by(module, node), AxonalDelay):
         return values[node.all_input_nodes[0]]

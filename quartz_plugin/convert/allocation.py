@@ -11,12 +11,12 @@ from torch import Tensor, fx, nn
 from quartz_plugin.coding import window_length, with_plain_numbers
 from quartz_plugin.convert import scale
 from quartz_plugin.convert.calibrate import Calibration, Granularity, calibrate, chunk_size, chunks, evenly_of
-from quartz_plugin.convert.draft import Draft
 from quartz_plugin.convert.fold import Preprocessing
-from quartz_plugin.convert.operators import Role
+from quartz_plugin.convert.traced import TracedNetwork
 from quartz_plugin.convert.tune import output_distance, run_from, some_of
-from quartz_plugin.functional import said
+from quartz_plugin.functional import fake_quantize
 from quartz_plugin.graph import INPUT
+from quartz_plugin.operators.table import Role
 from quartz_plugin.precision import exact_arithmetic
 from quartz_plugin.task import CLASSIFICATION, Task
 
@@ -127,7 +127,7 @@ def allocate_steps(
     return {"output" if signed and path == output else path: windows[path] + 1 for path in (INPUT, *layers)}
 
 
-def steps_of(draft: Draft, windows: Mapping[str, int]) -> int:
+def steps_of(draft: TracedNetwork, windows: Mapping[str, int]) -> int:
     """Steps of an inference with these windows (path of each layer, and "input" -> steps)."""
     layers = set(draft.layers())
     ends: dict[fx.Node, int] = {}
@@ -143,7 +143,7 @@ def steps_of(draft: Draft, windows: Mapping[str, int]) -> int:
 
 
 def _lost_by_rounding(
-    draft: Draft,
+    draft: TracedNetwork,
     images: Tensor,
     lengths: Sequence[int],
     granularity: Granularity,
@@ -181,7 +181,7 @@ def _lost_by_rounding(
                 one = torch.ones((), dtype=torch.float64)
                 own = one if path == INPUT else by_length[length][path]
                 lowest, around = (-length, shift) if signed else (0, 0.0)
-                rounded = said(values[node] - around, own.to(values[node]), length, lowest) + around
+                rounded = fake_quantize(values[node] - around, own.to(values[node]), length, lowest) + around
                 tried = {**values, node: rounded}
                 run_from(draft.module, behind, tried, images)
                 lost[path][length] = float(output_distance(tried[draft.last], wanted, task, size))

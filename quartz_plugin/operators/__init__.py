@@ -1,0 +1,1 @@
+"""The table of operators, and the modules that torch.nn lacks."""
