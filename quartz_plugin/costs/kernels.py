@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from quartz_plugin.coding import NO_SPIKE
-from quartz_plugin.engines.event_kernels import compiled
+from quartz_plugin.compiled import compiled
 
 
 @compiled

@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from quartz_plugin.compiled import compiled
 from quartz_plugin.engines import event as _event
 
 LANES = 8
@@ -28,29 +29,6 @@ _CHANNEL_MASK = (1 << _CHANNEL_BITS) - 1
 
 REGISTERS = 8
 """Vectors of currents that are in registers together."""
-
-
-def compiled(function: Any) -> Any:
-    """Compile to run without Python's lock; later processes reuse the machine code where a folder can be written."""
-    try:
-        return njit(nogil=True, cache=True)(function)
-    except RuntimeError:
-        return njit(nogil=True)(function)
-
-
-@compiled
-def digest_words(words: Any, multipliers: Any, base: Any) -> Any:
-    """Weigh words by their multipliers, block by block, and blocks by powers of `base`; modulo 2^64, signed."""
-    # Unsigned indices need no look at their sign, and the loop runs in vectors.
-    size, block, start = np.uint64(words.size), np.uint64(multipliers.size), np.uint64(0)
-    total = np.int64(0)
-    while start < size:
-        members, weighed = min(block, size - start), np.int64(0)
-        for index in range(members):
-            weighed += np.int64(words[start + np.uint64(index)]) * np.int64(multipliers[np.uint64(index)])
-        total = total * base + weighed
-        start += members
-    return total
 
 
 def _vector_at(context: Any, builder: Any, array_type: Any, array: Any, index: Any) -> tuple[Any, int]:

@@ -105,7 +105,7 @@ def digest(tensor: Tensor) -> int:
     """
     words = _words(tensor)
     if words.device.type == "cpu" and _compiles():
-        from quartz_plugin.engines.event_kernels import digest_words
+        from quartz_plugin.graph.kernels import digest_words
 
         return int(digest_words(words.numpy(), MULTIPLIERS, BASE))
     return digest_in_torch(words)
