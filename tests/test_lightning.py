@@ -65,7 +65,7 @@ def test_run_opens_no_socket_and_ends_in_one_table_and_four_pictures(after_run):
     for row in (
         "accuracy",
         "agreement",
-        "spikes that say zero",
+        "spikes encoding zero",
         "spikes x synapses",
         "merged",
         "steps of an inference",

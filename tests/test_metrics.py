@@ -26,6 +26,7 @@ from quartz_plugin.costs import (
     synaptic_operations,
 )
 from quartz_plugin.costs.counts import merged_operations, source_levels
+from quartz_plugin.figures import FIGURES
 from quartz_plugin.graph.synapses import fan_out, probed_fan_out, synapse_counts, unit_shapes
 from quartz_plugin.metrics import (
     Agreement,
@@ -398,7 +399,7 @@ def test_plot_draws_a_bar_for_each_layer(pooled, name):
     widths = [bar.get_width() for bar in axes.patches]
     assert widths == pytest.approx([float(values[f"{quantity}/{layer}"]) for layer in layers])
     assert axes.figure is figure
-    assert axes.get_xlabel() == quantity
+    assert axes.get_xlabel() == FIGURES[quantity].raw_axis_label
     _, given = pyplot.subplots()
     assert metric.plot({key: 2 * value for key, value in values.items()}, ax=given)[1] is given
     assert [bar.get_width() for bar in given.patches] == pytest.approx([2 * width for width in widths])

@@ -21,6 +21,7 @@ from quartz_plugin.plot import (
     raster,
     spike_time_histograms,
 )
+from quartz_plugin.plot import values as value_pictures
 
 mpl.use("Agg")
 from matplotlib import pyplot
@@ -221,7 +222,7 @@ class TestActivations:
     # 70 images of 32 units. Every 32nd unit would be the same of all images: every 33rd then.
     @pytest.mark.parametrize(("limit", "points"), [(64, 64), (70, 68), (1000, 747)])
     def test_picks_units_evenly_over_images_and_positions(self, monkeypatch, limit, points):
-        monkeypatch.setattr(plot, "POINTS", limit)
+        monkeypatch.setattr(value_pictures, "POINTS", limit)
         images = torch.rand(70, 1, 4, 4)
         ann = nn.Sequential(nn.Conv2d(1, 2, 1), nn.ReLU(), nn.Flatten(), nn.Linear(32, 2))
         with torch.no_grad():

@@ -9,7 +9,7 @@ from torch import nn
 import quartz_plugin
 from quartz_plugin.costs import ann_costs
 from quartz_plugin.costs.rate import RateCodedNetwork
-from quartz_plugin.plot import _paired_values
+from quartz_plugin.plot.values import _paired_values
 
 
 @contextmanager

@@ -26,8 +26,9 @@ pytest.importorskip("lightning", reason="needs the extra recipes")
 from conftest import SHARED
 
 import quartz_plugin
+from quartz_plugin.figures import SWEEP_COLUMNS
 from quartz_plugin.lightning import Classifier, FolderData, ImageClassifier
-from quartz_plugin.lightning.cli import SWEEP_COLUMNS, _line, _rows_of, _spiking_figures, load_checkpoint
+from quartz_plugin.lightning.cli import _line, _rows_of, _spiking_figures, load_checkpoint
 from quartz_plugin.lightning.networks import build
 
 ROOT = Path(__file__).parents[1]

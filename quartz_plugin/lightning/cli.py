@@ -36,6 +36,7 @@ import quartz_plugin
 from quartz_plugin.convert import FirstLayer
 from quartz_plugin.convert.tune import TUNING, CalibrationMethod
 from quartz_plugin.costs.rate import RateCodedNetwork
+from quartz_plugin.figures import SWEEP_COLUMNS, SWEEP_PRINTED
 from quartz_plugin.functional import BiasCode, Rectifier
 from quartz_plugin.graph import INPUT
 from quartz_plugin.graph.files import write_atomically
@@ -71,39 +72,8 @@ from quartz_plugin.training import TrainableNetwork, restored
 
 _SKIP = {"model", "dataloaders", "datamodule"}
 
-SWEEP_COLUMNS = (
-    "accuracy",
-    "accuracy_membrane",
-    "agreement",
-    "gained",
-    "lost",
-    "ties",
-    "early_spike_rate",
-    "spikes",
-    "zero_spikes",
-    "spikes_per_neuron",
-    "synops",
-    "synops_factored",
-    "synops_merged",
-    "operations",
-    "operations_strict",
-    "memory_reads",
-    "memory_writes",
-    "energy_loihi",
-    "energy_45nm_float32",
-    "energy_45nm_int8",
-    "energy_paper",
-    "energy_paper_strict",
-    "decision_steps",
-    "steps",
-)
-"""The figures a sweep writes down."""
-
 SWEEP_OPTIONS = ("t_max", "percentile", "calibration_method", "hold", "bias", "rectifier")
 """The options that a sweep varies."""
-
-PRINTED_COLUMNS = ("accuracy", "gained", "lost", "ties", "early_spike_rate", "spikes", "synops", "operations", "steps")
-"""The figures that it prints."""
 
 PICTURED = 200
 """Images whose spikes and activations are drawn."""
@@ -828,7 +798,7 @@ class QuartzTrainer(lightning.Trainer):
         _say(f"\nANN accuracy {100 * ann['accuracy']:.2f} %, {fixed['images']:,.0f} test images")
         shown = [
             name
-            for name in (*SWEEP_OPTIONS, *PRINTED_COLUMNS)
+            for name in (*SWEEP_OPTIONS, *SWEEP_PRINTED)
             if name != "calibration_method" or calibration_method != ["percentile"]
         ]
         _say(format_table(shown, [[_rounded(row[name]) for name in shown] for row in _as_calibrated(rows)]))

@@ -6,11 +6,13 @@ import csv
 import io
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from quartz_plugin.figures import FIGURES, SUMMARY
 from quartz_plugin.graph.files import write_atomically
 from quartz_plugin.hardware import LoihiEstimate
 from quartz_plugin.network import SpikingNetwork
@@ -20,70 +22,38 @@ Figures = Mapping[str, float]
 """Name of a figure -> its value, mean over images."""
 
 
-def _percent(name: str) -> Callable[[Figures], str | None]:
-    return lambda of: f"{100 * of[name]:.2f} %" if name in of else None
-
-
-def _number(name: str) -> Callable[[Figures], str | None]:
-    return lambda of: f"{of[name]:,.1f}" if name in of else None
-
-
-def _paired(of: Figures) -> str | None:
-    return f"+{of['gained']:.0f} -{of['lost']:.0f}" if "gained" in of else None
-
-
-def _spikes_per_neuron(of: Figures) -> str | None:
-    return f"{of['spikes_per_neuron']:.3f}" if "spikes_per_neuron" in of else None
-
-
 def _synops(of: Figures) -> str | None:
-    return f"{of['macs']:,.0f} MACs" if "macs" in of else _number("synops")(of)
+    """Synaptic operations, in their place the multiplications of an ANN."""
+    return f"{FIGURES['macs'].text(of['macs'])} MACs" if "macs" in of else _text("synops", of)
 
 
 def _factored(of: Figures) -> str | None:
-    """None where no linear maps follow each other."""
-    return None if of.get("synops_factored") == of.get("synops") else _number("synops_factored")(of)
+    """Operations of linear maps in a row; None where there are none in a row."""
+    return None if of.get("synops_factored") == of.get("synops") else _text("synops_factored", of)
 
 
-def _energy(name: str, scale: float, unit: str) -> Callable[[Figures], str | None]:
-    return lambda of: f"{of[name] * scale:,.4g} {unit}".strip() if name in of else None
+def _text(name: str, of: Figures) -> str | None:
+    return FIGURES[name].text(of[name]) if name in of else None
 
 
-ROWS: tuple[tuple[str, Callable[[Figures], str | None]], ...] = (
-    ("accuracy", _percent("accuracy")),
-    ("agreement with the ANN", _percent("agreement")),
-    ("images that it alone gets right, wrong", _paired),
-    ("first spikes that tie", _percent("ties")),
-    ("accuracy, the output's membranes read out", _percent("accuracy_membrane")),
-    ("early spikes", _percent("early_spike_rate")),
-    ("steps of an inference", _number("steps")),
-    ("steps until the first output spike", _number("decision_steps")),
-    ("spikes, input included", _number("spikes")),
-    ("spikes that say zero", _number("zero_spikes")),
-    ("spikes a neuron, without the input", _spikes_per_neuron),
-    ("synaptic operations: spikes x synapses", _synops),
-    ("  of these on graded inputs (multiplications)", _number("graded_synops")),
-    ("  linear maps one after the other", _factored),
-    ("multiplications of the first layer, on the image", _number("first_layer_macs")),
-    ("synaptic operations: merged, as the paper counts", _number("synops_merged")),
-    ("bias events", _number("bias_events")),
-    ("readout events", _number("readout_events")),
-    ("rectifier events", _number("rectifier_events")),
-    ("hold events", _number("hold_events")),
-    ("max-pool events", _number("pool_events")),
-    ("operations: merged + 2 N T", _number("operations")),
-    ("operations: spikes x synapses + 2 N T", _number("operations_strict")),
-    ("memory reads: merged + 4 N T, the ANN's 2 a MAC", _number("memory_reads")),
-    ("memory reads: spikes x synapses + 4 N T", _number("memory_reads_strict")),
-    ("memory writes: merged + N T", _number("memory_writes")),
-    ("memory writes: spikes x synapses + N T", _number("memory_writes_strict")),
-    ("energy: Loihi 1's, of synapses and neurons", _energy("energy_loihi", 1e6, "uJ")),
-    ("energy: 45 nm, float32 arithmetic", _energy("energy_45nm_float32", 1e6, "uJ")),
-    ("energy: 45 nm, 8-bit arithmetic", _energy("energy_45nm_int8", 1e6, "uJ")),
-    ("energy: the paper's, relative", _energy("energy_paper", 1e-6, "M")),
-    ("energy: the paper's, of spikes x synapses", _energy("energy_paper_strict", 1e-6, "M")),
-)
-"""Label, and what stands there for a network; None where it has no such figure."""
+_CELLS: dict[str, Callable[[Figures], str | None]] = {"synops": _synops, "synops_factored": _factored}
+"""Rows that are more than one figure's value."""
+
+_ELSEWHERE = {
+    "early_spikes",
+    "t_max",
+    "macs",
+    "nonzero_macs",
+    "neuron_updates",
+    "active_updates",
+    "inactive_updates",
+    "images",
+    "cost_images",
+}
+"""Figures without a row: they stand in the head of the table, in other rows, or in files alone."""
+
+TABLE_ROWS = (*SUMMARY, *(name for name in FIGURES if name not in {*SUMMARY, *_ELSEWHERE}))
+"""Figures of the whole table; the summary comes first."""
 
 
 def side_by_side(figures: Mapping[str, Figures]) -> str:
@@ -97,8 +67,8 @@ def side_by_side(figures: Mapping[str, Figures]) -> str:
     accuracy                                -        50.00 %
     synaptic operations: spikes x synapses  56 MACs  40.0
     """
-    rows = [[label, *(cell(of) for of in figures.values())] for label, cell in ROWS]
-    rows = [row for row in rows if any(cell is not None for cell in row[1:])]
+    cells = {name: [_CELLS.get(name, partial(_text, name))(of) for of in figures.values()] for name in TABLE_ROWS}
+    rows = [[FIGURES[name].label, *row] for name, row in cells.items() if any(cell is not None for cell in row)]
     images, counted = (max(of.get(name, 0.0) for of in figures.values()) for name in ("images", "cost_images"))
     what = "mean of each" if counted in (0.0, images) else f"mean; costs: of {counted:,.0f} of them"
     return format_table([f"{images:,.0f} test images, {what}", *figures], rows)

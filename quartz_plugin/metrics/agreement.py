@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from quartz_plugin.figures import FIGURES
+from quartz_plugin.plot.style import pyplot
 from quartz_plugin.task import decide
 
 
@@ -60,7 +62,7 @@ class Agreement(Metric):
     """
 
     is_differentiable = False
-    higher_is_better = True
+    higher_is_better = FIGURES["agreement"].higher_is_better
     full_state_update = False
 
     agreeing: Tensor
@@ -83,4 +85,5 @@ class Agreement(Metric):
 
     def plot(self, val: Any = None, ax: Any = None) -> Any:
         """Draw the value, or several from ``forward``, as torchmetrics does; returns figure and axes."""
+        pyplot()
         return self._plot(val, ax)

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from quartz_plugin.engines.result import SimulationResult
+from quartz_plugin.figures import FIGURES
 from quartz_plugin.metrics.identity import OfOneNetwork
+from quartz_plugin.plot.style import pyplot
 
 
 def decision_latency(result: SimulationResult) -> Tensor:
@@ -34,7 +36,7 @@ class DecisionLatency(OfOneNetwork):
     """
 
     is_differentiable = False
-    higher_is_better = False
+    higher_is_better = FIGURES["decision_steps"].higher_is_better
     full_state_update = False
 
     steps: Tensor
@@ -58,4 +60,5 @@ class DecisionLatency(OfOneNetwork):
 
     def plot(self, val: Any = None, ax: Any = None) -> Any:
         """Draw the value, or several from ``forward``, as torchmetrics does; returns figure and axes."""
+        pyplot()
         return self._plot(val, ax)

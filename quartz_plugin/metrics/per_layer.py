@@ -11,9 +11,11 @@ from torch import Tensor
 
 from quartz_plugin.costs.counts import COUNTS, InferenceCounts, sums_of
 from quartz_plugin.engines.result import SimulationResult
+from quartz_plugin.figures import figure_of
 from quartz_plugin.graph import INPUT
 from quartz_plugin.metrics.identity import OfOneNetwork
 from quartz_plugin.network import SpikingNetwork
+from quartz_plugin.plot import counts_per_layer
 
 _INSTANCES = itertools.count()
 
@@ -94,12 +96,10 @@ class PerLayerMetric(OfOneNetwork):
         figure, axes
             As torchmetrics' own metrics return them.
         """
-        from quartz_plugin.plot import counts_per_layer
-
         values = self.compute() if val is None else val
         quantity = next(iter(values))
         bars = {layer: float(values[f"{quantity}/{layer}"]) for layer in self.layers if f"{quantity}/{layer}" in values}
-        axes = counts_per_layer(bars, ax, quantity=quantity)
+        axes = counts_per_layer(bars, ax, quantity=figure_of(quantity).raw_axis_label)
         return axes.get_figure(), axes
 
 
