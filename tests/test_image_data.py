@@ -24,6 +24,7 @@ import torchvision
 from PIL import Image
 from torch.utils.data import DataLoader
 
+from quartz_plugin.convert.calibrate import evenly
 from quartz_plugin.lightning import CIFAR10Data, FolderData, MNISTData, demo
 from quartz_plugin.lightning.data import (
     CIFAR10_CLASSES,
@@ -31,7 +32,6 @@ from quartz_plugin.lightning.data import (
     Seeded,
     ShareSampler,
     UnreadableImageError,
-    evenly,
     open_image,
     seed_of,
 )
@@ -382,7 +382,7 @@ def test_images_that_would_take_too_much_memory_are_refused_before_they_are_deco
 
 
 def test_the_largest_and_the_longest_image_are_read(tmp_path, monkeypatch):
-    monkeypatch.setattr("quartz_plugin.lightning.data.MOST_PIXELS", 40 * 30)
+    monkeypatch.setattr("quartz_plugin.lightning.data.images.MOST_PIXELS", 40 * 30)
     Image.fromarray(noise("largest", 40, 30)).save(tmp_path / "largest.png")
     Image.fromarray(noise("longest", 96, 4)).save(tmp_path / "longest.png")  # Resized: 12 x 288, and 1,200 / 12² = 8.3.
     assert np.array_equal(as_pixels(FolderData(size=30, resize=30).read(str(tmp_path / "largest.png"))),
