@@ -2,7 +2,8 @@
 
 from quartz_plugin.activation import TTFSActivation
 from quartz_plugin.coding import decode, encode
-from quartz_plugin.convert import PAPER, ConversionError, Override, check_convertible, convert, register_rule
+from quartz_plugin.config import PAPER, ConversionConfig, LayerConfig, Override
+from quartz_plugin.convert import ConversionError, check_convertible, convert, register_rule
 from quartz_plugin.convert.allocation import allocate_steps
 from quartz_plugin.engines import SimulationResult
 from quartz_plugin.network import SpikingNetwork, load
@@ -14,8 +15,10 @@ from quartz_plugin.verification import Verification, verify
 __all__ = [
     "PAPER",
     "AxonalDelay",
+    "ConversionConfig",
     "ConversionError",
     "FirstSpikeMaxPool",
+    "LayerConfig",
     "Override",
     "SimulationResult",
     "SpikingNetwork",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor, fx, nn
@@ -12,15 +12,15 @@ from torch.nn import functional as F
 
 from quartz_plugin.activation import TTFSActivation, check_range
 from quartz_plugin.coding import check_unit_interval, with_plain_numbers
-from quartz_plugin.convert import FirstLayer, Override, convert, scale
-from quartz_plugin.convert.calibrate import Calibration, Granularity, RangeSketch, along_channels
+from quartz_plugin.config import TRAINING, ConversionConfig, FirstLayer, Preprocessing, TrainingOptions, configured
+from quartz_plugin.convert.calibrate import Calibration, RangeSketch, along_channels
 from quartz_plugin.convert.check import check
 from quartz_plugin.convert.fake_quant import insert_fake_quant, output_code, values_at
-from quartz_plugin.convert.fold import Preprocessing, fold
+from quartz_plugin.convert.fold import fold
+from quartz_plugin.convert.pipeline import Run, convert, scale
 from quartz_plugin.convert.trace import trace
 from quartz_plugin.convert.tune import (
     TEMPERATURE,
-    CalibrationMethod,
     best_range,
     drives_of,
     output_distance,
@@ -32,6 +32,7 @@ from quartz_plugin.graph import INPUT
 from quartz_plugin.network import SpikingNetwork
 from quartz_plugin.operators.modules import WEIGHTED, in_eval_mode
 from quartz_plugin.operators.table import DROPOUTS, NORMS, ConversionError
+from quartz_plugin.options import UNSET, with_options
 from quartz_plugin.precision import exact_arithmetic
 from quartz_plugin.task import CLASSIFICATION, Task, by_output, check_task, class_scores, number_or_tensor, single_logit
 
@@ -409,23 +410,17 @@ def labels_for(outputs: Tensor, labels: Tensor, task: Task) -> Tensor:
     )
 
 
+@with_options(ConversionConfig, TrainingOptions, TRAINING)
 @with_plain_numbers
 @exact_arithmetic()
 def prepare(
     ann: nn.Module,
     calibration: Calibration,
-    t_max: int | Mapping[str, int] = 16,
+    t_max: int | Mapping[str, int] = UNSET,
     *,
-    percentile: float = 99.9,
-    output_percentile: float = 100.0,
-    granularity: Granularity = "layer",
-    calibration_method: str = "least_squares+output",
-    first_layer: FirstLayer = "spiking",
-    preprocessing: Preprocessing | None = None,
     example_input: Tensor | None = None,
-    task: Task = CLASSIFICATION,
-    layers: Mapping[str, Override] | None = None,
     progress: Callable[[int], None] | None = None,
+    **options: Unpack[TrainingOptions],
 ) -> TrainableNetwork:
     r"""Make a network that trains with the rounding of its spikes, from an ANN, trained or not.
 
@@ -436,13 +431,12 @@ def prepare(
     ----------
     ann : nn.Module
         As in :func:`~quartz_plugin.convert`; not modified.
-    calibration, t_max, percentile, output_percentile, granularity, first_layer, preprocessing, example_input, task,
-    layers
+    calibration, example_input, progress
         As in :func:`~quartz_plugin.convert`.
-    progress : callable, optional
-        As in :func:`~quartz_plugin.convert`.
-    calibration_method : str
-        "percentile", "least_squares" or "search", with "output" if wanted: the rest is what training does.
+    {options}
+
+    Of calibration methods "percentile", "least_squares" and "search", with "output" if wanted: the rest is what
+    training does.
 
     Returns
     -------
@@ -472,29 +466,17 @@ def prepare(
     >>> torch.allclose(snn(images), net(images), atol=1e-5)
     True
     """
-    method = CalibrationMethod.parse(calibration_method)
-    if method.refinements - {"output"}:
+    config = configured(TRAINING | options, TrainingOptions, t_max)
+    if config.method.refinements - {"output"}:
         raise ValueError(
-            f"calibration_method={calibration_method!r} changes weights, which is what training does; give "
+            f"calibration_method={config.calibration_method!r} changes weights, which is what training does; give "
             '"percentile", "least_squares" or "search", with "+output" if wanted'
         )
-    found = scale(
-        ann,
-        calibration,
-        t_max,
-        percentile=percentile,
-        output_percentile=output_percentile,
-        granularity=granularity,
-        calibration_method=calibration_method,
-        first_layer=first_layer,
-        preprocessing=preprocessing,
-        example_input=example_input,
-        task=task,
-        layers=layers,
-        progress=progress,
-    )
+    found = scale(ann, calibration, config, Run(example_input, progress))
     shift = found.draft.output_shift
-    return trainable(ann, found.example, found.scales, found.windows, preprocessing, first_layer, shift, task)
+    return trainable(
+        ann, found.example, found.scales, found.windows, config.preprocessing, config.first_layer, shift, config.task
+    )
 
 
 @exact_arithmetic()

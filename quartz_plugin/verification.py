@@ -206,7 +206,7 @@ def values_side_by_side(
     if len(images) == 0:
         raise ValueError("verify needs at least one image")
     example = images[:1].to(device=graph.device, dtype=graph.dtype)
-    draft = fold(trace(ann, example), graph.settings["preprocessing"], graph.settings["linear"])
+    draft = fold(trace(ann, example), graph.config.preprocessing, graph.config.linear)
     ends, last = draft.layers(), draft.last
     if graph.dense_stem is not None:
         ends = ends[1:]

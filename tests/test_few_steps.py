@@ -17,13 +17,14 @@ from torch.nn import functional as F
 
 import quartz_plugin
 from quartz_plugin import ConversionError, TTFSActivation
+from quartz_plugin.calibration_methods import CalibrationMethod
 from quartz_plugin.convert import tune
 from quartz_plugin.convert.calibrate import QuantileSketch
 from quartz_plugin.convert.check import check
 from quartz_plugin.convert.fake_quant import values_at
 from quartz_plugin.convert.fold import fold
 from quartz_plugin.convert.trace import trace
-from quartz_plugin.convert.tune import CalibrationMethod, output_range
+from quartz_plugin.convert.tune import output_range
 from quartz_plugin.graph import module_nodes
 from quartz_plugin.lightning import Classifier, modules
 from quartz_plugin.lightning.modules import mixed

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from dataclasses import replace
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor, fx, nn
 
 from quartz_plugin.coding import window_length, with_plain_numbers
-from quartz_plugin.convert import scale
-from quartz_plugin.convert.calibrate import Calibration, Granularity, calibrate, chunk_size, chunks, evenly_of
-from quartz_plugin.convert.fold import Preprocessing
+from quartz_plugin.config import AllocationOptions, ConversionConfig, configured
+from quartz_plugin.convert.calibrate import Calibration, calibrate, chunk_size, chunks, evenly_of
+from quartz_plugin.convert.pipeline import Run, scale
 from quartz_plugin.convert.traced import TracedNetwork
 from quartz_plugin.convert.tune import output_distance, run_from, some_of
 from quartz_plugin.functional import fake_quantize
 from quartz_plugin.graph import INPUT
 from quartz_plugin.operators.table import Role
+from quartz_plugin.options import with_options
 from quartz_plugin.precision import exact_arithmetic
-from quartz_plugin.task import CLASSIFICATION, Task
 
 CHOICES = (2, 3, 4, 5, 6, 8, 10, 12, 16, 24, 32, 48, 64)
 """The ``T`` that a layer may get."""
@@ -27,6 +28,7 @@ SCALE_IMAGES, DISTANCE_IMAGES = 1024, 256
 """Images, evenly spread, by which scales are found for each choice, and by which distances are measured."""
 
 
+@with_options(ConversionConfig, AllocationOptions)
 @with_plain_numbers
 @exact_arithmetic()
 def allocate_steps(
@@ -35,11 +37,9 @@ def allocate_steps(
     steps: int,
     *,
     choices: Sequence[int] = CHOICES,
-    granularity: Granularity = "layer",
-    preprocessing: Preprocessing | None = None,
     example_input: Tensor | None = None,
-    task: Task = CLASSIFICATION,
     progress: Callable[[int, int], None] | None = None,
+    **options: Unpack[AllocationOptions],
 ) -> dict[str, int]:
     """Spend a number of steps on the layers where they help most.
 
@@ -50,9 +50,10 @@ def allocate_steps(
 
     Parameters
     ----------
-    ann, calibration, granularity, preprocessing, example_input, task
+    ann, calibration, example_input
         As in :func:`~quartz_plugin.convert`; scales are those of least squares. Of the images, evenly spread, 1,024
         are looked at for scales, and 256 for distances, fewer where they are large.
+    {options}
     steps : int
         What an inference may take, ``snn.n_steps``.
     choices : sequence of int
@@ -90,15 +91,8 @@ def allocate_steps(
         raise ValueError("calibration is empty: give at least one batch of training images")
     given = torch.cat(batches)
     images = evenly_of(given, SCALE_IMAGES)
-    found = scale(
-        ann,
-        images,
-        lengths[0] + 1,
-        granularity=granularity,
-        preprocessing=preprocessing,
-        example_input=example_input,
-        task=task,
-    )
+    config = configured(options, AllocationOptions, lengths[0] + 1)
+    found = scale(ann, images, config, Run(example_input))
     draft, images = found.draft, images.to(found.example)
     if found.trained:
         raise ValueError("the network was trained for windows of its own, and can have no others")
@@ -106,7 +100,7 @@ def allocate_steps(
     needed = steps_of(draft, windows)
     if needed > steps:
         raise ValueError(f"steps must be at least {needed}, which the smallest windows take, got {steps}")
-    lost = _lost_by_rounding(draft, images, lengths, granularity, task, progress)
+    lost = _lost_by_rounding(draft, images, lengths, config, progress)
     while True:
         best: tuple[float, str, int] | None = None
         now = steps_of(draft, windows)
@@ -146,8 +140,7 @@ def _lost_by_rounding(
     draft: TracedNetwork,
     images: Tensor,
     lengths: Sequence[int],
-    granularity: Granularity,
-    task: Task,
+    config: ConversionConfig,
     progress: Callable[[int, int], None] | None,
 ) -> dict[str, dict[int, float]]:
     """Path of each layer, and "input" -> length of its window -> how far the output is when it alone is rounded."""
@@ -156,9 +149,9 @@ def _lost_by_rounding(
         length: calibrate(
             draft,
             images.split(chunk_size(images)),
-            granularity=granularity,
-            least_squares={str(node.target): length for node in layers},
-            task=task,
+            replace(config, calibration_method="least_squares"),
+            own={},
+            windows={str(node.target): length for node in layers},
         )
         for length in lengths
     }
@@ -184,7 +177,7 @@ def _lost_by_rounding(
                 rounded = fake_quantize(values[node] - around, own.to(values[node]), length, lowest) + around
                 tried = {**values, node: rounded}
                 run_from(draft.module, behind, tried, images)
-                lost[path][length] = float(output_distance(tried[draft.last], wanted, task, size))
+                lost[path][length] = float(output_distance(tried[draft.last], wanted, config.task, size))
             if progress is not None:
                 progress(done + 1, len(measured))
     return lost

@@ -5,19 +5,18 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from typing import Any, Literal, TypedDict
+from typing import Any
 
 import torch
 from torch import Tensor, fx
 
 from quartz_plugin.coding import check_unit_interval
+from quartz_plugin.config import ConversionConfig, LayerConfig, Shifts
 from quartz_plugin.convert.traced import TracedNetwork
 from quartz_plugin.functional import fake_quantize
 from quartz_plugin.operators.table import ConversionError, Role, ceiling_of
-from quartz_plugin.task import CLASSIFICATION, Task, by_output, number_or_tensor
+from quartz_plugin.task import by_output, number_or_tensor
 
-Granularity = Literal["layer", "channel"]
-Shifts = Literal["all", "far", "none"]
 Calibration = Tensor | Iterable[Any]
 CHUNK_VALUES = 1 << 20
 """Input values that are computed with at a time: 64 images of 3 x 73 x 73, 6 of 3 x 224 x 224."""
@@ -229,32 +228,20 @@ class RangeSketch:
         return torch.where(scale > 0, scale, largest if largest > 0 else torch.ones_like(largest)), shift
 
 
-class Override(TypedDict, total=False):
-    """Options of one layer, or of all layers of one block of the network."""
-
-    percentile: float
-    granularity: Granularity
-    t_max: int
-
-
 def calibrate(
     draft: TracedNetwork,
     images: Iterable[Tensor],
-    *,
-    percentile: float = 99.9,
-    output_percentile: float = 100.0,
-    granularity: Granularity = "layer",
-    overrides: Mapping[str, Override] | None = None,
-    least_squares: Mapping[str, int] | None = None,
+    config: ConversionConfig,
+    own: Mapping[str, LayerConfig],
+    windows: Mapping[str, int],
     known: Mapping[str, Tensor] | None = None,
-    task: Task = CLASSIFICATION,
-    shifts: Shifts = "all",
     progress: Callable[[int], None] | None = None,
     distributed: bool = False,
 ) -> dict[str, Tensor]:
     """Scales: percentiles of what each ReLU and the output (its size) give on the calibration images.
 
-    A regression's outputs have a scale and a shift each, which is put into the draft.
+    With ``config.method.scale`` "least_squares", of the layers without a percentile of their own, the scale at which
+    rounding loses least. A regression's outputs have a scale and a shift each, which is put into the draft.
 
     Activations are counted as they come; memory is that of the network and one chunk of images.
 
@@ -264,22 +251,14 @@ def calibrate(
         The folded network, unscaled.
     images : iterable of Tensor
         Chunks ``[n, ...]`` of raw training images; see :func:`chunks`.
-    percentile, output_percentile : float
-        In (0, 100]; over all values after each ReLU, zeros included, and over ``|logit|``.
-    granularity : "layer" or "channel"
-        One scale a layer, or one a channel; a classifier's output has one, a regression's one for each output.
-    overrides : dict, optional
-        Path of a layer -> its own ``percentile`` or ``granularity``.
-    least_squares : dict, optional
-        Path of a layer -> steps of its window: layers whose scale is that at which rounding loses least, unless they
-        have a percentile of their own.
+    config : ConversionConfig
+        Percentiles, granularity, method and task.
+    own : dict
+        Path of a layer -> its own options.
+    windows : dict
+        Path of a layer -> steps of its window.
     known : dict, optional
         Path of a layer -> its scale, where it has been learned.
-    task : "classification" or "regression"
-        What the output means.
-    shifts : "all", "far" or "none"
-        Which outputs of a regression may have a shift: all, those whose range does not hold 0 (without hold, what a
-        shift takes from the membrane is missing before the readout, or early), or none.
     progress : callable, optional
         Called with the number of images seen so far.
     distributed : bool
@@ -289,7 +268,7 @@ def calibrate(
     -------
     dict
         Path -> float64 scale, 0-dimensional or ``[C, 1, ...]``; both halves of a pair have the same. A layer that is 0
-        on all images has its upper bound, or else the scale of what it listens to; it is among ``draft.silent``.
+        on all images has its upper bound, or else the scale of its sources; it is among ``draft.silent``.
 
     Raises
     ------
@@ -298,18 +277,18 @@ def calibrate(
     ValueError
         If there are no images, or all of them are 0.
     """
-    overrides = overrides or {}
     scales = dict(known or {})
+    nothing, least_squares = LayerConfig(), config.method.scale == "least_squares"
     if scales.keys() >= {str(node.target) for node in draft.layers()}:
         return scales
     by_channel = {
-        str(node.target): overrides.get(str(node.target), {}).get("granularity", granularity) == "channel"
+        str(node.target): (own.get(str(node.target), nothing).granularity or config.granularity) == "channel"
         for node in draft.layers()
         if draft.role_at(node) is Role.RECTIFIER
     }
     together = raise_on_all_ranks if distributed else nullcontext
     output: RangeSketch | None = None
-    if task == "regression" and str(draft.last.target) not in scales:
+    if config.task == "regression" and str(draft.last.target) not in scales:
         # The output for a grey image: the same in all processes, and as a rule in the midst of the values.
         grey = torch.full((1, *draft.input_shape), 0.5, dtype=draft.dtype, device=draft.device)
         output = RangeSketch(by_output(draft.output(grey).double()).mean(dim=1).cpu())
@@ -326,20 +305,20 @@ def calibrate(
         path = str(node.target)
         if path not in sketches:
             continue
-        sketch, own = sketches[path], overrides.get(path, {}).get("percentile")
+        sketch, own_percentile = sketches[path], own.get(path, nothing).percentile
         shape, ceiling = draft.shape_at(node), ceiling_of(draft.module_at(node))
         if isinstance(sketch, RangeSketch):
-            own_percentile = own or output_percentile
             signed = draft.role_at(node) is not Role.RECTIFIER
-            scale, shift = (along_channels(each, shape) for each in sketch.range(own_percentile, signed, shifts))
+            found = sketch.range(own_percentile or config.output_percentile, signed, config.output_shifts)
+            scale, shift = (along_channels(each, shape) for each in found)
             scales[path] = scale if ceiling is None else scale.clamp(max=ceiling)
             draft.output_shift = number_or_tensor(shift)
             continue
         is_output = node is draft.last
-        if least_squares is not None and own is None and not is_output:
-            scale = sketch.least_squares(least_squares[path])
+        if least_squares and own_percentile is None and not is_output:
+            scale = sketch.least_squares(windows[path])
         else:
-            scale = sketch.quantile(own or (output_percentile if is_output else percentile))
+            scale = sketch.quantile(own_percentile or (config.output_percentile if is_output else config.percentile))
         # A channel seldom active has a percentile of 0: its largest value then; a dead one takes the layer's.
         scale = torch.where(scale > 0, scale, sketch.largest)
         scale = torch.where(scale > 0, scale, scale.max())

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
-from typing import Literal
 
 import torch
 from torch import Tensor, fx, nn
 
 from quartz_plugin.activation import TTFSActivation
+from quartz_plugin.config import Linear, Preprocessing
 from quartz_plugin.convert.traced import TracedNetwork
 from quartz_plugin.operators.modules import AVERAGES, WEIGHTED, Add
 from quartz_plugin.operators.table import DROPOUTS, NORMS, Affine, ConversionError, Role, ceiling_of, norm_as_affine
 from quartz_plugin.task import number_or_tensor
-
-Preprocessing = tuple[Sequence[float] | Tensor | float, Sequence[float] | Tensor | float]
-Linear = Literal["compose", "pair"]
 
 
 def fold(

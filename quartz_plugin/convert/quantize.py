@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from quartz_plugin.convert.calibrate import Granularity
+from quartz_plugin.config import Granularity
 from quartz_plugin.convert.rescale import ScaledNetwork
 from quartz_plugin.functional import BiasCode
 from quartz_plugin.operators.modules import WEIGHTED, OneToOne

@@ -21,6 +21,8 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from quartz_plugin.activation import TTFSActivation
+from quartz_plugin.calibration_methods import TUNING, CalibrationMethod
+from quartz_plugin.config import ConversionConfig
 from quartz_plugin.convert.calibrate import chunk_size, evenly_of
 from quartz_plugin.convert.fake_quant import insert_fake_quant, output_code, values_at
 from quartz_plugin.convert.rescale import along_outputs, scaled_weight
@@ -31,70 +33,7 @@ from quartz_plugin.operators.modules import WEIGHTED
 from quartz_plugin.operators.table import NORMS, Affine, Role
 from quartz_plugin.task import CLASSIFICATION, Task, by_output, class_scores, decide, number_or_tensor, single_logit
 
-SCALE_RULES = ("percentile", "least_squares", "search")
-"""Where a layer's scale comes from; one of them."""
-
-REFINEMENTS = ("bias_correction", "tune", "distill", "output")
-"""What may follow, in this order."""
-
-TUNING = {"tune", "distill"}
-"""Those that learn."""
-
-BEST = "least_squares+distill+output"
-"""What the measurements in README recommend."""
-
 TuningProgress = Callable[[int, int], None]
-
-
-@dataclass(frozen=True)
-class CalibrationMethod:
-    """Strategies of calibration, read from their names.
-
-    Attributes
-    ----------
-    scale : "percentile", "least_squares" or "search"
-        Where the scales come from.
-    refinements : frozenset of str
-        Which of "bias_correction", "tune", "distill" and "output" follow.
-    """
-
-    scale: str
-    refinements: frozenset[str]
-
-    @classmethod
-    def parse(cls, given: str) -> CalibrationMethod:
-        """Read names joined by "+", as ``"least_squares+bias_correction"``; "best" stands for :data:`BEST`.
-
-        Raises
-        ------
-        ValueError
-            For an unknown name, two scale rules, or "tune" with "distill".
-
-        Examples
-        --------
-        >>> CalibrationMethod.parse("tune").scale
-        'percentile'
-        >>> print(CalibrationMethod.parse("best+bias_correction"))
-        least_squares+bias_correction+distill+output
-        """
-        named = given.split("+") if isinstance(given, str) else [given]
-        names = [part for name in named for part in (BEST.split("+") if name == "best" else [name])]
-        rules = [name for name in names if name in SCALE_RULES]
-        unknown = [name for name in names if name not in (*SCALE_RULES, *REFINEMENTS)]
-        if unknown or len(rules) > 1 or len(set(names)) < len(names) or set(names) >= TUNING:
-            raise ValueError(
-                f"calibration_method must be one of {', '.join(SCALE_RULES)}, then any of bias_correction, tune or "
-                f'distill, output, joined by "+", as "least_squares+output"; or best, which is "{BEST}"; got {given!r}'
-            )
-        return cls(rules[0] if rules else "percentile", frozenset(names) - set(SCALE_RULES))
-
-    def __str__(self) -> str:
-        return "+".join((self.scale, *(name for name in REFINEMENTS if name in self.refinements)))
-
-    @property
-    def needs_images(self) -> bool:
-        """Whether the images are looked at more than once."""
-        return self.scale == "search" or bool(self.refinements)
 
 
 def refine(
@@ -102,10 +41,7 @@ def refine(
     scales: Mapping[str, Tensor],
     windows: Mapping[str, int],
     images: Tensor,
-    method: CalibrationMethod,
-    passes: int,
-    rate: float,
-    task: Task,
+    config: ConversionConfig,
     progress: TuningProgress,
 ) -> tuple[dict[str, Tensor], CalibrationMethod]:
     """Carry out what a method names besides percentiles and least squares; changes the draft.
@@ -120,14 +56,8 @@ def refine(
         Path of each ReLU and of the output, and "input" -> steps of its window.
     images : Tensor
         Training images, ``[N, ...]``.
-    method : CalibrationMethod
-        What to do.
-    passes : int
-        How often "tune" and "distill" see every image.
-    rate : float
-        How fast they learn, see :func:`parameter_groups`.
-    task : "classification" or "regression"
-        What the output means.
+    config : ConversionConfig
+        Method, passes and rate of what learns, and the task.
     progress : callable
         Called with the steps done and those to do.
 
@@ -136,7 +66,7 @@ def refine(
     dict, CalibrationMethod
         The scales, and what they come from: the method without what was left out.
     """
-    found = dict(scales)
+    found, method, task = dict(scales), config.method, config.task
     output = str(draft.last.target)
     ranged = evenly_of(images, RANGE_VALUES // max(1, math.prod(draft.shape_at(draft.last))))
     wanted = torch.cat([draft.output(chunk) for chunk in ranged.split(chunk_size(images))])
@@ -150,7 +80,8 @@ def refine(
     if method.refinements & TUNING:
         tuned = reconstruct(
             draft, found, windows, images,
-            weights="distill" in method.refinements, passes=passes, learning_rate=rate, task=task, progress=progress,
+            weights="distill" in method.refinements, passes=config.tuning_passes, learning_rate=config.tuning_rate,
+            task=task, progress=progress,
         )  # fmt: skip
         if tuned is None:
             return found, replace(method, refinements=method.refinements - TUNING)

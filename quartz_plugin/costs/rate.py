@@ -93,7 +93,7 @@ class RateCodedNetwork(nn.Module):
         if graph.dense_stem is not None:
             raise ValueError('a rate-coded network is made of one that encodes the image: first_layer="spiking"')
         lengths = {window.length for window in snn.windows.values()}
-        if len(lengths) > 1 or graph.settings.get("weight_bits") is not None:
+        if len(lengths) > 1 or graph.config.weight_bits is not None:
             raise ValueError(
                 "a rate-coded network is made of one whose windows are alike and whose weights are free; "
                 "convert without layers={...: t_max} and without weight_bits"

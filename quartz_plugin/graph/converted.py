@@ -21,10 +21,11 @@ import torch
 from torch import Tensor, fx, nn
 
 from quartz_plugin.coding import Window, check_unit_interval
+from quartz_plugin.config import ConversionConfig, without_notes
 from quartz_plugin.graph.fingerprint import new_number
 from quartz_plugin.neuron import AxonalDelay, FirstSpikeMaxPool, TTFSNeuron
 from quartz_plugin.operators.modules import DenseFirstLayer
-from quartz_plugin.task import CLASSIFICATION, Task
+from quartz_plugin.task import Task
 
 INPUT = "input"
 """Name of the input encoder among the layers."""
@@ -141,9 +142,20 @@ class ConvertedGraph:
         return Window.of_input(self.t_max)
 
     @property
+    def config(self) -> ConversionConfig:
+        """The options in `settings`, which may hold notes beside them; those that earlier versions lacked by default.
+
+        Raises
+        ------
+        ValueError, TypeError
+            If one cannot be, as after an edit.
+        """
+        return ConversionConfig.from_dict(without_notes(self.settings))
+
+    @property
     def task(self) -> Task:
-        """What the output means; files of earlier versions hold classifiers."""
-        task: Task = self.settings.get("task", CLASSIFICATION)
+        """What the output means; files of earlier versions, which do not have it, hold classifiers."""
+        task: Task = self.settings.get("task", ConversionConfig.task)
         return task
 
     def output_values(self, levels: Tensor, window: int) -> Tensor:

@@ -16,12 +16,12 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor, fx, nn
 
 from quartz_plugin.coding import window_length
+from quartz_plugin.config import ConversionConfig, without_notes
 from quartz_plugin.graph import INPUT, ConvertedGraph, check_modules
 from quartz_plugin.graph.wellformed import ATTRIBUTES, BODY, KINDS, check_network, check_settings
 from quartz_plugin.neuron import MAX_POOLS, FirstSpikeMaxPool, StatefulModule, TTFSNeuron
 from quartz_plugin.operators.modules import WEIGHTED, DenseFirstLayer, OneToOne
 from quartz_plugin.tables import printable
-from quartz_plugin.task import CLASSIFICATION, check_task
 
 FORMAT = "quartz_plugin.network"
 VERSION = 3
@@ -203,11 +203,9 @@ def _check_header(header: dict[str, Any]) -> None:
         raise ValueError(f"its output scale is {scale!r}")
     if not _are_finite(header["output_shift"]):
         raise ValueError(f"its output shift is {header['output_shift']!r}")
-    if not isinstance(settings, dict) or settings.get("rectifier") not in ("spike", "silent"):
-        raise ValueError("its settings lack the rectifier")
-    if settings.get("linear") not in ("compose", "pair") or "preprocessing" not in settings:
+    if not isinstance(settings, dict) or not {"rectifier", "linear", "preprocessing"} <= settings.keys():
         raise ValueError("its settings are incomplete")
-    check_task(settings.get("task", CLASSIFICATION))
+    ConversionConfig.from_dict(without_notes(settings))
     report = header["report"]
     if not isinstance(report, list) or not all(_is_row(row) for row in report):
         raise ValueError("its report is no list of rows")

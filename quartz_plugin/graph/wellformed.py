@@ -295,14 +295,14 @@ def _check_calls(module: fx.GraphModule) -> None:
 def _check_neurons(graph: ConvertedGraph) -> None:
     """All neurons are of one kind, only the last may be without a rectifier, and each hears whole windows."""
     layers = graph.layers
-    kind = (layers[0].neuron.p.hold, layers[0].neuron.p.bias_code, graph.settings["rectifier"])
+    kind = (layers[0].neuron.p.hold, layers[0].neuron.p.bias_code, graph.config.rectifier)
     windows: dict[fx.Node, Window] = {}
     longest: dict[fx.Node, int] = {}
     graph.arrivals()
     for layer in layers:
         p = layer.neuron.p
         last = layer is layers[-1]
-        if (p.hold, p.bias_code, p.rectifier or (graph.settings["rectifier"] if last else None)) != kind:
+        if (p.hold, p.bias_code, p.rectifier or (graph.config.rectifier if last else None)) != kind:
             raise ValueError(
                 f"{layer.name!r} is of another kind of neuron than the rest: hold={p.hold}, rectifier={p.rectifier!r}, "
                 f"bias_code={p.bias_code!r}"

@@ -341,7 +341,7 @@ def map_to_loihi(snn: SpikingNetwork, shared_weights: bool = True, chip: LoihiCh
         )
     misfits: list[str] = []
     notes: list[str] = []
-    bits = graph.settings.get("weight_bits")
+    bits = graph.config.weight_bits
     if bits is None or bits > chip.weight_bits:
         notes.append(f"the weights are finer than the chip's: weight_bits={chip.weight_bits} shows what that costs")
     if graph.dense_stem is not None:

@@ -33,8 +33,8 @@ from lightning.pytorch.utilities import rank_zero_only
 from rich.progress import Progress
 
 import quartz_plugin
-from quartz_plugin.convert import FirstLayer
-from quartz_plugin.convert.tune import TUNING, CalibrationMethod
+from quartz_plugin.calibration_methods import TUNING, CalibrationMethod
+from quartz_plugin.config import FirstLayer
 from quartz_plugin.costs.rate import RateCodedNetwork
 from quartz_plugin.figures import SWEEP_COLUMNS, SWEEP_PRINTED
 from quartz_plugin.functional import BiasCode, Rectifier

@@ -1,0 +1,402 @@
+"""Configuration: every option of conversion, with its default, its check and its line of help, in one place.
+
+A new option is a field of :class:`ConversionConfig`, a keyword of :class:`ConversionOptions`, and a line in the stage
+that reads it. The signatures and docstrings of :func:`~quartz_plugin.convert` and its like, the settings in a saved
+file and the command line are made from the fields.
+"""
+
+# ruff: noqa: RUF009 (option() is a field, as dataclasses.field is)
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Literal, TypedDict
+
+import torch
+from torch import Tensor
+
+from quartz_plugin.calibration_methods import CalibrationMethod
+from quartz_plugin.coding import plain
+from quartz_plugin.functional import BiasCode, Rectifier
+from quartz_plugin.options import (
+    UNSET,
+    describe,
+    is_bool,
+    is_count,
+    is_percentile,
+    is_share,
+    is_t_max,
+    is_t_max_or_one_each,
+    is_weight_bits,
+    one_of,
+    option,
+    refuse_unknown,
+    take_plain_and_check,
+)
+from quartz_plugin.task import CLASSIFICATION, Task, check_task
+
+Granularity = Literal["layer", "channel"]
+Linear = Literal["compose", "pair"]
+FirstLayer = Literal["spiking", "dense"]
+Shifts = Literal["all", "far", "none"]
+Preprocessing = tuple[Sequence[float] | Tensor | float, Sequence[float] | Tensor | float]
+
+DEFAULT = "default"
+"""Name under which a mapping of ``t_max`` has that of the layers it does not name."""
+
+
+def _is_task(name: str, value: Any) -> None:
+    check_task(value)
+
+
+def _is_method(name: str, value: Any) -> None:
+    CalibrationMethod.parse(value)
+
+
+def _is_preprocessing(name: str, value: Any) -> None:
+    if value is not None:
+        _mean_and_std(value)
+
+
+def _mean_and_std(value: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    try:
+        mean, std = (torch.as_tensor(part, dtype=torch.float64).flatten().tolist() for part in value)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"preprocessing must be (mean, std), got {value!r}") from error
+    return tuple(mean), tuple(std)
+
+
+def _are_layers(name: str, value: Any) -> None:
+    if value is None:
+        return
+    if not isinstance(value, Mapping):
+        raise TypeError(f"{name} must be a dict, name of a layer or block -> options, got {type(value).__name__}")
+    for layer, own in value.items():
+        if not isinstance(layer, str):
+            raise TypeError(f"{name} must be named by strings, as the report has them, got {layer!r}")
+        if not isinstance(own, LayerConfig):
+            LayerConfig.from_dict(own, f"{name}[{layer!r}]")
+
+
+class Override(TypedDict, total=False):
+    """Options of one layer, or of all layers of one block of the network, as a plain dict."""
+
+    percentile: float
+    granularity: Granularity
+    t_max: int
+
+
+@dataclass(frozen=True)
+class LayerConfig:
+    """Options of one layer, or of all layers of one block of the network; None: those of the whole network.
+
+    Examples
+    --------
+    >>> LayerConfig(percentile=99.99).to_dict()
+    {'percentile': 99.99}
+    """
+
+    percentile: float | None = option(None, "Percentile of the layer's values that becomes the value 1.", is_percentile)
+    granularity: Granularity | None = option(None, "One scale for the layer, or for each channel.", one_of(Granularity))
+    t_max: int | None = option(None, "T of the layer.", is_t_max)
+
+    def __post_init__(self) -> None:
+        take_plain_and_check(self, leave_out=lambda value: value is None)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], name: str = "the layer's options") -> LayerConfig:
+        """Read a plain dict; `name` is what a message calls it.
+
+        Raises
+        ------
+        ValueError
+            For what is no dict, unknown keys, or values that an option cannot have.
+        """
+        options = {each.name: each for each in fields(cls)}
+        if not isinstance(values, Mapping) or not set(values) <= set(options):
+            raise ValueError(f"{name} must be a dict with some of {tuple(options)}, got {values!r}")
+        for key, value in values.items():
+            options[key].metadata["check"](f"{name}: {key}", plain(value))
+        return cls(**values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The options that are given, as plain JSON values."""
+        return {each.name: value for each in fields(self) if (value := getattr(self, each.name)) is not None}
+
+    def overridden_by(self, other: LayerConfig) -> LayerConfig:
+        """These options, and those of `other` where it has some."""
+        return dataclasses.replace(self, **other.to_dict())
+
+
+@dataclass(frozen=True)
+class ConversionConfig:
+    """Every option of :func:`~quartz_plugin.convert`; checked when it is made.
+
+    Numbers may be those of numpy and torch; they are kept as Python's.
+
+    Parameters
+    ----------
+    {options}
+
+    Raises
+    ------
+    ValueError, TypeError
+        For a value that an option cannot have, or options that do not go together.
+
+    Examples
+    --------
+    >>> config = ConversionConfig(t_max=8, granularity="channel", layers={"input": {"t_max": 32}})
+    >>> config.percentile, config.layers["input"]
+    (99.9, LayerConfig(percentile=None, granularity=None, t_max=32))
+    >>> ConversionConfig.from_dict(config.to_dict()) == config
+    True
+    """
+
+    t_max: int | Mapping[str, int] = option(
+        16,
+        "T: every value is one of T levels, and a layer takes T - 1 steps; or one for each layer or block.",
+        is_t_max_or_one_each,
+        """
+        A dict has the name of a layer (as the report has it; "output", "input") or of a block -> its ``T``, "default"
+        for the rest, as ``{"default": 8, "input": 32}``; :func:`~quartz_plugin.allocate_steps` finds some. Layers of a
+        network that was trained for spikes (:func:`~quartz_plugin.prepare_qat`) keep their own, and others are refused.
+        """,
+    )
+    hold: bool = option(
+        True, "No neuron may fire before its readout; False is the paper's neuron, with its early spikes.", is_bool
+    )
+    rectifier: Rectifier = option(
+        "spike",
+        'Zeros are encoded by a forced spike ("spike", the paper\'s) or by silence ("silent").',
+        one_of(Rectifier),
+    )
+    bias: BiasCode = option(
+        "synapse",
+        "A bias as a synapse from a unit that encodes 1, or as the authors' unit-weight spike in time.",
+        one_of(BiasCode),
+        'The latter goes with ``hold=False, rectifier="spike"`` only.',
+    )
+    linear: Linear = option(
+        "compose",
+        "What becomes of a signed value without a ReLU that feeds on, as in a linear bottleneck.",
+        one_of(Linear),
+        """
+        "compose": the linear maps in a row act as the one they compose to; exact, no neuron, no delay. "pair": two
+        layers of neurons carry it, one for each sign, which rounds it and clips its size at their scale.
+        """,
+    )
+    percentile: float = option(
+        99.9,
+        "Percentile of each ReLU's values (zeros included) that becomes the value 1; in (0, 100].",
+        is_percentile,
+        "Where it is 0 (a layer or channel that is seldom active), the largest value seen takes its place.",
+    )
+    output_percentile: float = option(
+        100.0,
+        "The same for the output, of the size of the logits.",
+        is_percentile,
+        """
+        Of a regression as many percent of an output's values lie below the upper end of its range, and above the lower.
+        """,
+    )
+    granularity: Granularity = option("layer", "One scale for each layer, or for each channel.", one_of(Granularity))
+    calibration_method: str = option(
+        "percentile",
+        "Method of finding scales and biases, names joined by +; or best. No labels are needed.",
+        _is_method,
+        """
+        First, where scales come from: "percentile", "least_squares" (rounding loses least in each layer) or "search"
+        (the output is nearest to the ANN's). Then, if wanted, "bias_correction" (the mean error of rounding goes into
+        the biases); "tune" (scales and biases learn, all blocks at once, to give the ANN's activations) or "distill"
+        (all weights learn to give the ANN's activations and output); "output" (the output's range lets the first spike
+        agree most often with the ANN, or a regression's values most nearly).
+        "best" is what README's measurements recommend, :data:`~quartz_plugin.calibration_methods.BEST`. Tuning after
+        which the output is twice as far from the ANN's is left out with a warning, and in
+        ``snn.graph.settings["calibration_method"]``.
+        """,
+    )
+    tuning_passes: int = option(6, "Number of times that tune and distill see every calibration image.", is_count)
+    tuning_rate: float = option(
+        0.01,
+        "Adam's highest rate in tune and distill, as a share of the size of each layer's weights and scale.",
+        is_share,
+        "Deep networks without batch norms, and few images, want less.",
+    )
+    first_layer: FirstLayer = option(
+        "spiking",
+        "Spikes encode the image (spiking), or the first layer computes on the image itself (dense).",
+        one_of(FirstLayer),
+        """
+        "dense" computes the first linear map and its ReLU by multiplications, and encodes what comes out: the image is
+        not rounded, and there is one window less.
+        """,
+    )
+    preprocessing: Preprocessing | None = option(
+        None, "(mean, std) that the ANN expects its input normalised by; folded in exactly.", _is_preprocessing
+    )
+    weight_bits: int | None = option(
+        None,
+        "Put weights, biases and threshold on a fixed-point grid, weights of so many bits with their sign (2 to 16).",
+        is_weight_bits,
+        """
+        For each layer or, with ``granularity="channel"``, each output channel. All engines then compute in exact whole
+        numbers (on a CPU, whose libraries only add and multiply) and agree bit for bit. The network is in float64
+        where float32 could not hold them.
+        """,
+    )
+    task: Task = option(
+        CLASSIFICATION,
+        "Meaning of the output: classes (classification) or values (regression).",
+        _is_task,
+        """
+        "classification": classes on dimension 1, and a decision at every position (``[B, classes]``, ``[B, classes, H,
+        W]``); a single logit (``[B]``, ``[B, 1]``) decides by its sign. "regression": values to estimate, ``[B,
+        outputs, ...]``, each with a range of its own, from its least value to its largest on the calibration images
+        (around 0 with ``bias="spike"``, and with ``hold=False`` unless 0 lies outside).
+        """,
+    )
+    layers: Mapping[str, LayerConfig | Override] | None = option(
+        None,
+        "Options of single layers or blocks, of the input and the output.",
+        _are_layers,
+        """
+        Name of a layer (as the report has it; "output", "input") or of a block of the ANN -> options of its own, a
+        :class:`LayerConfig` or a dict of its fields: ``percentile``, ``granularity``, ``t_max``. The longer name wins:
+        ``{"layer1": dict(percentile=99.99), "layer1.0.relu": dict(t_max=32)}``.
+        """,
+    )
+
+    def __post_init__(self) -> None:
+        take_plain_and_check(self)
+        if self.preprocessing is not None:
+            object.__setattr__(self, "preprocessing", _mean_and_std(self.preprocessing))
+        own = {
+            name: value if isinstance(value, LayerConfig) else LayerConfig.from_dict(value)
+            for name, value in (self.layers or {}).items()
+        }
+        object.__setattr__(self, "layers", own)
+        self._check_together()
+
+    def _check_together(self) -> None:
+        """Refuse options that do not go together."""
+        if self.bias == "spike" and (self.hold or self.rectifier == "silent"):
+            raise ValueError(
+                'bias="spike" is the paper\'s neuron and goes with hold=False, rectifier="spike" only '
+                "(convert(ann, calibration, **quartz_plugin.PAPER))"
+            )
+        if self.bias == "spike" and "output" in self.method.refinements:
+            raise ValueError(
+                f'calibration_method={self.calibration_method!r} chooses the output\'s range ("output"), which shifts '
+                'biases, and bias="spike" clamps those: leave "output" out, or give bias="synapse"'
+            )
+        if self.task == "regression" and self.output_percentile <= 50:
+            raise ValueError(f"output_percentile of a regression must be above 50, got {self.output_percentile!r}")
+
+    @property
+    def method(self) -> CalibrationMethod:
+        """The calibration method that ``calibration_method`` names."""
+        return CalibrationMethod.parse(self.calibration_method)
+
+    @property
+    def own_options(self) -> dict[str, LayerConfig]:
+        """Name of a layer or block -> its own options, those that ``t_max`` names included."""
+        own = {}
+        if isinstance(self.t_max, Mapping):
+            own = {name: LayerConfig(t_max=t_max) for name, t_max in self.t_max.items() if name != DEFAULT}
+        for name, options in (self.layers or {}).items():
+            assert isinstance(options, LayerConfig)
+            own[name] = own.get(name, LayerConfig()).overridden_by(options)
+        return own
+
+    @property
+    def default_t_max(self) -> int | None:
+        """``T`` of the layers that have none of their own; None where it is not given."""
+        return self.t_max.get(DEFAULT) if isinstance(self.t_max, Mapping) else self.t_max
+
+    @property
+    def output_shifts(self) -> Shifts:
+        """Which outputs of a regression may have a range that does not lie around 0."""
+        return "none" if self.bias == "spike" else "all" if self.hold else "far"
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> ConversionConfig:
+        """Read what :meth:`to_dict` gives; what is missing has its default. ValueError for unknown options."""
+        refuse_unknown(values, [each.name for each in fields(cls)], ValueError)
+        return cls(**values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every option as a plain JSON value, as files hold them."""
+        values = {each.name: getattr(self, each.name) for each in fields(self)}
+        if self.preprocessing is not None:
+            values["preprocessing"] = [list(each) for each in _mean_and_std(self.preprocessing)]
+        if isinstance(self.t_max, Mapping):
+            values["t_max"] = dict(self.t_max)
+        return values | {"layers": {name: LayerConfig.to_dict(own) for name, own in (self.layers or {}).items()}}  # type: ignore[arg-type]
+
+
+class AllocationOptions(TypedDict, total=False):
+    """Options that :func:`~quartz_plugin.allocate_steps` has in common with ``convert``."""
+
+    granularity: Granularity
+    preprocessing: Preprocessing | None
+    task: Task
+
+
+class TrainingOptions(AllocationOptions, total=False):
+    """Options that :func:`~quartz_plugin.prepare_qat` has in common with ``convert``; ``t_max`` stands apart."""
+
+    percentile: float
+    output_percentile: float
+    calibration_method: str
+    first_layer: FirstLayer
+    layers: Mapping[str, LayerConfig | Override] | None
+
+
+class ConversionOptions(TrainingOptions, total=False):
+    """The fields of :class:`ConversionConfig` as keywords; ``t_max``, which may be given by position, stands apart."""
+
+    hold: bool
+    rectifier: Rectifier
+    bias: BiasCode
+    linear: Linear
+    tuning_passes: int
+    tuning_rate: float
+    weight_bits: int | None
+
+
+PAPER: ConversionOptions = {"hold": False, "bias": "spike", "rectifier": "spike"}
+"""Options that make the neuron of arXiv:2309.16795: ``convert(ann, calibration, **PAPER)``."""
+
+TRAINING: TrainingOptions = {"calibration_method": "least_squares+output"}
+"""Options that training starts from, where they differ from those of a conversion."""
+
+
+def without_notes(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The options among a network's settings, which may also hold notes, such as the names of its classes."""
+    return {each.name: settings[each.name] for each in fields(ConversionConfig) if each.name in settings}
+
+
+def configured(
+    options: Mapping[str, Any],
+    taken: Any,
+    t_max: int | Mapping[str, int] = UNSET,
+    config: ConversionConfig | None = None,
+) -> ConversionConfig:
+    """The configuration of a call: the one given, by default that of all defaults, with what the call itself gives.
+
+    TypeError if `config` is something else, or an option is none of those that the TypedDict `taken` has.
+    """
+    if config is not None and not isinstance(config, ConversionConfig):
+        raise TypeError(f"config must be a ConversionConfig, got {type(config).__name__}")
+    refuse_unknown(options, taken.__optional_keys__, TypeError)
+    own: dict[str, Any] = {} if t_max is UNSET else {"t_max": t_max}
+    return dataclasses.replace(config or ConversionConfig(), **own, **options)
+
+
+ConversionConfig.__doc__ = inspect.cleandoc(ConversionConfig.__doc__ or "").replace(
+    "{options}", describe(ConversionConfig, {each.name for each in fields(ConversionConfig)})
+)
+
+__all__ = ["PAPER", "ConversionConfig", "ConversionOptions", "LayerConfig", "Override"]
