@@ -22,8 +22,10 @@ from torch.nn import functional as F
 import quartz_plugin
 from quartz_plugin import TTFSNeuron, engines
 from quartz_plugin.costs.counts import source_levels
-from quartz_plugin.engines import event
 from quartz_plugin.engines.convolutions import convolutions_of
+from quartz_plugin.engines.event import constants as event_constants
+from quartz_plugin.engines.event import deliver
+from quartz_plugin.engines.event.plan import PLANS, plan_of
 from quartz_plugin.engines.stepped import walk_layer
 from quartz_plugin.graph import ConvertedGraph, propagate_levels
 from quartz_plugin.graph.synapses import unit_shapes
@@ -47,20 +49,20 @@ OPTIONS = {
 
 @pytest.fixture(autouse=True)
 def _fresh():
-    event._PLANS.clear()
+    PLANS.clear()
 
 
 @contextmanager
 def engine_with(**constants):
     """Plans made in here are made with these constants, and no others."""
-    event._PLANS.clear()
-    with mock.patch.multiple(event, **constants):
+    PLANS.clear()
+    with mock.patch.multiple(event_constants, **constants):
         yield
-    event._PLANS.clear()
+    PLANS.clear()
 
 
 def plans(snn):
-    return event._plan_of(snn.graph).layers
+    return plan_of(snn.graph).layers
 
 
 def fixed_point(*shape):
@@ -357,7 +359,7 @@ def test_channels_that_listen_to_others_have_plans_of_their_own(name, ranges):
     ann, images = network(name)
     snn = converted(ann, images, 5)
     with engine_with(SHORT_ROW=0):
-        assert [(plan.first, plan.outputs) for plan in plans(snn)["3"].ranges] == ranges
+        assert [(plan.tiles.first_output, plan.tiles.outputs) for plan in plans(snn)["3"].ranges] == ranges
 
 
 @pytest.mark.parametrize(
@@ -377,7 +379,7 @@ def test_spikes_that_are_added_as_they_come_are_direct_where_whole_vectors_are(n
     ann, images = network(name)
     snn = converted(ann, images, t_max)
     with engine_with(SHORT_ROW=0):
-        assert any(plan.direct is not None for plan in plans(snn)["3"].ranges) == direct
+        assert any(plan.direct_convolution is not None for plan in plans(snn)["3"].ranges) == direct
 
 
 def test_the_weights_of_many_channels_stand_in_blocks():
@@ -385,10 +387,10 @@ def test_the_weights_of_many_channels_stand_in_blocks():
     snn = converted(ann, images, 5)
     with engine_with(**SMALL):
         (plan,) = plans(snn)["3"].ranges
-        assert (plan.block_size, plan.tile_rows, plan.outputs) == (16, 1, 40)
+        assert (plan.tiles.block_size, plan.tiles.tile_rows, plan.tiles.outputs) == (16, 1, 40)
     with engine_with(**LARGE):
         (plan,) = plans(snn)["3"].ranges
-        assert (plan.block_size, plan.tile_rows) == (40, 6)
+        assert (plan.tiles.block_size, plan.tiles.tile_rows) == (40, 6)
 
 
 # ------------------------------------------------------------------------------------- what is no convolution
@@ -527,9 +529,9 @@ class TestPlan:
         return judge
 
     def test_is_kept_while_nothing_changes(self, snn, images):
-        plan = event._plan_of(snn.graph)
+        plan = plan_of(snn.graph)
         snn.run(images, engine="event")
-        assert event._plan_of(snn.graph) is plan
+        assert plan_of(snn.graph) is plan
 
     def test_follows_weights_changed_in_place(self, snn, follows):
         with torch.no_grad():
@@ -654,7 +656,7 @@ def test_two_threads_find_what_one_finds(count, constants):
     snn = converted(ann, images, 9, hold=False)
     with (
         engine_with(**constants, WORTH_THREADS=0),
-        mock.patch.object(event, "_in_parallel", wraps=event._in_parallel) as parallel,
+        mock.patch.object(deliver, "run_jobs", wraps=deliver.run_jobs) as parallel,
     ):
         two = snn.run(images, engine="event").spike_steps
         assert {call.args[1] for call in parallel.call_args_list} == {min(2, count)}
@@ -686,7 +688,7 @@ def test_kernels_take_several_threads_where_images_share_them(name, count, worth
         taken.add((threads, torch.get_num_threads()))
         raise MemoryError
 
-    with engine_with(WORTH_THREADS=worth), mock.patch.object(event, "_in_parallel", noted), pytest.raises(MemoryError):
+    with engine_with(WORTH_THREADS=worth), mock.patch.object(deliver, "run_jobs", noted), pytest.raises(MemoryError):
         snn.run(images[:1].expand(count, *images.shape[1:]), engine="event")
     assert taken == {expected}
     assert torch.get_num_threads() == 2

@@ -1,0 +1,218 @@
+"""Plans of how spikes arrive at layers, kept with their network until it is edited."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, fx
+
+from quartz_plugin.engines.convolutions import (
+    Convolution,
+    as_image,
+    channel_ranges,
+    convolutions_of,
+    is_routing,
+    rows_as_channels,
+)
+from quartz_plugin.engines.event import constants
+from quartz_plugin.engines.event.constants import LANES
+from quartz_plugin.engines.event.records import Array, Bias, Direct, Neurons, Tiles
+from quartz_plugin.engines.event.tables import synapses_of, tiles_of
+from quartz_plugin.functional import TTFSParameters, check_bias_shape
+from quartz_plugin.graph import ConvertedGraph, Layer, is_spike_source, module_nodes
+from quartz_plugin.graph.fingerprint import Fingerprint, Kept, fingerprint_of
+from quartz_plugin.graph.synapses import unit_shapes
+from quartz_plugin.neuron import FirstSpikeMaxPool
+
+
+@dataclass(frozen=True)
+class LayerPlan:
+    """How spikes arrive at a layer of this shape: one plan for each range of its channels."""
+
+    shape: tuple[int, ...]
+    ranges: list[ChannelPlan]
+
+    @property
+    def sources(self) -> set[str]:
+        """Names of the nodes whose levels are read."""
+        return {source for channel_range in self.ranges for source in channel_range.sources}
+
+
+@dataclass(frozen=True)
+class NetworkPlan:
+    """Plans of all layers (None: the layer is stepped), and the names of the nodes that pool or move levels.
+
+    It holds no node: nodes hold their network, which a plan must not keep alive.
+    """
+
+    layers: dict[str, LayerPlan | None]
+    pools: dict[str, FirstSpikeMaxPool]
+    routing: set[str]
+
+    @property
+    def synapse_count(self) -> int:
+        """About how many synapses the planned layers have."""
+        ranges = [each for layer in self.layers.values() if layer is not None for each in layer.ranges]
+        return sum(each.synapse_count for each in ranges)
+
+
+def _plan_network(graph: ConvertedGraph) -> NetworkPlan:
+    shapes = unit_shapes(graph)
+    layers = {layer.name: _plan_layer(graph, layer, shapes) for layer in graph.layers}
+    pools: dict[str, FirstSpikeMaxPool] = {}
+    routing: set[str] = set()
+    spikes = {node for node in graph.module.graph.nodes if is_spike_source(graph.module, node)}
+    for node, module in module_nodes(graph.module):
+        if isinstance(module, FirstSpikeMaxPool):
+            pools[node.name] = module
+        elif node not in spikes and node.all_input_nodes and spikes.issuperset(node.all_input_nodes):
+            moves = is_routing(module, shapes[node.all_input_nodes[0]])
+            routing |= {node.name} if moves else set()
+            spikes |= {node} if moves else set()
+    return NetworkPlan(layers, pools, routing)
+
+
+PLANS = Kept(_plan_network, fingerprint_of)
+"""Plans of networks, each kept until its network is edited."""
+
+
+def plan_of(graph: ConvertedGraph, fingerprint: Fingerprint | None = None) -> NetworkPlan:
+    """Plan of a network, kept until it is edited; `fingerprint`, where that has just been taken."""
+    return PLANS.of(graph, fingerprint)
+
+
+def _plan_layer(graph: ConvertedGraph, layer: Layer, shapes: dict[fx.Node, torch.Size]) -> LayerPlan | None:
+    shape = tuple(shapes[layer.node])
+    check_bias_shape(layer.neuron.bias, torch.empty(1, *shape, device="meta"))
+    convolutions = convolutions_of(layer, shapes) if 1 <= len(shape) <= 3 else None
+    if convolutions is None:
+        return None
+    for each in convolutions:
+        # The kernels look nothing up twice.
+        assert each.first_input + each.inputs <= each.source_shape[0]
+        assert each.first_output + each.outputs <= shape[0]
+    ranges = channel_ranges(convolutions, shape[0])
+    return LayerPlan(shape, [ChannelPlan(layer.neuron.p, shape, *each, graph.dtype) for each in ranges])
+
+
+class ChannelPlan:
+    """How spikes arrive at a range of a layer's channels: weights as they are walked, and tables of where they go.
+
+    A block is so many channels that their weights stay in the second-level cache; a tile is so many rows of a block
+    that its neurons stay in the first-level cache. Where there are few channels, a whole row of units counts as the
+    channels of one place.
+
+    Attributes
+    ----------
+    spatial : tuple of int
+        Rows and columns of the layer's places.
+    channels : int
+        The layer's.
+    convolutions : list of Convolution
+        Those whose spikes are sorted, in the order of `synapses`.
+    direct_convolution : Convolution or None
+        That whose spikes are looked for at every level.
+    synapse_count : int
+        About how many synapses there are.
+    """
+
+    def __init__(
+        self,
+        p: TTFSParameters,
+        shape: tuple[int, ...],
+        first: int,
+        last: int,
+        convolutions: list[Convolution],
+        dtype: torch.dtype,
+    ) -> None:
+        channels, height, width = as_image(shape)
+        bias = None if p.bias is None else p.bias.to(dtype).expand(shape).reshape(channels, height, width)
+        if last - first == channels and _rows_are_short(convolutions, channels * width, dtype.itemsize):
+            convolutions = [rows_as_channels(convolution, width) for convolution in convolutions]
+            bias = None if bias is None else bias.permute(2, 0, 1).reshape(-1, height, 1)
+            channels, last, width = channels * width, last * width, 1
+        self.spatial, self.channels = (height, width), channels
+        self.direct_convolution = next(
+            (c for c in convolutions if p.clock.input_window < constants.FEW_LEVELS and _is_direct(c, self.spatial)),
+            None,
+        )
+        self.convolutions = [c for c in convolutions if c is not self.direct_convolution]
+        self.synapse_count = (last - first) * height * width * sum(c.weight[0].numel() for c in convolutions)
+        self.tiles = tiles_of(self.convolutions, first, last - first, self.spatial, dtype.itemsize)
+        self.synapses = synapses_of(self.convolutions, self.tiles, dtype)
+        self.direct = _direct_of(self.direct_convolution, self.tiles, dtype)
+        self.bias = _bias_of(p, None if bias is None else bias[first:last], self.tiles, dtype)
+        clock, lowest = p.clock, p.silent_level
+        theta = math.inf if p.hold else clock.threshold
+        self.neurons = Neurons(clock.window, theta, lowest, lowest - 1, clock.readout - p.last_step)
+
+    @property
+    def rows(self) -> int:
+        """Rows of spikes that are sorted, of all convolutions."""
+        return sum(c.source_shape[1] for c in self.convolutions)
+
+    @property
+    def sources(self) -> list[str]:
+        """Names of the nodes whose levels are read."""
+        direct = [] if self.direct_convolution is None else [self.direct_convolution]
+        return [c.source for c in [*self.convolutions, *direct]]
+
+
+def _direct_of(convolution: Convolution | None, tiles: Tiles, dtype: torch.dtype) -> Direct:
+    """Weights of the spikes that come one to one, laid out as a row of a tile."""
+    nothing = torch.zeros(0, dtype=dtype).numpy()
+    if convolution is None:
+        return Direct(nothing, nothing, 0, 0, 0)
+    weights = convolution.weight.to(dtype).view(-1, 1, 1)
+    laid_out = _laid_out(weights.expand(-1, 1, tiles.width), tiles)
+    channels = convolution.source_shape[0]
+    # A whole row at a time where neighbours in the tile are neighbours in the source as well.
+    row = tiles.width if tiles.block_size == channels else 1
+    return Direct(nothing, laid_out, row, channels, convolution.first_input)
+
+
+def _bias_of(p: TTFSParameters, bias: Tensor | None, tiles: Tiles, dtype: torch.dtype) -> Bias:
+    """Amount and level of each neuron's bias, laid out as the tiles are; one row where all are alike."""
+    if bias is None:
+        nothing = torch.zeros(0, dtype=dtype).numpy()
+        return Bias(nothing, nothing, np.zeros(0, np.int64), 0, 0, late=False)
+    alike = bool((bias == bias[:, :1]).all())
+    bias = bias[:, :1] if alike else bias
+    if p.bias_code == "spike":
+        level = p.clock.readout - p.clock.bias_spike_steps(bias)
+        bias = torch.ones_like(bias)
+    else:
+        level = torch.full_like(bias, p.clock.input_window)
+    return Bias(
+        amount=_laid_out(bias, tiles),
+        level=_laid_out(level, tiles),
+        stops=level[level > 0].long().unique().flip(0).numpy(),
+        row_length=0 if alike else tiles.row_length,
+        block_length=tiles.row_length * bias.shape[1],
+        late=bool((level < 0).any()),
+    )
+
+
+def _laid_out(values: Tensor, tiles: Tiles) -> Array:
+    """``[C, H, W]`` as ``[blocks, H, row_length]``, flat; 0 in lost lanes."""
+    blocks = -(-tiles.outputs // tiles.block_size)
+    whole = torch.nn.functional.pad(values, (0, 0, 0, 0, 0, blocks * tiles.block_size - tiles.outputs))
+    rows = whole.unflatten(0, (blocks, tiles.block_size)).permute(0, 2, 3, 1).flatten(2)
+    return torch.nn.functional.pad(rows, (0, tiles.row_length - rows.shape[-1])).flatten().numpy()
+
+
+def _is_direct(convolution: Convolution, spatial: tuple[int, int]) -> bool:
+    """Whether each spike goes to the neuron of its own place and channel, and whole vectors of them do."""
+    alike = convolution.source_shape[1:] == spatial and convolution.outputs % LANES == 0
+    return alike and convolution.pointwise and convolution.depthwise
+
+
+def _rows_are_short(convolutions: list[Convolution], row: int, itemsize: int) -> bool:
+    """Whether a whole row of units, as the channels of one place, still has few weights."""
+    spread = [c for c in convolutions if c.source_shape[2] > 1 and not (c.pointwise and c.depthwise)]
+    weights = sum(row * c.source_shape[0] * c.source_shape[2] * c.kernel[0] for c in spread)
+    whole = all(c.first_input == c.first_output == 0 and c.inputs == c.source_shape[0] for c in convolutions)
+    return bool(spread) and whole and row <= constants.SHORT_ROW and weights * itemsize <= constants.WEIGHT_BYTES
