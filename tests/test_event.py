@@ -29,6 +29,7 @@ from quartz_plugin.engines.event.plan import PLANS, plan_of
 from quartz_plugin.engines.stepped import walk_layer
 from quartz_plugin.graph import ConvertedGraph, propagate_levels
 from quartz_plugin.graph.synapses import unit_shapes
+from quartz_plugin.graph.topology import Topology
 from quartz_plugin.lightning import ResNet20
 
 pytest.importorskip("numba")
@@ -790,7 +791,7 @@ class TestChoice:
 
     @pytest.mark.usefixtures("elsewhere")
     def test_off_the_cpu_is_to_step(self, early):
-        assert engines._chosen(early.graph, "auto") == "stepped"
+        assert engines._chosen(Topology.of(early.graph), "auto") == "stepped"
 
     def test_where_weights_want_gradients_is_to_step(self, early, images):
         early.graph_module.get_submodule("0").weight.requires_grad_(True)

@@ -10,7 +10,8 @@ from torch import Tensor, fx
 
 from quartz_plugin.activation import TTFSActivation
 from quartz_plugin.convert.traced import TracedNetwork
-from quartz_plugin.graph import INPUT, call_node, expiring_after, unique_path
+from quartz_plugin.graph import INPUT, unique_path
+from quartz_plugin.graph.walk import Walk, plan_walk
 from quartz_plugin.operators.table import Role, ceiling_of
 
 INPUT_CODE, OUTPUT_CODE = "input_code", "output_code"
@@ -69,16 +70,9 @@ def output_code(module: fx.GraphModule) -> str:
 
 def values_at(module: fx.GraphModule, images: Tensor, paths: Container[str]) -> tuple[dict[str, Tensor], Tensor]:
     """What the modules of these paths give on `images`, and what the network gives."""
-    expiring = expiring_after(module)
-    values: dict[fx.Node, Any] = {}
     found: dict[str, Tensor] = {}
-    for node in module.graph.nodes:
-        if node.op == "output":
-            (last,) = node.all_input_nodes
-            return found, values[last]
-        values[node] = images if node.op == "placeholder" else call_node(module, node, values)
-        if str(node.target) in paths:
-            found[str(node.target)] = values[node]
-        for source in expiring.get(node, ()):
-            del values[source]
-    raise ValueError("the graph has no output")
+    value: Any = None
+    for step, value in Walk(plan_walk(module)).each(images):
+        if str(step.node.target) in paths:
+            found[str(step.node.target)] = value
+    return found, value

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from quartz_plugin.activation import TTFSActivation
-from quartz_plugin.graph import INPUT, call_node, expiring_after, unique_path
+from quartz_plugin.graph import INPUT, unique_path
+from quartz_plugin.graph.walk import Step, Walk, plan_walk
 from quartz_plugin.operators.modules import WEIGHTED
 from quartz_plugin.operators.table import Role, role_of
 
@@ -156,52 +157,17 @@ class TracedNetwork:
 
     def run(self, images: Tensor) -> Iterable[tuple[fx.Node, Tensor]]:
         """Yield every node's value on `images`, without gradients, forgetting each after its last use."""
-        expiring = expiring_after(self.module)
-        values: dict[fx.Node, Any] = {}
         with torch.no_grad():
-            for node in self.module.graph.nodes:
-                if node.op == "output":
-                    return
-                values[node] = images if node.op == "placeholder" else call_node(self.module, node, values)
-                yield node, values[node]
-                for source in expiring.get(node, ()):
-                    del values[source]
+            for step, value in Walk(plan_walk(self.module)).each(images):
+                if step.role != "at_output":
+                    yield step.node, value
 
     def biases(self) -> dict[fx.Node, Tensor]:
         """``A(0)`` at every layer, float64 of one sample: its value, before the ReLU, when nobody spikes."""
-        wanted, spikes = set(self.layers()), self.spikes()
-        expiring = expiring_after(self.module)
-        values: dict[fx.Node, Tensor] = {}
-        biases: dict[fx.Node, Tensor] = {}
+        walk = _Biases(self)
         with torch.no_grad():
-            for node in self.module.graph.nodes:
-                if node.op == "output":
-                    break
-                sources = [values[source] for source in node.all_input_nodes]
-                if self.role_at(node) is Role.RECTIFIER:
-                    biases[node] = sources[0][0]
-                if node in spikes:
-                    values[node] = torch.zeros(1, *self.shape_at(node), dtype=torch.float64, device=self.device)
-                elif (own := self._bias_alone(node, spikes)) is not None:
-                    values[node] = own
-                else:
-                    values[node] = copy.deepcopy(self.module_at(node)).double()(*_arguments(node, values))
-                if node in wanted and node not in biases:
-                    biases[node] = values[node][0]
-                for source in expiring.get(node, ()):
-                    del values[source]
-        return biases
-
-    def _bias_alone(self, node: fx.Node, spikes: set[fx.Node]) -> Tensor | None:
-        """A convolution's or linear layer's value when its inputs are silent, without computing with its weights."""
-        module: Any = self.module_at(node)
-        if not isinstance(module, WEIGHTED) or node.all_input_nodes[0] not in spikes:
-            return None
-        shape = self.shape_at(node)
-        if module.bias is None:
-            return torch.zeros(1, *shape, dtype=torch.float64, device=self.device)
-        bias = module.bias.detach().double()
-        return (bias if isinstance(module, nn.Linear) else bias.view(-1, *[1] * (len(shape) - 1))).expand(1, *shape)
+            walk.run(None)
+        return walk.biases
 
     def output(self, images: Tensor) -> Tensor:
         """What the network gives on `images`."""
@@ -210,6 +176,41 @@ class TracedNetwork:
         return value
 
 
-def _arguments(node: fx.Node, values: dict[fx.Node, Tensor]) -> list[Tensor]:
-    """Values of a node's arguments; one that it takes twice comes twice."""
-    return [values[source] for source in node.args if isinstance(source, fx.Node)]
+class _Biases(Walk):
+    """Evaluates a network on silence, in float64."""
+
+    def __init__(self, network: TracedNetwork) -> None:
+        super().__init__(plan_walk(network.module))
+        self.network, self.spikes, self.layers = network, network.spikes(), set(network.layers())
+        self.biases: dict[fx.Node, Tensor] = {}
+
+    def at_input(self, step: Step) -> Tensor:
+        return self._zeros(step.node)
+
+    def at_synapses(self, step: Step) -> Tensor:
+        node = step.node
+        if self.network.role_at(node) is Role.RECTIFIER:
+            self.biases[node] = self.source(step)[0]
+        if node in self.spikes:
+            value = self._zeros(node)
+        elif (own := self._bias_alone(step)) is not None:
+            value = own
+        else:
+            double = copy.deepcopy(self.network.module_at(node)).double()
+            value = super().at_synapses(step._replace(module=double))
+        if node in self.layers:
+            self.biases.setdefault(node, value[0])
+        return value
+
+    def _zeros(self, node: fx.Node) -> Tensor:
+        return torch.zeros(1, *self.network.shape_at(node), dtype=torch.float64, device=self.network.device)
+
+    def _bias_alone(self, step: Step) -> Tensor | None:
+        """A convolution's or linear layer's value when its inputs are silent, without computing with its weights."""
+        module: Any = step.module
+        if not isinstance(module, WEIGHTED) or step.sources[0] not in self.spikes:
+            return None
+        if module.bias is None:
+            return self._zeros(step.node)
+        shape, bias = self.network.shape_at(step.node), module.bias.detach().double()
+        return (bias if isinstance(module, nn.Linear) else bias.view(-1, *[1] * (len(shape) - 1))).expand(1, *shape)

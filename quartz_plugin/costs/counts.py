@@ -13,155 +13,35 @@ arXiv:2309.16795, section 4.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
-from importlib.util import find_spec
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-from quartz_plugin.coding import NO_SPIKE, Window
-from quartz_plugin.costs.spikes import (
-    early_spike_counts,
-    per_image,
-    spike_counts,
-    sums_of_steps,
-    zero_spike_counts,
+from quartz_plugin.coding import NO_SPIKE
+from quartz_plugin.costs.levels import SILENT, levels_of_sources, source_levels
+from quartz_plugin.costs.spikes import early_spike_counts, spike_counts, sums_of_steps, zero_spike_counts
+from quartz_plugin.costs.synops import (
+    LayerCounts,
+    changes_step_by_step,
+    composed_synops,
+    factored_synops,
+    merged_synops,
+    pool_events,
 )
-from quartz_plugin.engines.event import LEAST_CHANGE, count_changes, pooled
 from quartz_plugin.engines.result import SimulationResult
-from quartz_plugin.engines.stepped import walk_layer
-from quartz_plugin.graph import (
-    INPUT,
-    ConvertedGraph,
-    Layer,
-    called_by,
-    check_modules,
-    evaluated,
-    is_spike_source,
-    propagate_levels,
-    spike_sources,
-)
-from quartz_plugin.graph.fingerprint import Kept, structure_of
-from quartz_plugin.graph.synapses import Chain, FanOut, chains, fan_outs, pool_fan_out, unit_shapes, with_unit_weights
-from quartz_plugin.neuron import FirstSpikeMaxPool
-from quartz_plugin.operators.modules import AVERAGES, WEIGHTED, Add, OneToOne
-
-SILENT = -1
-"""Level of a source that sends no spike; no spike ever says it."""
-
-LayerCounts = dict[str, Tensor]
-"""Layer -> int64 ``[B]``."""
-
-_Found = TypeVar("_Found")
-
-
-class Topology:
-    """Who is connected to whom in a network: found when asked for, kept while its structure is the same.
-
-    It holds no node: nodes hold their network, which it must not keep alive.
-    """
-
-    def __init__(self) -> None:
-        self._found: dict[str, Any] = {}
-
-    @staticmethod
-    def of(graph: ConvertedGraph) -> Topology:
-        """Return those of this network."""
-        return _SYNAPSES.of(graph)
-
-    def fan_outs(self, graph: ConvertedGraph) -> FanOut:
-        """Return :func:`quartz_plugin.graph.synapses.fan_outs`, float64: dot products of it are exact below 2^53."""
-        return self._once("fan_outs", lambda: {k: _double(v) for k, v in fan_outs(graph).items()})
-
-    def chains(self, graph: ConvertedGraph) -> dict[str, Chain]:
-        """Return :func:`quartz_plugin.graph.synapses.chains`."""
-        return self._once("chains", lambda: chains(graph))
-
-    def chained(self, graph: ConvertedGraph) -> set[str]:
-        """Layers that have other synapses in their composed maps than in the maps one after the other."""
-        return self._once("chained", lambda: self._find_chained(graph))
-
-    def _find_chained(self, graph: ConvertedGraph) -> set[str]:
-        fan_outs, chains, nodes = self.fan_outs(graph), self.chains(graph), graph.module.graph.nodes
-        routed: set[str] = set()
-        for node in nodes:
-            module = called_by(graph.module, node)
-            weighs = isinstance(module, (*WEIGHTED, *AVERAGES, OneToOne, Add))
-            moves = not weighs and all(before.name in routed for before in node.all_input_nodes)
-            if is_spike_source(graph.module, node) or moves:
-                routed.add(node.name)
-        # Of maps that hear spikes alone, no unit has fewer synapses than in what they compose to.
-        plain = {
-            layer
-            for layer, chain in chains.items()
-            if all(before in routed for before, _ in chain)
-            and sum(int(count.sum()) for _, count in chain)
-            == sum(int(count.sum()) for count in fan_outs[layer].values())
-        }
-        return set(chains) - plain
-
-    def shapes(self, graph: ConvertedGraph) -> dict[str, torch.Size]:
-        """Name of a node -> shape of its value, without the batch."""
-        return self._once("shapes", lambda: {node.name: shape for node, shape in unit_shapes(graph).items()})
-
-    def layout(self, graph: ConvertedGraph) -> dict[str, tuple[int, ...]]:
-        """Layer -> shape of its neurons, "input" first. ValueError where a node calls no module."""
-        return self._once("layout", lambda: self._find_layout(graph))
-
-    def _find_layout(self, graph: ConvertedGraph) -> dict[str, tuple[int, ...]]:
-        check_modules(graph)
-        shapes = self.shapes(graph)
-        return {INPUT: graph.input_shape, **{each.name: tuple(shapes[each.node.name]) for each in graph.layers}}
-
-    def windows(self, graph: ConvertedGraph) -> dict[str, Window]:
-        """Layer -> window of its spikes, "input" first."""
-        return self._once("windows", graph.windows)
-
-    def pools(self, graph: ConvertedGraph) -> dict[str, list[tuple[str, Tensor]]]:
-        """Layer -> for each max pooling in front of it, the node that it pools and how many windows a unit is in.
-
-        A pooling that several layers listen to stands with the first.
-        """
-        return self._once("pools", lambda: self._find_pools(graph))
-
-    def _find_pools(self, graph: ConvertedGraph) -> dict[str, list[tuple[str, Tensor]]]:
-        shapes, seen = self.shapes(graph), set()
-        pools: dict[str, list[tuple[str, Tensor]]] = {layer.name: [] for layer in graph.layers}
-        for layer in graph.layers:
-            pending = list(layer.projection.sources)
-            while pending:
-                node = pending.pop()
-                pool = called_by(graph.module, node)
-                if not isinstance(pool, FirstSpikeMaxPool) or node in seen:
-                    continue
-                seen.add(node)
-                (before,) = node.all_input_nodes
-                pools[layer.name].append((before.name, pool_fan_out(pool.pool, shapes[before.name])))
-                pending += spike_sources(graph.module, before)
-        return pools
-
-    def _once(self, name: str, find: Callable[[], _Found]) -> _Found:
-        if name not in self._found:
-            self._found[name] = find()
-        found: _Found = self._found[name]
-        return found
-
-
-_SYNAPSES = Kept(lambda graph: Topology(), structure_of)
-
-
-def _double(counts: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {source: count.flatten().double() for source, count in counts.items()}
+from quartz_plugin.graph import ConvertedGraph, Layer
+from quartz_plugin.graph.fingerprint import snapshot_of
+from quartz_plugin.graph.topology import Topology
 
 
 class InferenceCounts:
-    """What a simulation costs: name of a count -> layer -> int64 ``[B]``.
+    """Costs of a simulation: name of a count -> layer -> int64 ``[B]``.
 
     A count is found when it is asked for, once for all who read the same result. The names:
 
-    - ``spikes``, ``zero_spikes`` (those that only say 0), of each layer and of "input"; ``early_spikes``;
+    - ``spikes``, ``zero_spikes`` (those that encode nothing but 0), of each layer and of "input"; ``early_spikes``;
     - ``synops``: spikes times the weight synapses into a layer that carry them, entries of the composed maps;
       ``synops_factored``: the same maps as the chains they are computed as, each synapse whose unit any spike
       reaches once; ``synops_merged``: neuron-steps in which the current changes; ``graded_synops``: those that
@@ -169,8 +49,8 @@ class InferenceCounts:
     - ``bias_events``, ``readout_events``, ``rectifier_events``, ``hold_events`` (two a neuron), one for each neuron
       that has them, be it through a synapse or by the neuron itself; ``pool_events``: spikes times the windows of max
       pooling they are in;
-    - ``neuron_updates``: neurons times steps; ``active_updates``: those from the first step at which a layer can hear
-      a spike of an image until the neuron has fired or is switched off; ``inactive_updates``: the others;
+    - ``neuron_updates``: neurons times steps; ``active_updates``: those from the first step at which a spike of an
+      image can reach a layer until the neuron has fired or is switched off; ``inactive_updates``: the others;
     - ``operations``, ``memory_reads``, ``memory_writes``: the paper's ``synops_merged + 2 N T``, ``+ 4 N T``,
       ``+ N T``, with ``2 T`` the steps of a layer's two windows; ``operations_strict``, ``memory_reads_strict`` and
       ``memory_writes_strict``: the same with ``synops``.
@@ -205,14 +85,14 @@ class InferenceCounts:
                 f"got {type(network).__name__} and {type(result).__name__}"
             )
         result.check_recorded()
-        self.graph, self.result = graph, result
-        self._found = result.memo(graph)
+        snapshot = snapshot_of(graph)
+        self.graph, self.result, self.topology = graph, result, Topology.of(graph, snapshot)
+        self._found = result.memo(graph, snapshot)
         if "checked" not in self._found:
             self._check()
 
     def _check(self) -> None:
-        windows = self.synapses.windows(self.graph)
-        names = self.synapses.layout(self.graph)
+        windows, names = self.topology.windows, self.topology.layout
         found = {name: tuple(steps.shape[1:]) for name, steps in self.result.spike_steps.items()}
         if windows != self.result.windows or names != found:
             raise ValueError(
@@ -221,7 +101,7 @@ class InferenceCounts:
             )
         self._found["checked"] = True
 
-    def __iter__(self) -> Any:
+    def __iter__(self) -> Iterator[str]:
         return iter(COUNTS)
 
     def __len__(self) -> int:
@@ -260,30 +140,23 @@ class InferenceCounts:
             means |= {f"{name}/{layer}": mean for layer, mean in by_layer.items()}
         return means
 
-    @cached_property
-    def layers(self) -> list[Layer]:
-        """The spiking layers."""
-        return self.graph.layers
-
     @property
-    def synapses(self) -> Topology:
-        """Who is connected to whom; looked up once a result, for all metrics."""
-        if "synapses" not in self._found:
-            self._found["synapses"] = Topology.of(self.graph)
-        found: Topology = self._found["synapses"]
-        return found
+    def layers(self) -> tuple[Layer, ...]:
+        """The spiking layers."""
+        return self.topology.layers
 
     @property
     def levels(self) -> dict[fx.Node, Tensor]:
-        """:func:`source_levels`."""
+        """:func:`~quartz_plugin.costs.levels.source_levels`."""
         if "levels" not in self._found:
-            self._found["levels"] = {node.name: v for node, v in source_levels(self.graph, self.result).items()}
-        by_name = self._found["levels"]
-        return {node: by_name[node.name] for node in self.graph.module.graph.nodes if node.name in by_name}
+            # By name: a result holds no node, for nodes hold their network.
+            levels = levels_of_sources(self.topology, self.result)
+            self._found["levels"] = {node.name: value for node, value in levels.items()}
+        return {self.topology.nodes[name]: value for name, value in self._found["levels"].items()}
 
     def shape(self, layer: Layer) -> torch.Size:
         """Shape of a layer's neurons, without the batch."""
-        return self.synapses.shapes(self.graph)[layer.node.name]
+        return self.topology.shape_of(layer)
 
     def neurons(self, layer: Layer) -> int:
         """Neurons of a layer."""
@@ -307,126 +180,8 @@ def sums_of(counts: Sequence[Mapping[str, Tensor]], layers: Sequence[str]) -> Te
     return sums
 
 
-def source_levels(graph: ConvertedGraph, result: SimulationResult) -> dict[fx.Node, Tensor]:
-    """Levels (float32) that every node emits, pools included; :data:`SILENT` where no spike comes."""
-    spikes = spike_counts(result)
-    levels: dict[fx.Node, Tensor] = {}
-    names = {layer.node: layer.name for layer in graph.layers}
-    for node in graph.module.graph.nodes:
-        if not is_spike_source(graph.module, node):
-            continue
-        if node.op == "placeholder" or node in names:
-            name = names.get(node, INPUT)
-            window, steps = result.windows[name], result.spike_steps[name]
-            all_fire = bool((spikes[name] == steps.shape[1:].numel()).all())
-            levels[node] = window.levels_at(steps, None if all_fire else SILENT, graph.dtype)
-            continue
-        module = graph.module.get_submodule(str(node.target))
-        assert isinstance(module, FirstSpikeMaxPool)
-        levels[node] = pooled(module.pool, _routed(graph.module, node.all_input_nodes[0], levels))
-    return levels
-
-
-def _routed(module: fx.GraphModule, node: fx.Node, levels: Mapping[fx.Node, Tensor]) -> Tensor:
-    """Levels at a node between a spike source and a pool, where only routing can stand."""
-
-    def route(each: fx.Node) -> Tensor:
-        # Shifted, so that the border a padding adds is silent.
-        inputs = {source: known[source] - SILENT for source in each.all_input_nodes}
-        routed: Tensor = propagate_levels(module, each, inputs) + SILENT
-        return routed
-
-    known = dict(levels)
-    return evaluated(node, known, route)
-
-
-def delivered(spikes: Tensor, fan_out: Tensor) -> Tensor:
-    """Spikes ``[B, ...]`` of units times the synapses that each unit has: int64 ``[B]``, exact below 2^53."""
-    return (spikes.flatten(1).double() @ fan_out.flatten().to(spikes.device, torch.float64)).long()
-
-
-def _sum(parts: list[Tensor], counts: InferenceCounts) -> Tensor:
-    return sum(parts, counts.all_images(0))
-
-
-def _synops(counts: InferenceCounts) -> LayerCounts:
-    levels = {node.name: value for node, value in counts.levels.items()}
-    fired: dict[str, Tensor | None] = {}
-
-    def of_source(source: str, fan_out: Tensor) -> Tensor:
-        if source not in fired:
-            # Where all fire, all synapses deliver.
-            said = levels[source]
-            fired[source] = None if said.numel() and bool(said.min() > SILENT) else said != SILENT
-        these = fired[source]
-        if these is None:
-            return counts.all_images(int(fan_out.sum()))
-        return delivered(these, fan_out)
-
-    return {
-        layer: _sum([of_source(source, fan_out) for source, fan_out in by_source.items()], counts)
-        for layer, by_source in counts.synapses.fan_outs(counts.graph).items()
-    }
-
-
-def _synops_factored(counts: InferenceCounts) -> LayerCounts:
-    module, chains_of = counts.graph.module, counts.synapses.chains(counts.graph)
-    chained = counts.synapses.chained(counts.graph)
-    if not chained:
-        return counts.shared("synops")
-    dtype = counts.graph.dtype
-    reached = {node: (value != SILENT).to(dtype) for node, value in counts.levels.items()}
-    nodes = {node.name: node for node in module.graph.nodes}
-
-    def reach(node: fx.Node) -> Tensor:
-        """1 where any spike reaches a unit of this node, else 0."""
-        inputs = {source: reached[source] for source in node.all_input_nodes}
-        each = module.get_submodule(str(node.target))
-        weighs = isinstance(each, (*WEIGHTED, *AVERAGES, OneToOne))
-        through = with_unit_weights(each)(*inputs.values()) if weighs else propagate_levels(module, node, inputs)
-        reaches: Tensor = (through > 0).to(through.dtype)
-        return reaches
-
-    return {
-        layer: _sum([delivered(evaluated(nodes[before], reached, reach) > 0, count) for before, count in chain], counts)
-        if layer in chained
-        else counts.shared("synops")[layer]
-        for layer, chain in chains_of.items()
-    }
-
-
-def _synops_merged(counts: InferenceCounts) -> LayerCounts:
-    graph, levels = counts.graph, counts.levels
-    by_event = {}
-    if graph.device.type == "cpu" and find_spec("numba") is not None:
-        by_event = count_changes(graph, levels)
-    return {
-        layer.name: by_event[layer.name]
-        if layer.name in by_event
-        else changes_step_by_step(layer, {source: levels[source] for source in layer.projection.sources})
-        for layer in counts.layers
-    }
-
-
-def changes_step_by_step(layer: Layer, levels: Mapping[fx.Node, Tensor]) -> Tensor:
-    """Neuron-steps in which a layer's currents change by more than 1e-6, by stepping it: int64 ``[B]``.
-
-    `levels` are those of its sources, :data:`SILENT` where no spike comes.
-    """
-    current: Tensor | None = None
-    changes: Any = 0
-    for step, _, state in walk_layer(layer, levels):
-        change = state.i if current is None else state.i - current
-        changes = changes + per_image(change.abs() > LEAST_CHANGE)
-        current = state.i
-        if step == layer.neuron.clock.readout and layer.neuron.p.bias_code != "spike":
-            break
-    assert isinstance(changes, Tensor)
-    return changes
-
-
 def biased_neurons(layer: Layer, shape: torch.Size) -> int:
-    """Neurons of a layer of this shape that have a bias other than 0; a bias spike says 0 as well."""
+    """Neurons of a layer of this shape that have a bias other than 0; a bias spike encodes 0 as well."""
     bias = layer.neuron.p.bias
     if bias is None:
         return 0
@@ -442,22 +197,6 @@ def _rectifier_events(counts: InferenceCounts) -> LayerCounts:
 
 def _hold_events(counts: InferenceCounts) -> LayerCounts:
     return counts.alike(lambda layer: 2 * counts.neurons(layer) if layer.neuron.p.hold else 0)
-
-
-def _pool_events(counts: InferenceCounts) -> LayerCounts:
-    module, levels = counts.graph.module, counts.levels
-    nodes = {node.name: node for node in module.graph.nodes}
-
-    def at(before: str, windows: Tensor) -> Tensor:
-        layer = str(nodes[before].target)
-        if bool((windows == 1).all()) and layer in counts.shared("spikes"):
-            return counts.shared("spikes")[layer]
-        return delivered(_routed(module, nodes[before], levels) != SILENT, windows)
-
-    return {
-        layer: _sum([at(before, windows) for before, windows in pools], counts)
-        for layer, pools in counts.synapses.pools(counts.graph).items()
-    }
 
 
 def _active_updates(counts: InferenceCounts) -> LayerCounts:
@@ -478,9 +217,10 @@ def _active_updates(counts: InferenceCounts) -> LayerCounts:
 
 
 def _first_arrival(counts: InferenceCounts, layer: Layer) -> Tensor:
-    """Step from which on a layer may hear a spike: its input window's first, or that of each image's earliest."""
+    """First step at which a spike may reach a layer: its input window's first, or that of each image's earliest."""
     clock = layer.neuron.clock
-    earliest = [counts.levels[source].flatten(1).amax(dim=1) for source in layer.projection.sources]
+    levels = counts.levels
+    earliest = [levels[source].flatten(1).amax(dim=1) for source in layer.projection.sources]
     return (clock.readout - torch.stack(earliest).amax(dim=0)).clamp(max=clock.first_input).long()
 
 
@@ -513,15 +253,15 @@ COUNTS: dict[str, Callable[[InferenceCounts], LayerCounts]] = {
     "spikes": lambda counts: spike_counts(counts.result),
     "zero_spikes": lambda counts: zero_spike_counts(counts.result),
     "early_spikes": lambda counts: early_spike_counts(counts.result),
-    "synops": _synops,
+    "synops": lambda counts: composed_synops(counts.topology, counts.levels),
     "graded_synops": lambda counts: counts.alike(lambda layer: 0),
-    "synops_factored": _synops_factored,
-    "synops_merged": _synops_merged,
+    "synops_factored": lambda counts: factored_synops(counts.topology, counts.levels, counts.shared("synops")),
+    "synops_merged": lambda counts: merged_synops(counts.topology, counts.levels),
     "bias_events": lambda counts: counts.alike(lambda layer: biased_neurons(layer, counts.shape(layer))),
     "readout_events": lambda counts: counts.alike(counts.neurons),
     "rectifier_events": _rectifier_events,
     "hold_events": _hold_events,
-    "pool_events": _pool_events,
+    "pool_events": lambda counts: pool_events(counts.topology, counts.levels, counts.shared("spikes")),
     "neuron_updates": lambda counts: counts.alike(lambda layer: counts.neurons(layer) * counts.result.n_steps),
     "active_updates": _active_updates,
     "inactive_updates": _inactive_updates,
@@ -532,7 +272,7 @@ COUNTS: dict[str, Callable[[InferenceCounts], LayerCounts]] = {
     "memory_reads_strict": _with_updates(4, "synops"),
     "memory_writes_strict": _with_updates(1, "synops"),
 }
-"""Name of a count -> what finds it."""
+"""Name of a count -> the function that finds it."""
 
 
 def synaptic_operations(network: Any, result: SimulationResult) -> LayerCounts:
@@ -549,7 +289,7 @@ def synaptic_operations(network: Any, result: SimulationResult) -> LayerCounts:
     -------
     dict
         Layer -> int64 ``[B]``: operations of each inference at the synapses into that layer. A synapse is an
-        entry of the composed map, borders exact; spikes that say zero are counted like all others.
+        entry of the composed map, borders exact; spikes that encode zero are counted like all others.
 
     Examples
     --------
@@ -586,8 +326,8 @@ def quartz_operations(merged: Tensor, neurons: int, t_max: float, of_neurons: in
 
 def neuron_count(graph: ConvertedGraph) -> int:
     """``N``: ReLU outputs and logits."""
-    shapes = Topology.of(graph).shapes(graph)
-    return sum(shapes[layer.node.name].numel() for layer in graph.layers)
+    topology = Topology.of(graph)
+    return sum(topology.shape_of(layer).numel() for layer in topology.layers)
 
 
 __all__ = [
@@ -595,7 +335,6 @@ __all__ = [
     "SILENT",
     "InferenceCounts",
     "LayerCounts",
-    "Topology",
     "changes_step_by_step",
     "merged_operations",
     "neuron_count",

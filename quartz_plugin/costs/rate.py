@@ -11,12 +11,14 @@ from dataclasses import dataclass, field
 
 import torch
 from snntorch import Leaky
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
-from quartz_plugin.costs.counts import LayerCounts, Topology, biased_neurons, delivered
+from quartz_plugin.costs.counts import biased_neurons
 from quartz_plugin.costs.spikes import per_image
+from quartz_plugin.costs.synops import LayerCounts, delivered
 from quartz_plugin.engines.event import LEAST_CHANGE
-from quartz_plugin.graph import call_node, called_by, spike_sources
+from quartz_plugin.graph.topology import Topology
+from quartz_plugin.graph.walk import Step, Walk, plan_walk
 from quartz_plugin.network import SpikingNetwork
 from quartz_plugin.neuron import AxonalDelay, FirstSpikeMaxPool, TTFSNeuron, forget_instance, reset
 from quartz_plugin.precision import exact_arithmetic
@@ -33,12 +35,12 @@ RATE_COUNTS = (
     "operations",
     "operations_strict",
 )
-"""What is counted of a rate-coded network."""
+"""Names of the counts of a rate-coded network."""
 
 
 @dataclass(frozen=True)
 class RateResult:
-    """What a rate-coded simulation gave and cost.
+    """Output and costs of a rate-coded simulation.
 
     Attributes
     ----------
@@ -135,70 +137,89 @@ class RateCodedNetwork(nn.Module):
         reset(self.net)
         like = next(self.net.parameters(), images)
         images = images.to(device=like.device, dtype=like.dtype)
-        layers = {layer.node.name for layer in self.converted.layers}
-        none = torch.zeros(len(images), dtype=torch.int64, device=images.device)
-        emitted: dict[str, Tensor] = {}
-        merged = dict.fromkeys(layers, none)
-        output: Tensor | None = None
-        for _ in range(steps):
-            values: dict[fx.Node, Tensor] = {}
-            for node in self.net.graph.nodes:
-                if node.op == "output":
-                    out = values[node.args[0]]
-                    output = out if output is None else output + out
-                    continue
-                values[node] = images if node.op == "placeholder" else call_node(self.net, node, values)
-                if node.name in layers:
-                    arriving = values[node.all_input_nodes[0]].abs() > LEAST_CHANGE
-                    bias = self.net.get_submodule(str(node.target)).bias
-                    changed = arriving if bias is None else arriving | (bias != 0)
-                    merged[node.name] = merged[node.name] + per_image(changed)
-                emitted[node.name] = emitted.get(node.name, 0) + (values[node] != 0).to(torch.int32)
-        assert output is not None
+        topology = Topology.of(self.converted)
+        walk = _Steps(plan_walk(self.net), {layer.node.name for layer in topology.layers}, images)
+        output = walk.advance()
+        for _ in range(steps - 1):
+            output = output + walk.advance()
         reset(self.net)
-        counts = self._counts(emitted, merged, none, steps)
-        return RateResult(self.converted.output_values(output, steps), counts, steps)
+        return RateResult(self.converted.output_values(output, steps), _counts(topology, walk, steps), steps)
 
-    def _counts(
-        self, emitted: dict[str, Tensor], merged: dict[str, Tensor], none: Tensor, steps: int
-    ) -> dict[str, LayerCounts]:
-        graph, synapses = self.converted, Topology.of(self.converted)
-        shapes = synapses.shapes(graph)
-        # What a pooling over the image hands on are numbers, too.
-        graded: set[fx.Node] = set()
-        for node in graph.module.graph.nodes:
-            pools = isinstance(called_by(graph.module, node), FirstSpikeMaxPool)
-            pooled = spike_sources(graph.module, node.args[0]) if pools else []
-            if node.op == "placeholder" or not graded.isdisjoint(pooled):
-                graded.add(node)
-        numbers = {node.name for node in graded}
-        synops = {
-            layer: {source: delivered(emitted[source], fan_out) for source, fan_out in by_source.items()}
-            for layer, by_source in synapses.fan_outs(graph).items()
-        }
-        counts = {
-            "spikes": {
-                layer.name: per_image(emitted[layer.node.name]) for layer in graph.layers if not layer.neuron.p.signed
-            },
-            "synops": {layer: sum(by_source.values(), none) for layer, by_source in synops.items()},
-            "graded_synops": {
-                layer: sum((count for source, count in by_source.items() if source in numbers), none)
-                for layer, by_source in synops.items()
-            },
-            "synops_merged": {layer.name: merged[layer.node.name] for layer in graph.layers},
-            "bias_events": {
-                layer.name: none + steps * biased_neurons(layer, shapes[layer.node.name]) for layer in graph.layers
-            },
-            "pool_events": {
-                layer: sum((delivered(emitted[before], windows) for before, windows in pools), none)
-                for layer, pools in synapses.pools(graph).items()
-            },
-            "neuron_updates": {layer.name: none + steps * shapes[layer.node.name].numel() for layer in graph.layers},
-        }
-        updates = counts["active_updates"] = counts["neuron_updates"]
-        for name, strictly in (("operations", "synops_merged"), ("operations_strict", "synops")):
-            counts[name] = {layer: of_layer + updates[layer] for layer, of_layer in counts[strictly].items()}
-        return counts
+
+class _Steps(Walk):
+    """Steps a rate-coded network, and counts what its nodes emit and the steps in which currents arrive at layers.
+
+    Attributes
+    ----------
+    emitted : dict
+        Name of a node -> how often each of its values was not zero, ``[B, ...]``.
+    merged : dict
+        Name of a layer's node -> neuron-steps in which a current arrived, ``[B]``.
+    """
+
+    def __init__(self, steps: tuple[Step, ...], layers: set[str], images: Tensor) -> None:
+        super().__init__(steps)
+        self.images = images
+        self.none = torch.zeros(len(images), dtype=torch.int64, device=images.device)
+        self.merged = dict.fromkeys(layers, self.none)
+        self.emitted: dict[str, Tensor] = {}
+
+    def advance(self) -> Tensor:
+        """Go on by one step; returns the output's currents."""
+        out: Tensor = self.images
+        for step, out in self.each(self.images):
+            if step.role != "at_output":
+                name = step.node.name
+                self.emitted[name] = self.emitted.get(name, 0) + (out != 0).to(torch.int32)
+        return out
+
+    def at_synapses(self, step: Step) -> Tensor:
+        if step.node.name in self.merged and step.module is not None:
+            arriving, bias = self.source(step).abs() > LEAST_CHANGE, step.module.bias
+            changed = arriving if bias is None else arriving | (bias != 0)
+            self.merged[step.node.name] = self.merged[step.node.name] + per_image(changed)
+        value: Tensor = super().at_synapses(step)
+        return value
+
+
+class _Graded(Walk):
+    """Finds whether a node that emits spikes hands numbers on: the image, and poolings over it."""
+
+    def at_synapses(self, step: Step) -> bool:
+        return any(self.values[source] for source in step.sources)
+
+    def at_neurons(self, step: Step) -> bool:
+        return False
+
+
+def _counts(topology: Topology, walk: _Steps, steps: int) -> dict[str, LayerCounts]:
+    emitted, none, layers = walk.emitted, walk.none, topology.layers
+    numbers = _Graded(plan_walk(topology.graph.module, keep=topology.spike_sources))
+    numbers.run(True)
+    graded = {node.name for node, is_number in numbers.values.items() if is_number}
+    synops = {
+        layer: {source: delivered(emitted[source], fan_out) for source, fan_out in by_source.items()}
+        for layer, by_source in topology.fan_outs.items()
+    }
+    counts: dict[str, LayerCounts] = {
+        "spikes": {layer.name: per_image(emitted[layer.node.name]) for layer in layers if not layer.neuron.p.signed},
+        "synops": {layer: sum(by_source.values(), none) for layer, by_source in synops.items()},
+        "graded_synops": {
+            layer: sum((count for source, count in by_source.items() if source in graded), none)
+            for layer, by_source in synops.items()
+        },
+        "synops_merged": {layer.name: walk.merged[layer.node.name] for layer in layers},
+        "bias_events": {layer.name: none + steps * biased_neurons(layer, topology.shape_of(layer)) for layer in layers},
+        "pool_events": {
+            layer: sum((delivered(emitted[before], windows) for before, windows in pools), none)
+            for layer, pools in topology.pools.items()
+        },
+        "neuron_updates": {layer.name: none + steps * topology.shape_of(layer).numel() for layer in layers},
+    }
+    updates = counts["active_updates"] = counts["neuron_updates"]
+    for name, strictly in (("operations", "synops_merged"), ("operations_strict", "synops")):
+        counts[name] = {layer: of_layer + updates[layer] for layer, of_layer in counts[strictly].items()}
+    return counts
 
 
 class _RateNeurons(nn.Module):

@@ -1,4 +1,4 @@
-"""How many spikes a simulation holds: all of them, those that only say zero, those that come early."""
+"""Spikes of a simulation: all of them, those that encode nothing but zero, those that come early."""
 
 from __future__ import annotations
 
@@ -17,20 +17,22 @@ SpikeTrains = Mapping[str, Tensor]
 """Layer -> its spikes at every step, ``[steps, B, ...]``, nonzero for a spike."""
 
 
-def _looked_at(result: SimulationResult) -> dict[str, Tensor]:
-    """Layer -> int64 ``[4, B]``: its spikes, those that say zero, those before readout, the sum of its neurons' steps.
+def _counted(result: SimulationResult) -> dict[str, Tensor]:
+    """Layer -> int64 ``[4, B]``: its spikes, those of zero, those before readout, the sum of its neurons' steps.
 
     What is asked of spikes is found together, once: most of the time goes to bringing them from memory.
     """
     memo = result.memo()
-    if "looked_at" not in memo:
+    if "counted" not in memo:
         result.check_recorded()
-        memo["looked_at"] = {name: _look_at(steps, result.windows[name]) for name, steps in result.spike_steps.items()}
-    found: dict[str, Tensor] = memo["looked_at"]
+        memo["counted"] = {
+            name: _count_spikes(steps, result.windows[name]) for name, steps in result.spike_steps.items()
+        }
+    found: dict[str, Tensor] = memo["counted"]
     return found
 
 
-def _look_at(steps: Tensor, window: Window) -> Tensor:
+def _count_spikes(steps: Tensor, window: Window) -> Tensor:
     if steps.device.type == "cpu" and find_spec("numba") is not None:
         from quartz_plugin.costs.kernels import count_spikes
 
@@ -45,22 +47,22 @@ def _look_at(steps: Tensor, window: Window) -> Tensor:
 
 def spike_counts(result: SimulationResult) -> dict[str, Tensor]:
     """Spikes of each layer, "input" included: layer -> int64 ``[B]``. ValueError without ``record=True``."""
-    return {name: counts[0] for name, counts in _looked_at(result).items()}
+    return {name: counts[0] for name, counts in _counted(result).items()}
 
 
 def zero_spike_counts(result: SimulationResult) -> dict[str, Tensor]:
-    """Spikes that say the value zero: layer -> int64 ``[B]``. ValueError without ``record=True``."""
-    return {name: counts[1] for name, counts in _looked_at(result).items()}
+    """Spikes that encode the value zero: layer -> int64 ``[B]``. ValueError without ``record=True``."""
+    return {name: counts[1] for name, counts in _counted(result).items()}
 
 
 def early_spike_counts(result: SimulationResult) -> dict[str, Tensor]:
     """Spikes before their layer's readout: layer -> int64 ``[B]``; the input's are never early."""
-    return {name: counts[2] for name, counts in _looked_at(result).items() if name != INPUT}
+    return {name: counts[2] for name, counts in _counted(result).items() if name != INPUT}
 
 
 def sums_of_steps(result: SimulationResult) -> dict[str, Tensor]:
     """Sum of the steps of all neurons, :data:`NO_SPIKE` of the silent ones among them: layer -> int64 ``[B]``."""
-    return {name: counts[3] for name, counts in _looked_at(result).items()}
+    return {name: counts[3] for name, counts in _counted(result).items()}
 
 
 def train_counts(trains: SpikeTrains) -> dict[str, Tensor]:

@@ -5,59 +5,59 @@ Exact for held neurons at any ``T``, on any device, and differentiable (straight
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from quartz_plugin.engines.stepped import EngineOutput
 from quartz_plugin.functional import check_bias_shape, closed_form, fires_before_deadline, spike_steps_of
-from quartz_plugin.graph import ConvertedGraph, called_by, expiring_after, propagate_levels
-from quartz_plugin.neuron import FirstSpikeMaxPool, TTFSNeuron
+from quartz_plugin.graph import ConvertedGraph
+from quartz_plugin.graph.fingerprint import Snapshot
+from quartz_plugin.graph.topology import Derived, Topology
+from quartz_plugin.graph.walk import LevelWalk, Step
+from quartz_plugin.neuron import TTFSNeuron
 
 
-def run_analytic(graph: ConvertedGraph, input_levels: Tensor, record: bool = True) -> EngineOutput:
+def run_analytic(
+    graph: ConvertedGraph, input_levels: Tensor, record: bool = True, snapshot: Snapshot | None = None
+) -> EngineOutput:
     """Find every held neuron's level by the closed form ``clip(floor(W n + S b + 1/2), 0, S)``.
 
     Parameters and returns are those of :func:`~quartz_plugin.engines.stepped.run_stepped`.
     """
-    module = graph.module
-    expiring = expiring_after(module)
-    last = graph.layers[-1]
-    output = last.node
+    topology = Topology.of(graph, snapshot)
+    walk = _ClosedForm(topology, _FUSED.of(graph, snapshot), record)
+    walk.run(input_levels)
+    assert walk.membrane is not None
+    return EngineOutput(walk.spike_steps, walk.values[topology.output.node], walk.membrane)
 
-    values: dict[fx.Node, Any] = {}
-    spike_steps: dict[str, Tensor] = {}
-    biased: set[fx.Node] = set()
-    for node in module.graph.nodes:
-        if node.op == "placeholder":
-            values[node] = input_levels
-        elif node.op == "output":
-            break
-        else:
-            target = called_by(module, node)
-            if isinstance(target, TTFSNeuron):
-                current = values[source := node.all_input_nodes[0]]
-                check_bias_shape(target.bias, current)
-                if node is output:
-                    membrane = current if source in biased else last.with_bias(current)
-                levels, fired = _fire(target, current, source in biased, keep=node is output)
-                if record or node is output:
-                    spike_steps[str(node.target)] = spike_steps_of(target.p, levels.detach(), fired)
-                values[node] = levels
-            elif isinstance(target, FirstSpikeMaxPool):
-                values[node] = target.pool(values[node.all_input_nodes[0]])
-            else:
-                bias = _bias_to_fuse(module, node)
-                if bias is None or target is None:
-                    values[node] = propagate_levels(module, node, values)
-                else:
-                    values[node] = _call_with_bias(target, values[node.all_input_nodes[0]], bias)
-                    biased.add(node)
-        for source in expiring.get(node, ()):
-            if source is not output:
-                del values[source]
-    return spike_steps, values[output], membrane
+
+class _ClosedForm(LevelWalk):
+    """Evaluates synapses on levels and neurons by their closed form; biases are added by the synapses that can."""
+
+    def __init__(self, topology: Topology, fused: dict[fx.Node, TTFSNeuron], record: bool) -> None:
+        super().__init__(topology.steps)
+        self.output, self.fused, self.record = topology.output, fused, record
+        self.spike_steps: dict[str, Tensor] = {}
+        self.membrane: Tensor | None = None
+
+    def at_synapses(self, step: Step) -> Tensor:
+        neuron = self.fused.get(step.node)
+        if neuron is None or neuron.bias is None or step.module is None:
+            levels: Tensor = super().at_synapses(step)
+            return levels
+        return _call_with_bias(step.module, self.source(step), neuron.bias.flatten() * neuron.clock.input_window)
+
+    def at_neurons(self, step: Step) -> Tensor:
+        assert isinstance(step.module, TTFSNeuron)
+        neuron, current, is_output = step.module, self.source(step), step.node is self.output.node
+        bias_is_in = step.sources[0] in self.fused
+        check_bias_shape(neuron.bias, current)
+        if is_output:
+            self.membrane = current if bias_is_in else self.output.with_bias(current)
+        levels, fired = _fire(neuron, current, bias_is_in, keep=is_output)
+        if self.record or is_output:
+            self.spike_steps[str(step.node.target)] = spike_steps_of(neuron.p, levels.detach(), fired)
+        return levels
 
 
 def _fire(neuron: TTFSNeuron, current: Tensor, bias_is_in: bool, keep: bool) -> tuple[Tensor, Tensor | None]:
@@ -68,27 +68,30 @@ def _fire(neuron: TTFSNeuron, current: Tensor, bias_is_in: bool, keep: bool) -> 
     if p.bias is not None and not bias_is_in:
         current = current + clock.input_window * p.bias
     if p.signed:
-        # The drive decides who says -1 in time, so it is looked at before it is clipped.
+        # The drive decides which neurons encode -1 in time, so it is looked at before it is clipped.
         fired = fires_before_deadline(current.detach(), clock.window)
         return closed_form(current, clock.window, p.silent_level), fired
     return closed_form(current, clock.window, inplace=own), None
 
 
-def _bias_to_fuse(module: fx.GraphModule, node: fx.Node) -> Tensor | None:
-    """Bias of the only layer behind this convolution or linear layer, if it is one number a channel."""
-    if node.op != "call_module" or len(node.users) != 1:
-        return None
-    synapses, user = module.get_submodule(str(node.target)), next(iter(node.users))
-    if user.op != "call_module" or not isinstance(synapses, (nn.Conv1d, nn.Conv2d, nn.Linear)):
-        return None
-    neuron = module.get_submodule(str(user.target))
-    if not isinstance(neuron, TTFSNeuron) or neuron.bias is None:
-        return None
-    channels = synapses.weight.shape[0]
-    per_channel = (channels,) if isinstance(synapses, nn.Linear) else (channels, *[1] * (synapses.weight.dim() - 2))
-    if tuple(neuron.bias.shape) != per_channel:
-        return None
-    return neuron.bias.flatten() * neuron.clock.input_window
+def _find_fused(topology: Topology) -> dict[fx.Node, TTFSNeuron]:
+    """Convolutions and linear layers -> the only neurons behind each, where their bias is one number a channel."""
+    modules = {step.node: step.module for step in topology.steps}
+    fused: dict[fx.Node, TTFSNeuron] = {}
+    for node, synapses in modules.items():
+        if len(node.users) != 1 or not isinstance(synapses, (nn.Conv1d, nn.Conv2d, nn.Linear)):
+            continue
+        neuron = modules[next(iter(node.users))]
+        if not isinstance(neuron, TTFSNeuron) or neuron.bias is None:
+            continue
+        channels = synapses.weight.shape[0]
+        places = [] if isinstance(synapses, nn.Linear) else [1] * (synapses.weight.dim() - 2)
+        if tuple(neuron.bias.shape) == (channels, *places):
+            fused[node] = neuron
+    return fused
+
+
+_FUSED = Derived(_find_fused)
 
 
 def _call_with_bias(synapses: nn.Module, x: Tensor, bias: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What a simulation tells."""
+"""The result of a simulation."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from quartz_plugin.coding import NO_SPIKE, Window
 from quartz_plugin.graph import INPUT, ConvertedGraph
-from quartz_plugin.graph.fingerprint import Identity, digests, fingerprint_of
+from quartz_plugin.graph.fingerprint import Identity, Snapshot, digests, snapshot_of
 from quartz_plugin.task import CLASSIFICATION, Task, decide, single_logit, undecided
 
 
@@ -31,15 +31,15 @@ class SimulationResult:
         Layer name -> int32 ``[B, ...]``: step on the global clock, -1 where there was no spike.
         "input" included; with ``record=False`` the output layer alone.
     windows : dict
-        Layer name -> the :class:`~quartz_plugin.coding.Window` in which its spikes say 1 to 0.
+        Layer name -> the :class:`~quartz_plugin.coding.Window` in which its spikes encode 1 to 0.
     n_steps : int
         Steps an inference takes.
     engine : str
         The engine that ran.
     signed_output : bool
-        Whether silence of an output says -1 (0 where the network ends in a ReLU).
+        Whether silence of an output encodes -1 (0 where the network ends in a ReLU).
     task : "classification" or "regression"
-        What the output means; see :func:`~quartz_plugin.convert`.
+        Meaning of the output; see :func:`~quartz_plugin.convert`.
     last_positive_step : int or None
         Step at which an output of the smallest positive value fires.
     network : Identity or None
@@ -68,15 +68,18 @@ class SimulationResult:
         apart = {"logits": self.logits.detach(), "membrane": self.membrane.detach(), "_found": {}}
         return {**self.__dict__, **apart}
 
-    def memo(self, graph: ConvertedGraph | None = None) -> dict[Any, Any]:
-        """What readers have found out about these spikes, for one another: of a network's, or of any.
+    def memo(self, graph: ConvertedGraph | None = None, snapshot: Snapshot | None = None) -> dict[Any, Any]:
+        """All that readers have found out about these spikes, for one another: of a network's, or of any.
 
-        It is empty again where spikes, or the network, have been edited (:mod:`quartz_plugin.graph.fingerprint`).
+        It is empty again where spikes, or the network, have been edited (:mod:`quartz_plugin.graph.fingerprint`);
+        `snapshot`, where that of the network has just been taken.
         """
         owner = None if graph is None else graph.number
         shapes = tuple((name, steps.shape) for name, steps in self.spike_steps.items())
         own = digests(self.spike_steps.values()), shapes, tuple(self.windows.items()), self.n_steps
-        state = own, None if graph is None else fingerprint_of(graph)
+        if graph is not None and snapshot is None:
+            snapshot = snapshot_of(graph)
+        state = own, None if snapshot is None else snapshot.fingerprint
         known = self._found.get(owner)
         if known is None or known[0] != state:
             known = self._found[owner] = state, {}
@@ -102,7 +105,7 @@ class SimulationResult:
         }
 
     def levels(self, name: str) -> Tensor:
-        """Levels (int32) that the spikes of a layer say; 0 for silence, ``-S`` for a silent signed output."""
+        """Levels (int32) that the spikes of a layer encode; 0 for silence, ``-S`` for a silent signed output."""
         window = self.windows[name]
         silent = -window.length if name == self.output and self.signed_output else 0
         return window.levels_at(self.spike_steps[name], silent)

@@ -7,29 +7,41 @@ layers are stepped together on the global clock instead, with surrogate gradient
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx
 
 from quartz_plugin.coding import NO_SPIKE
 from quartz_plugin.functional import TTFSState, check_bias_shape, initial_state, ttfs_step
-from quartz_plugin.graph import (
-    ConvertedGraph,
-    Layer,
-    call_node,
-    called_by,
-    evaluated,
-    is_spike_source,
-    propagate_levels,
-)
-from quartz_plugin.neuron import FirstSpikeMaxPool, StatefulModule
-
-EngineOutput = tuple[dict[str, Tensor], Tensor, Tensor]
-"""Spike steps of the layers, levels of the output, and its membranes at readout."""
+from quartz_plugin.graph import ConvertedGraph, Layer
+from quartz_plugin.graph.fingerprint import Snapshot
+from quartz_plugin.graph.topology import Topology
+from quartz_plugin.graph.walk import LevelWalk, Step, Walk
+from quartz_plugin.neuron import StatefulModule
 
 
-def run_stepped(graph: ConvertedGraph, input_levels: Tensor, record: bool = True) -> EngineOutput:
+class EngineOutput(NamedTuple):
+    """All that an engine finds.
+
+    Attributes
+    ----------
+    spike_steps : dict
+        Layer name -> int32 global steps, -1 for no spike.
+    output_levels : Tensor
+        Levels of the output layer, ``-S`` where it did not fire.
+    membrane : Tensor
+        Membranes of the output layer at its readout, in levels.
+    """
+
+    spike_steps: dict[str, Tensor]
+    output_levels: Tensor
+    membrane: Tensor
+
+
+def run_stepped(
+    graph: ConvertedGraph, input_levels: Tensor, record: bool = True, snapshot: Snapshot | None = None
+) -> EngineOutput:
     """Step each layer from the earliest spike that reaches it to the end of its window.
 
     Parameters
@@ -40,85 +52,101 @@ def run_stepped(graph: ConvertedGraph, input_levels: Tensor, record: bool = True
         Levels of the input, ``[B, *input_shape]``.
     record : bool
         Return the spikes of all layers, not of the output alone.
-
-    Returns
-    -------
-    spike_steps : dict
-        Layer name -> int32 global steps, -1 for no spike.
-    output_levels : Tensor
-        Levels of the output layer, ``-S`` where it did not fire.
-    membrane : Tensor
-        Membranes of the output layer at its readout, in levels.
+    snapshot : Snapshot, optional
+        The network's, where it has just been taken.
     """
+    topology = Topology.of(graph, snapshot)
     if graph.wants_gradient:
-        return _run_with_gradients(graph, input_levels, record)
+        return _run_with_gradients(topology, input_levels, record)
     with torch.no_grad():
-        return _run_by_layers(graph, input_levels, record)
+        walk = _LayerByLayer(topology, record)
+        walk.run(input_levels)
+    assert walk.membrane is not None
+    return EngineOutput(walk.spike_steps, walk.values[topology.output.node], walk.membrane)
 
 
-def _run_by_layers(graph: ConvertedGraph, input_levels: Tensor, record: bool) -> EngineOutput:
-    layers = {layer.node: layer for layer in graph.layers}
-    output = list(layers.values())[-1]
-    levels: dict[fx.Node, Tensor] = {}
-    spike_steps: dict[str, Tensor] = {}
-    for node in graph.module.graph.nodes:
-        if node.op == "placeholder":
-            levels[node] = input_levels
-        elif node in layers:
-            layer = layers[node]
-            steps = step_layer(layer, {source: levels[source] for source in layer.projection.sources})
-            spoken = layer.neuron.clock.output_window.levels_at(steps, layer.neuron.p.silent_level)
-            levels[node] = spoken.to(input_levels.dtype)
-            if record or layer is output:
-                spike_steps[layer.name] = steps
-        elif is_spike_source(graph.module, node):
-            pool = graph.module.get_submodule(str(node.target))
-            assert isinstance(pool, FirstSpikeMaxPool)
-            levels[node] = pool.pool(_routed_levels(graph.module, node.all_input_nodes[0], levels))
-    membrane = output.membrane_at_readout({source: levels[source] for source in output.projection.sources})
-    return spike_steps, levels[output.node], membrane
+class _LayerByLayer(LevelWalk):
+    """Steps one layer after the other through its whole time, given the levels of its sources."""
+
+    def __init__(self, topology: Topology, record: bool) -> None:
+        super().__init__(topology.layer_steps)
+        self.topology, self.record = topology, record
+        self.spike_steps: dict[str, Tensor] = {}
+        self.membrane: Tensor | None = None
+
+    def at_neurons(self, step: Step) -> Tensor:
+        layer = self.topology.layer_at[step.node]
+        levels = {source: self.values[source] for source in layer.projection.sources}
+        is_output = layer is self.topology.output
+        if is_output:
+            self.membrane = layer.membrane_at_readout(levels)
+        spike_steps = step_layer(layer, levels)
+        if self.record or is_output:
+            self.spike_steps[layer.name] = spike_steps
+        encoded = layer.neuron.clock.output_window.levels_at(spike_steps, layer.neuron.p.silent_level)
+        return encoded.to(self.input.dtype)
 
 
-def _run_with_gradients(graph: ConvertedGraph, input_levels: Tensor, record: bool) -> EngineOutput:
+def _run_with_gradients(topology: Topology, input_levels: Tensor, record: bool) -> EngineOutput:
     """Step all layers together; the output's levels carry surrogate gradients.
 
-    A neuron that has fired stays fired, so the level it says is, but for a constant, the number of steps in which it
-    has: a sum of spikes, through which gradients flow.
+    A neuron that has fired stays fired, so the level it encodes is, but for a constant, the number of steps in which
+    it has: a sum of spikes, through which gradients flow.
     """
-    module, output = graph.module, graph.layers[-1]
-    names = {layer.node: layer.name for layer in graph.layers if record or layer == output}
-    spike_steps: dict[str, Tensor] = {}
-    states: dict[fx.Node, Any] = {}
+    graph, output = topology.graph, topology.output
+    recorded = topology.layers if record else (output,)
+    walk = _AllLayers(topology, {layer.node: layer.name for layer in recorded})
     steps_fired: Tensor | None = None
     membrane: Tensor | None = None
     clock, bias = output.neuron.clock, output.neuron.p.bias
-    for step in range(graph.n_steps):
-        values: dict[fx.Node, Any] = {}
-        for node in module.graph.nodes:
-            target = called_by(module, node)
-            if node.op == "placeholder":
-                arriving = input_levels == graph.input_window.level_at(step)
-                values[node] = arriving.to(input_levels.dtype)
-            elif isinstance(target, StatefulModule):
-                values[node], states[node] = target.advance(values[node.all_input_nodes[0]], states.get(node))
-            elif node.op != "output":
-                values[node] = call_node(module, node, values)
-            if node in names:
-                spikes = values[node].detach()
-                at = spike_steps.setdefault(names[node], torch.full_like(spikes, NO_SPIKE, dtype=torch.int32))
-                at[spikes != 0] = step
-        fired = states[output.node].fired
-        steps_fired = fired if steps_fired is None else steps_fired + fired
+    for step in range(topology.n_steps):
+        walk.advance((input_levels == graph.input_window.level_at(step)).to(input_levels.dtype), step)
+        state = walk.states[output.node]
+        steps_fired = state.fired if steps_fired is None else steps_fired + state.fired
         if step == clock.readout:
             # Without the step's climb, and with what bias spikes still to come will take from it.
-            membrane = states[output.node].v - states[output.node].i
+            membrane = state.v - state.i
             if bias is not None and output.neuron.p.bias_code == "spike":
                 membrane = membrane + (clock.readout - clock.bias_spike_steps(bias)).clamp(max=0).to(membrane)
     assert steps_fired is not None
     assert membrane is not None
     p = output.neuron.p
-    never = p.clock.output_window.level_at(graph.n_steps)
-    return spike_steps, (steps_fired + never).clamp(min=p.silent_level), membrane
+    never = p.clock.output_window.level_at(topology.n_steps)
+    return EngineOutput(walk.spike_steps, (steps_fired + never).clamp(min=p.silent_level), membrane)
+
+
+class _AllLayers(Walk):
+    """One global step of all layers; states are kept from step to step."""
+
+    def __init__(self, topology: Topology, recorded: Mapping[fx.Node, str]) -> None:
+        super().__init__(topology.steps)
+        self.recorded = recorded
+        self.states: dict[fx.Node, Any] = {}
+        self.spike_steps: dict[str, Tensor] = {}
+        self.time = 0
+
+    def advance(self, arriving: Tensor, time: int) -> None:
+        """Let these spikes of the input arrive at this step."""
+        self.time = time
+        self.run(arriving)
+
+    def at_neurons(self, step: Step) -> Tensor:
+        fired = self.at_delay(step)
+        if step.node in self.recorded:
+            spikes = fired.detach()
+            at = self.spike_steps.setdefault(
+                self.recorded[step.node], torch.full_like(spikes, NO_SPIKE, dtype=torch.int32)
+            )
+            at[spikes != 0] = self.time
+        return fired
+
+    def at_pool(self, step: Step) -> Tensor:
+        return self.at_delay(step)
+
+    def at_delay(self, step: Step) -> Tensor:
+        assert isinstance(step.module, StatefulModule)
+        out, self.states[step.node] = step.module.advance(self.source(step), self.states.get(step.node))
+        return out
 
 
 def step_layer(layer: Layer, levels: Mapping[fx.Node, Tensor]) -> Tensor:
@@ -153,8 +181,3 @@ def walk_layer(layer: Layer, levels: Mapping[fx.Node, Tensor]) -> Iterator[tuple
             current = layer.projection({source: (value == level).to(value.dtype) for source, value in levels.items()})
         fired, state = ttfs_step(current, state, p)
         yield step, fired, state
-
-
-def _routed_levels(module: fx.GraphModule, node: fx.Node, levels: dict[fx.Node, Tensor]) -> Tensor:
-    """Levels at a node between a spike source and a pool, where only routing can stand."""
-    return evaluated(node, levels, lambda each: propagate_levels(module, each, levels))

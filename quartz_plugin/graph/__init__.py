@@ -5,19 +5,13 @@ from quartz_plugin.graph.converted import (
     ConvertedGraph,
     Layer,
     Projection,
-    call_node,
-    called_by,
     check_modules,
-    evaluated,
-    expiring_after,
     is_chain,
-    is_spike_source,
-    module_nodes,
     projection_to,
-    propagate_levels,
     spike_sources,
     unique_path,
 )
+from quartz_plugin.graph.walk import call_node, called_by, is_spike_source, module_nodes, propagate_levels
 
 __all__ = [
     "INPUT",
@@ -27,8 +21,6 @@ __all__ = [
     "call_node",
     "called_by",
     "check_modules",
-    "evaluated",
-    "expiring_after",
     "is_chain",
     "is_spike_source",
     "module_nodes",

@@ -2,8 +2,8 @@
 
 A converted network is an ordinary :class:`torch.fx.GraphModule` of synapses (``nn.Conv2d``, ``nn.Linear``,
 pooling; none with a bias), routing, :class:`TTFSNeuron`, :class:`FirstSpikeMaxPool` and :class:`AxonalDelay`.
-Linear maps may be shared: a chain of synapses is evaluated once for all layers that listen to it, and a delay
-may stand behind synapses, where it delays their currents. Paths meet only where their windows end together.
+Linear maps may be shared: a chain of synapses is evaluated once for all layers behind it, and a delay may stand
+behind synapses, where it delays their currents. Paths meet only where their windows end together.
 
 Engines, exporters, metrics and files all read it through this module and know nothing of how it came about.
 """
@@ -12,18 +12,19 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
 from quartz_plugin.coding import Window, check_unit_interval
 from quartz_plugin.config import ConversionConfig, without_notes
-from quartz_plugin.graph.fingerprint import new_number
-from quartz_plugin.neuron import AxonalDelay, FirstSpikeMaxPool, TTFSNeuron
+from quartz_plugin.graph.fingerprint import Structure, new_number
+from quartz_plugin.graph.walk import LevelWalk, Step, Walk, is_spike_source, module_nodes, plan_walk
+from quartz_plugin.neuron import AxonalDelay, TTFSNeuron
 from quartz_plugin.operators.modules import DenseFirstLayer
 from quartz_plugin.task import Task
 
@@ -50,17 +51,19 @@ class Projection:
     nodes: tuple[fx.Node, ...]
     target: fx.Node
 
+    @cached_property
+    def _steps(self) -> tuple[Step, ...]:
+        return plan_walk(self.module, keep=[self.target], among=self.nodes)
+
     def __call__(self, spikes: Mapping[fx.Node, Tensor]) -> Tensor:
         """Current that these spikes of the sources cause, all delays past."""
-        values = dict(spikes)
-        for node in self.nodes:
-            values[node] = propagate_levels(self.module, node, values)
-        return values[self.target]
+        current: Tensor = LevelWalk(self._steps).run_from(spikes)[self.target]
+        return current
 
 
 @dataclass(frozen=True)
 class Layer:
-    """One spiking layer: its name, neurons and synapses.
+    """One spiking layer as it was when it was found: its name, neurons and synapses.
 
     All its sources' windows end, behind their delays, at its readout: a spike of level ``n`` arrives ``n`` steps
     before it, whichever source it comes from.
@@ -73,11 +76,11 @@ class Layer:
 
     @cached_property
     def projection(self) -> Projection:
-        """Synapses between the layer's neurons and the spikes they listen to."""
+        """Synapses between the spikes of the layer's sources and its neurons."""
         return projection_to(self.module, self.node)
 
     def membrane_at_readout(self, levels: Mapping[fx.Node, Tensor]) -> Tensor:
-        """Membranes ``S y``, in levels, when the spikes of its sources, which say `levels`, have arrived.
+        """Membranes ``S y``, in levels, when the spikes of its sources, which encode `levels`, have arrived.
 
         A bias spike that comes after the readout counts as if it had come: it takes as much from the climb.
         """
@@ -114,11 +117,13 @@ class ConvertedGraph:
     report : list of dict
         A row for each module of the ANN (plain JSON values).
     dense_stem : DenseFirstLayer or None
-        What computes the values that the input's spikes say; None where they say the image.
+        What computes the values that the input's spikes encode; None where they encode the image.
     output_shift : float or Tensor
         The ANN's output that the value 0 stands for.
     number : int
         Tells it, as an object, from its copies, which may be edited apart from it.
+    known_structure : Structure or None
+        As it was when it was last looked at; see :func:`~quartz_plugin.graph.fingerprint.structure_of`.
     """
 
     module: fx.GraphModule
@@ -131,10 +136,14 @@ class ConvertedGraph:
     dense_stem: DenseFirstLayer | None = None
     output_shift: float | Tensor = 0.0
     number: int = field(default_factory=new_number, repr=False, compare=False)
+    known_structure: Structure | None = field(default=None, init=False, repr=False, compare=False)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> ConvertedGraph:
-        own = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "number"}
-        return ConvertedGraph(**copy.deepcopy(own, memo))
+        copied = [each.name for each in fields(self) if each.name not in ("number", "known_structure")]
+        return ConvertedGraph(**copy.deepcopy({name: getattr(self, name) for name in copied}, memo))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "known_structure": None}
 
     @property
     def input_window(self) -> Window:
@@ -166,7 +175,7 @@ class ConvertedGraph:
 
     @property
     def silent(self) -> bool:
-        """Whether zeros are said by silence."""
+        """Whether silence encodes zero."""
         return bool(self.settings["rectifier"] == "silent")
 
     @property
@@ -176,7 +185,7 @@ class ConvertedGraph:
 
     @property
     def layers(self) -> list[Layer]:
-        """The spiking layers, each after those it listens to; the last one is the output."""
+        """The spiking layers, each after its sources; the last one is the output. Found anew at each call."""
         return [
             Layer(str(node.target), node, module, self.module)
             for node, module in module_nodes(self.module)
@@ -196,7 +205,7 @@ class ConvertedGraph:
         }
 
     def arrivals(self) -> dict[fx.Node, int]:
-        """Global step at which each node says 0: where its window ends.
+        """Global step at which a spike of value 0 comes from each node: where its window ends.
 
         Raises
         ------
@@ -204,27 +213,7 @@ class ConvertedGraph:
             Where paths meet whose windows end at different steps, or a layer is not read out when they end: the
             network, edited by hand, lacks a delay.
         """
-        ends: dict[fx.Node, int] = {}
-        for node in self.module.graph.nodes:
-            if node.op == "placeholder":
-                ends[node] = self.input_window.end
-                continue
-            module = called_by(self.module, node)
-            sources = {ends[source] for source in node.all_input_nodes}
-            expected = {module.clock.readout} if isinstance(module, TTFSNeuron) else sources
-            if len(sources) != 1 or sources != expected:
-                name = node.target if module is not None else node.name
-                raise ValueError(
-                    f"at {name!r} windows that end at steps {sorted(sources)} meet"
-                    + (f", and it is read out at {expected.pop()}" if isinstance(module, TTFSNeuron) else "")
-                    + "; delay the earlier ones (AxonalDelay)"
-                )
-            (ends[node],) = sources
-            if isinstance(module, TTFSNeuron):
-                ends[node] = module.clock.output_window.end
-            elif isinstance(module, AxonalDelay):
-                ends[node] += module.steps
-        return ends
+        return _Arrivals(plan_walk(self.module, keep=list(self.module.graph.nodes))).find(self.input_window.end)
 
     def check_images(self, images: Tensor) -> Tensor:
         """Return the images, rounding clamped; ValueError unless ``[B, *image_shape]`` with values in [0, 1]."""
@@ -242,7 +231,7 @@ class ConvertedGraph:
         return self.input_shape if self.dense_stem is None else self.dense_stem.image_shape
 
     def values_to_encode(self, images: Tensor) -> Tensor:
-        """What the input's spikes say of images: their values, or those of a first layer that computes on them."""
+        """Values that the input's spikes encode: those of the images, or of a first layer that computes on them."""
         images = images.to(device=self.device, dtype=self.dtype)
         if self.dense_stem is None:
             return images
@@ -264,6 +253,45 @@ class ConvertedGraph:
     def device(self) -> torch.device:
         """Where the synapses are."""
         return next((p.device for p in self.module.parameters()), torch.device("cpu"))
+
+
+class _Arrivals(Walk):
+    """Finds, for each node, the step at which its window ends; refuses windows that meet and do not end together."""
+
+    def find(self, input_end: int) -> dict[fx.Node, int]:
+        """Steps of all nodes, those of the input given."""
+        self.run(input_end)
+        return self.values
+
+    def at_synapses(self, step: Step) -> int:
+        return self._meeting(step)
+
+    def at_pool(self, step: Step) -> int:
+        return self._meeting(step)
+
+    def at_output(self, step: Step) -> int:
+        return self._meeting(step)
+
+    def at_delay(self, step: Step) -> int:
+        assert isinstance(step.module, AxonalDelay)
+        return self._meeting(step) + step.module.steps
+
+    def at_neurons(self, step: Step) -> int:
+        assert isinstance(step.module, TTFSNeuron)
+        self._meeting(step, step.module.clock.readout)
+        return step.module.clock.output_window.end
+
+    def _meeting(self, step: Step, readout: int | None = None) -> int:
+        """Step at which all windows end that meet at a node; they must end at the readout, if there is one."""
+        ends: set[int] = {self.values[source] for source in step.sources}
+        if len(ends) != 1 or (readout is not None and ends != {readout}):
+            name = step.node.name if step.module is None else step.node.target
+            raise ValueError(
+                f"at {name!r} windows that end at steps {sorted(ends)} meet"
+                + ("" if readout is None else f", and it is read out at {readout}")
+                + "; delay the earlier ones (AxonalDelay)"
+            )
+        return ends.pop()
 
 
 def check_modules(graph: ConvertedGraph) -> None:
@@ -288,27 +316,8 @@ def is_chain(graph: ConvertedGraph) -> bool:
     )
 
 
-def module_nodes(module: fx.GraphModule) -> Iterator[tuple[fx.Node, nn.Module]]:
-    """Yield the nodes that call modules, with the modules, in order."""
-    for node in module.graph.nodes:
-        if node.op == "call_module":
-            yield node, module.get_submodule(str(node.target))
-
-
-def called_by(module: fx.GraphModule, node: fx.Node) -> nn.Module | None:
-    """Module that this node calls; None where it calls none, as input and output."""
-    return module.get_submodule(str(node.target)) if node.op == "call_module" else None
-
-
-def is_spike_source(module: fx.GraphModule, node: fx.Node) -> bool:
-    """Whether this node emits spikes: the input, neurons, or first-spike pools."""
-    if node.op == "placeholder":
-        return True
-    return isinstance(called_by(module, node), TTFSNeuron | FirstSpikeMaxPool)
-
-
 def projection_to(module: fx.GraphModule, neurons: fx.Node) -> Projection:
-    """Collect the synapses between the neurons at this node and the spikes they listen to."""
+    """Collect the synapses between the neurons at this node and the spikes that reach them."""
     target = neurons.all_input_nodes[0]
     sources, between = _spikes_behind(module, target)
     order = list(module.graph.nodes)
@@ -340,55 +349,9 @@ def _spikes_behind(module: fx.GraphModule, node: fx.Node) -> tuple[dict[fx.Node,
     return sources, between
 
 
-def evaluated(node: fx.Node, values: dict[fx.Node, Tensor], evaluate: Callable[[fx.Node], Tensor]) -> Tensor:
-    """Value of a node; those that it needs and `values` lacks are evaluated before it, and kept there.
-
-    Networks may be deep, so nothing here recurs.
-    """
-    pending = [node]
-    while pending:
-        each = pending[-1]
-        missing = [] if each in values else [source for source in each.all_input_nodes if source not in values]
-        if missing:
-            pending += missing
-            continue
-        pending.pop()
-        if each not in values:
-            values[each] = evaluate(each)
-    return values[node]
-
-
-def expiring_after(module: fx.GraphModule) -> dict[fx.Node, list[fx.Node]]:
-    """Node -> the nodes whose values nobody needs once it is evaluated."""
-    last_use = {source: node for node in module.graph.nodes for source in node.all_input_nodes}
-    expiring: dict[fx.Node, list[fx.Node]] = {}
-    for source, user in last_use.items():
-        expiring.setdefault(user, []).append(source)
-    return expiring
-
-
 def unique_path(wanted: str, taken: Container[str]) -> str:
     """Return `wanted`, or the first of `wanted_2`, `wanted_3`, ... that is free."""
     path, count = wanted, 2
     while path in taken:
         path, count = f"{wanted}_{count}", count + 1
     return path
-
-
-def propagate_levels(module: fx.GraphModule, node: fx.Node, values: Mapping[fx.Node, Any]) -> Any:
-    """Evaluate one node between two layers, where levels count back from the readout and a delay changes nothing."""
-    if isinstance(called_by(module, node), AxonalDelay):
-        return values[node.all_input_nodes[0]]
-    return call_node(module, node, values)
-
-
-def call_node(module: fx.GraphModule, node: fx.Node, values: Mapping[fx.Node, Any]) -> Any:
-    """Evaluate one node on the values of its inputs."""
-    args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda source: values[source])
-    if node.op == "call_module":
-        return module.get_submodule(str(node.target))(*args, **kwargs)
-    if node.op == "call_method":
-        return getattr(args[0], str(node.target))(*args[1:], **kwargs)
-    if node.op == "call_function":
-        return node.target(*args, **kwargs)  # type: ignore[operator]
-    raise ValueError(f"cannot evaluate a node of kind {node.op!r}")

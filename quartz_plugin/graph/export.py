@@ -12,13 +12,12 @@ from torch import Tensor, fx, nn
 from quartz_plugin.graph import (
     INPUT,
     ConvertedGraph,
-    call_node,
     check_modules,
-    expiring_after,
     is_chain,
     module_nodes,
     unique_path,
 )
+from quartz_plugin.graph.walk import Step, Walk, plan_walk
 from quartz_plugin.neuron import AxonalDelay, FirstSpikeMaxPool, StatefulModule, TTFSNeuron, reset
 
 
@@ -163,27 +162,25 @@ class StatefulGraph(nn.Module):
                 f"the state is not one that this network returned for input of shape {list(input_.shape)}; "
                 "start an inference with None"
             )
-        before: dict[str, Any] = state or {}
-        after: dict[str, Any] = {INPUT: input_.shape}
-        values: dict[fx.Node, Any] = {}
-        expiring = expiring_after(self.network)
-        for node in self.network.graph.nodes:
-            if node.op == "placeholder":
-                values[node] = input_
-                continue
-            if node.op == "output":
-                break
-            path = str(node.target)
-            module = self.network.get_submodule(path)
-            if _keeps_state(module):
-                source = values[node.all_input_nodes[0]]
-                values[node], after[path] = module(source, before.get(path))
-            else:
-                values[node] = call_node(self.network, node, values)
-            for source in expiring.get(node, ()):
-                del values[source]
-        (out,) = values.values()
-        return out, after
+        walk = _WithStates(plan_walk(self.network), state or {})
+        out = walk.run(input_)
+        return out, {INPUT: input_.shape, **walk.after}
+
+
+class _WithStates(Walk):
+    """One step of a network whose modules return their states."""
+
+    def __init__(self, steps: tuple[Step, ...], before: dict[str, Any]) -> None:
+        super().__init__(steps)
+        self.before = before
+        self.after: dict[str, Any] = {}
+
+    def at_synapses(self, step: Step) -> Any:
+        if step.module is None or not _keeps_state(step.module):
+            return super().at_synapses(step)
+        path = str(step.node.target)
+        out, self.after[path] = step.module(self.source(step), self.before.get(path))
+        return out
 
 
 def _keeps_state(module: nn.Module) -> bool:

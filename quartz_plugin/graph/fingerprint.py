@@ -1,8 +1,8 @@
 """One rule for all that is kept about a network or its spikes: it is kept while every bit of them is the same.
 
-Event plans, tables of synapses, counts of a simulation and the check for NaN all go by it. Any edit is seen, whatever
-way it takes (``optimizer.step()``, ``load_state_dict``, in place, through ``.data`` or a numpy view, a module or a
-setting replaced), since the tensors are read, at the speed of memory, and not asked whether they were edited.
+Topologies, event plans, counts of a simulation and the check for NaN all go by it. Any edit is seen, whatever way it
+takes (``optimizer.step()``, ``load_state_dict``, in place, through ``.data`` or a numpy view, a module or a setting
+replaced), since the tensors are read, at the speed of memory, and not asked whether they were edited.
 """
 
 from __future__ import annotations
@@ -11,22 +11,19 @@ import functools
 import hashlib
 import itertools
 import secrets
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Iterable
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
-from weakref import WeakKeyDictionary
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from quartz_plugin.coding import is_traced
 from quartz_plugin.neuron import TTFSNeuron
 
 if TYPE_CHECKING:
     from quartz_plugin.graph import ConvertedGraph
-
-Found = TypeVar("Found")
 
 BLOCK = 1024
 """Words that are weighed by multipliers of their own; whole blocks are then weighed by powers of :data:`BASE`."""
@@ -145,18 +142,67 @@ def digest_in_torch(words: Tensor) -> int:
     return int(total)
 
 
-class _Parts(NamedTuple):
-    """What modules compute with: all but tensors and modules, and names and tensors."""
+class Structure:
+    """A network apart from the values of its weights, as it was at one moment.
 
+    Its network keeps it, and replaces it by another when it has been edited; so what stands in `memo` lives as long as
+    it holds, and keeps no other network alive.
+
+    Attributes
+    ----------
+    number : int
+        64 bits that are the same for every network of this structure, in every process.
+    memo : dict
+        What readers have found out about the structure, for one another.
+    """
+
+    def __init__(self, description: Any, nodes: list[fx.Node], modules: list[nn.Module]) -> None:
+        self._description, self._nodes, self._modules = description, nodes, modules
+        written = hashlib.blake2b(repr(description).encode(), digest_size=8).digest()
+        self.number = int.from_bytes(written, "big", signed=True)
+        self.memo: dict[Any, Any] = {}
+
+    def is_still(self, description: Any, nodes: list[fx.Node], modules: list[nn.Module]) -> bool:
+        """Whether a network of this description is made of the very same nodes and modules."""
+        # Lists compare by identity first: neither nodes nor modules have an equality of their own.
+        return self._description == description and self._nodes == nodes and self._modules == modules
+
+
+class Snapshot(NamedTuple):
+    """A network as it is at one moment.
+
+    Attributes
+    ----------
+    structure : Structure
+        All but the values of its weights.
+    weights : int or None
+        64 bits that depend on the values of its parameters and buffers; None where they are traced and have none.
+    """
+
+    structure: Structure
+    weights: int | None
+
+    @property
+    def fingerprint(self) -> Fingerprint | None:
+        """The numbers alone, which hold no network; None where weights have no values."""
+        return None if self.weights is None else Fingerprint(self.structure.number, self.weights)
+
+
+class _Parts(NamedTuple):
+    """What a network computes with: its modules, all their settings, and their tensors with their names."""
+
+    modules: list[nn.Module]
     settings: list[Any]
     tensors: list[tuple[str, Tensor]]
 
 
 def _parts_of(graph: ConvertedGraph) -> _Parts:
     settings: list[Any] = [graph.t_max, graph.input_shape]
+    modules: list[nn.Module] = []
     tensors: list[tuple[str, Tensor]] = []
-    fronts = () if graph.dense_stem is None else graph.dense_stem.named_modules(prefix="front")
-    for path, module in itertools.chain(graph.module.named_modules(), fronts):
+    stem = () if graph.dense_stem is None else graph.dense_stem.named_modules(prefix="front")
+    for path, module in itertools.chain(graph.module.named_modules(), stem):
+        modules.append(module)
         settings += (path, type(module))
         if isinstance(module, TTFSNeuron):
             # Of its tensors it computes with the bias alone; the others are there for snnTorch.
@@ -169,85 +215,59 @@ def _parts_of(graph: ConvertedGraph) -> _Parts:
                 tensors.append((f"{path}.{name}", value))
             elif name[0] != "_" and name != "training":
                 settings += (name, value if type(value) in _SCALARS else repr(value))
-    return _Parts(settings, tensors)
+    return _Parts(modules, settings, tensors)
 
 
 _SCALARS = {int, float, bool, str, type(None)}
 
 
-def structure_of(graph: ConvertedGraph) -> int:
-    """What a network is apart from the values of its weights, as a number of 64 bits."""
-    return _structure_of(graph, _parts_of(graph))
+def tensors_of(graph: ConvertedGraph) -> list[tuple[str, Tensor]]:
+    """Names and tensors that a network computes with."""
+    return _parts_of(graph).tensors
 
 
-def _structure_of(graph: ConvertedGraph, parts: _Parts) -> int:
-    nodes = [(n.op, n.name, *map(_argument, (n.target, *n.args)), str(n.kwargs)) for n in graph.module.graph.nodes]
-    structure = nodes, parts.settings, [(name, tensor.shape) for name, tensor in parts.tensors]
-    known = _STRUCTURES.get(graph.module)
-    if known is None or known[0] != structure:
-        number = int.from_bytes(hashlib.blake2b(repr(structure).encode(), digest_size=8).digest(), "big", signed=True)
-        _STRUCTURES[graph.module] = known = structure, number
-    return known[1]
-
-
-_STRUCTURES: WeakKeyDictionary[fx.GraphModule, tuple[Any, int]] = WeakKeyDictionary()
+def _structure_of(graph: ConvertedGraph, parts: _Parts) -> Structure:
+    nodes: list[fx.Node] = list(graph.module.graph.nodes)
+    calls = [(n.op, n.name, *map(_argument, (n.target, *n.args)), str(n.kwargs)) for n in nodes]
+    description = calls, parts.settings, [(name, tensor.shape) for name, tensor in parts.tensors]
+    known = graph.known_structure
+    if known is None or not known.is_still(description, nodes, parts.modules):
+        graph.known_structure = known = Structure(description, nodes, parts.modules)
+    return known
 
 
 def _argument(value: Any) -> Any:
-    """An argument of a node, or what it calls. A node counts by its name: it would keep its network alive."""
+    """An argument of a node, or what it calls; a node counts by its name."""
     return value if isinstance(value, str) else value.name if isinstance(value, fx.Node) else repr(value)
 
 
-def fingerprint_of(graph: ConvertedGraph) -> Fingerprint:
-    """Return a network's fingerprint as it is now."""
+def snapshot_of(graph: ConvertedGraph) -> Snapshot:
+    """Return a network as it is now."""
     parts = _parts_of(graph)
-    return Fingerprint(_structure_of(graph, parts), digests(tensor for _, tensor in parts.tensors))
+    traced = any(is_traced(tensor) for _, tensor in parts.tensors)
+    weights = None if traced else digests(tensor for _, tensor in parts.tensors)
+    return Snapshot(_structure_of(graph, parts), weights)
 
 
-def identity_of(graph: ConvertedGraph) -> Identity | None:
-    """Return which network this is, and how it is now; None where its weights are traced and have no values."""
-    parts = _parts_of(graph)
-    if any(is_traced(tensor) for _, tensor in parts.tensors):
-        return None
-    return Identity(graph.number, _structure_of(graph, parts), digests(tensor for _, tensor in parts.tensors))
+def structure_of(graph: ConvertedGraph) -> Structure:
+    """Return what a network is now, apart from the values of its weights, without reading them."""
+    return _structure_of(graph, _parts_of(graph))
 
 
-class Kept(Generic[Found]):
-    """Something found out about networks; of each it is kept until the network is another.
+def fingerprint_of(graph: ConvertedGraph) -> Fingerprint | None:
+    """Return a network's fingerprint as it is now; None where its weights are traced and have no values."""
+    return snapshot_of(graph).fingerprint
 
-    It holds no network alive, provided that what is found holds no node: nodes hold their network.
+
+def identity_of(graph: ConvertedGraph, snapshot: Snapshot | None = None) -> Identity | None:
+    """Return which network this is, and how it is now; None where its weights are traced and have no values.
 
     Parameters
     ----------
-    find : callable
-        What finds it.
-    state : callable
-        What it depends on: :func:`fingerprint_of`, or :func:`structure_of` where weights do not matter.
+    graph : ConvertedGraph
+        The network.
+    snapshot : Snapshot, optional
+        Where it has just been taken.
     """
-
-    def __init__(self, find: Callable[[ConvertedGraph], Found], state: Callable[[ConvertedGraph], Hashable]) -> None:
-        self._find, self._state = find, state
-        self._known: WeakKeyDictionary[fx.GraphModule, tuple[Hashable, Found]] = WeakKeyDictionary()
-
-    def of(self, graph: ConvertedGraph, state: Hashable | None = None) -> Found:
-        """What is known of a network; `state`, where the caller has just found it."""
-        state = self._state(graph) if state is None else state
-        known = self._known.get(graph.module)
-        if known is None or known[0] != state:
-            known = self._known[graph.module] = state, self._find(graph)
-        return known[1]
-
-    def clear(self) -> None:
-        """Forget all of them."""
-        self._known.clear()
-
-
-def _check_finite(graph: ConvertedGraph) -> None:
-    for name, tensor in _parts_of(graph).tensors:
-        # A sum of finite numbers is finite, or too large; to look at each of them takes a multiple of its time.
-        if not bool(torch.isfinite(tensor.detach().sum())) and not bool(torch.isfinite(tensor).all()):
-            raise ValueError(f"{name} of the network contains NaN or infinity")
-
-
-FINITE = Kept(_check_finite, fingerprint_of)
-"""Raises ValueError where a weight is NaN or infinite."""
+    fingerprint = (snapshot or snapshot_of(graph)).fingerprint
+    return None if fingerprint is None else Identity(graph.number, *fingerprint)

@@ -18,8 +18,9 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from quartz_plugin.graph import ConvertedGraph, Projection, is_spike_source, propagate_levels
-from quartz_plugin.neuron import AxonalDelay, FirstSpikeMaxPool
+from quartz_plugin.graph.converted import ConvertedGraph, Projection
+from quartz_plugin.graph.walk import LevelWalk, Step, plan_walk
+from quartz_plugin.neuron import AxonalDelay
 from quartz_plugin.operators.modules import (
     AVERAGES,
     PADDING_MODES,
@@ -55,20 +56,17 @@ def fan_outs(graph: ConvertedGraph) -> FanOut:
 
 def unit_shapes(graph: ConvertedGraph) -> dict[fx.Node, torch.Size]:
     """Shape of every node's value, without the batch."""
-    values: dict[fx.Node, Tensor] = {}
-    module = graph.module
+    walk = _Shapes(plan_walk(graph.module))
     with torch.no_grad():
-        for node in module.graph.nodes:
-            if node.op == "placeholder":
-                values[node] = torch.zeros(1, *graph.input_shape, dtype=graph.dtype, device=graph.device)
-            elif node.op != "output":
-                if not is_spike_source(module, node):
-                    values[node] = propagate_levels(module, node, values)
-                else:
-                    pool = module.get_submodule(str(node.target))
-                    source = values[node.all_input_nodes[0]]
-                    values[node] = pool.pool(source) if isinstance(pool, FirstSpikeMaxPool) else source
-    return {node: value.shape[1:] for node, value in values.items()}
+        zeros = torch.zeros(1, *graph.input_shape, dtype=graph.dtype, device=graph.device)
+        return {step.node: value.shape[1:] for step, value in walk.each(zeros) if step.role != "at_output"}
+
+
+class _Shapes(LevelWalk):
+    """Levels that neurons hand on as they come: of the right shape, and of no meaning."""
+
+    def at_neurons(self, step: Step) -> Any:
+        return self.source(step)
 
 
 def synapse_counts(graph: ConvertedGraph, most_probes: int = 4096) -> dict[str, tuple[int, int] | None]:

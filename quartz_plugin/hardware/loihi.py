@@ -23,11 +23,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx, nn
 
-from quartz_plugin.costs.counts import Topology, biased_neurons
+from quartz_plugin.costs.counts import biased_neurons
 from quartz_plugin.costs.energy import LOIHI, EnergyProfile
 from quartz_plugin.engines.convolutions import as_image, convolutions_of
 from quartz_plugin.graph import INPUT, ConvertedGraph, Layer, Projection, called_by, is_spike_source, spike_sources
 from quartz_plugin.graph.synapses import pool_relation, relation_to, unit_shapes, with_unit_weights
+from quartz_plugin.graph.topology import Topology
 from quartz_plugin.network import SpikingNetwork
 from quartz_plugin.neuron import AxonalDelay, FirstSpikeMaxPool
 from quartz_plugin.operators.modules import AVERAGES, WEIGHTED, Add, OneToOne
@@ -411,8 +412,8 @@ def _parts(shape: Size, size: Size) -> Parts:
 
 
 def _units(graph: ConvertedGraph, shared: bool, chip: LoihiChip) -> Iterator[_Unit]:
-    synapses = Topology.of(graph)
-    shapes, fan_outs = synapses.shapes(graph), synapses.fan_outs(graph)
+    topology = Topology.of(graph)
+    shapes, fan_outs = topology.shapes, topology.fan_outs
     layers = {layer.node: layer for layer in graph.layers}
     delays = _longest_delays(graph)
     ones = with_unit_weights(graph.module)

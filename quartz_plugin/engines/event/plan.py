@@ -22,10 +22,10 @@ from quartz_plugin.engines.event.constants import LANES
 from quartz_plugin.engines.event.records import Array, Bias, Direct, Neurons, Tiles
 from quartz_plugin.engines.event.tables import synapses_of, tiles_of
 from quartz_plugin.functional import TTFSParameters, check_bias_shape
-from quartz_plugin.graph import ConvertedGraph, Layer, is_spike_source, module_nodes
-from quartz_plugin.graph.fingerprint import Fingerprint, Kept, fingerprint_of
-from quartz_plugin.graph.synapses import unit_shapes
-from quartz_plugin.neuron import FirstSpikeMaxPool
+from quartz_plugin.graph import ConvertedGraph, Layer, module_nodes
+from quartz_plugin.graph.fingerprint import Snapshot
+from quartz_plugin.graph.topology import Derived, Topology
+from quartz_plugin.graph.walk import Step, plan_walk
 
 
 @dataclass(frozen=True)
@@ -43,14 +43,11 @@ class LayerPlan:
 
 @dataclass(frozen=True)
 class NetworkPlan:
-    """Plans of all layers (None: the layer is stepped), and the names of the nodes that pool or move levels.
-
-    It holds no node: nodes hold their network, which a plan must not keep alive.
-    """
+    """Plans of all layers (None: the layer is stepped), the nodes that move levels, and the walk over all of them."""
 
     layers: dict[str, LayerPlan | None]
-    pools: dict[str, FirstSpikeMaxPool]
-    routing: set[str]
+    routing: set[fx.Node]
+    steps: tuple[Step, ...]
 
     @property
     def synapse_count(self) -> int:
@@ -59,29 +56,39 @@ class NetworkPlan:
         return sum(each.synapse_count for each in ranges)
 
 
-def _plan_network(graph: ConvertedGraph) -> NetworkPlan:
-    shapes = unit_shapes(graph)
-    layers = {layer.name: _plan_layer(graph, layer, shapes) for layer in graph.layers}
-    pools: dict[str, FirstSpikeMaxPool] = {}
-    routing: set[str] = set()
-    spikes = {node for node in graph.module.graph.nodes if is_spike_source(graph.module, node)}
+def _plan_network(topology: Topology) -> NetworkPlan:
+    graph = topology.graph
+    shapes = {topology.nodes[name]: shape for name, shape in topology.shapes.items()}
+    layers = {layer.name: _plan_layer(graph, layer, shapes) for layer in topology.layers}
+    routing: set[fx.Node] = set()
+    spikes = set(topology.spike_sources)
     for node, module in module_nodes(graph.module):
-        if isinstance(module, FirstSpikeMaxPool):
-            pools[node.name] = module
-        elif node not in spikes and node.all_input_nodes and spikes.issuperset(node.all_input_nodes):
+        if node not in spikes and node.all_input_nodes and spikes.issuperset(node.all_input_nodes):
             moves = is_routing(module, shapes[node.all_input_nodes[0]])
-            routing |= {node.name} if moves else set()
+            routing |= {node} if moves else set()
             spikes |= {node} if moves else set()
-    return NetworkPlan(layers, pools, routing)
+
+    def needs(node: fx.Node) -> list[fx.Node]:
+        layer = topology.layer_at.get(node)
+        if layer is None:
+            return node.all_input_nodes
+        plan, sources = layers[layer.name], list(layer.projection.sources)
+        if plan is None:
+            return sources
+        # The output's membranes are computed of the spikes themselves.
+        return [topology.nodes[name] for name in plan.sources] + (sources if layer is topology.output else [])
+
+    steps = plan_walk(graph.module, list(topology.layer_at), [topology.output.node], needs)
+    return NetworkPlan(layers, routing, steps)
 
 
-PLANS = Kept(_plan_network, fingerprint_of)
+PLANS = Derived(_plan_network, from_weights=True)
 """Plans of networks, each kept until its network is edited."""
 
 
-def plan_of(graph: ConvertedGraph, fingerprint: Fingerprint | None = None) -> NetworkPlan:
-    """Plan of a network, kept until it is edited; `fingerprint`, where that has just been taken."""
-    return PLANS.of(graph, fingerprint)
+def plan_of(graph: ConvertedGraph, snapshot: Snapshot | None = None) -> NetworkPlan:
+    """Plan of a network, kept until it is edited; `snapshot`, where that has just been taken."""
+    return PLANS.of(graph, snapshot)
 
 
 def _plan_layer(graph: ConvertedGraph, layer: Layer, shapes: dict[fx.Node, torch.Size]) -> LayerPlan | None:

@@ -18,8 +18,11 @@ from quartz_plugin.engines.event.plan import LayerPlan, NetworkPlan, plan_of
 from quartz_plugin.engines.event.records import Array
 from quartz_plugin.engines.stepped import EngineOutput, step_layer
 from quartz_plugin.functional import spike_steps_of
-from quartz_plugin.graph import ConvertedGraph, Layer, propagate_levels
-from quartz_plugin.graph.fingerprint import Fingerprint
+from quartz_plugin.graph import ConvertedGraph, Layer
+from quartz_plugin.graph.fingerprint import Snapshot, snapshot_of
+from quartz_plugin.graph.topology import Topology
+from quartz_plugin.graph.walk import LevelWalk, Step, plan_walk
+from quartz_plugin.neuron import FirstSpikeMaxPool
 
 
 @contextmanager
@@ -43,70 +46,55 @@ def _threads(plan: NetworkPlan, batch: int) -> Iterator[int]:
 
 @torch.no_grad()
 def run_event(
-    graph: ConvertedGraph, input_levels: Tensor, record: bool = True, fingerprint: Fingerprint | None = None
+    graph: ConvertedGraph, input_levels: Tensor, record: bool = True, snapshot: Snapshot | None = None
 ) -> EngineOutput:
     """Find all spikes by events, on a CPU, without gradients.
 
-    Other parameters, and returns, are those of :func:`~quartz_plugin.engines.stepped.run_stepped`.
-
-    Parameters
-    ----------
-    fingerprint : Fingerprint, optional
-        The network's, where that has just been taken.
+    Parameters and returns are those of :func:`~quartz_plugin.engines.stepped.run_stepped`.
 
     Raises
     ------
     ImportError
         Without numba.
     """
-    plan = plan_of(graph, fingerprint)
+    topology, plan = Topology.of(graph, snapshot), plan_of(graph, snapshot)
     with _threads(plan, len(input_levels)) as threads:
-        return _run(graph, plan, input_levels, record, threads)
+        walk = _ByEvents(topology, plan, record, threads)
+        walk.run(input_levels)
+    assert walk.membrane is not None
+    return EngineOutput(walk.spike_steps, walk.values[topology.output.node], walk.membrane)
 
 
-def _run(graph: ConvertedGraph, plan: NetworkPlan, input_levels: Tensor, record: bool, threads: int) -> EngineOutput:
-    module = graph.module
-    layers = {layer.node: layer for layer in graph.layers}
-    output = list(layers.values())[-1]
-    last_use = {source: node for node in module.graph.nodes for source in _source_nodes(node, layers, plan)}
-    levels: dict[fx.Node, Tensor] = {}
-    spike_steps: dict[str, Tensor] = {}
-    for node in module.graph.nodes:
-        if node.op == "placeholder":
-            levels[node] = input_levels
-        elif (layer := layers.get(node)) is not None:
-            wanted = record or layer is output
-            if layer is output:
-                membrane = layer.membrane_at_readout({source: levels[source] for source in layer.projection.sources})
-            own = plan.layers[layer.name]
-            levels[node], steps = (
-                _step(layer, levels, input_levels.dtype)
-                if own is None
-                else _fire(layer, own, levels, input_levels, wanted, threads)
-            )
-            if steps is not None and wanted:
-                spike_steps[layer.name] = steps
-        elif node.name in plan.pools:
-            levels[node] = pooled(plan.pools[node.name].pool, levels[node.all_input_nodes[0]])
-        elif node.name in plan.routing:
-            levels[node] = propagate_levels(module, node, levels)
-        for source in [source for source in levels if last_use.get(source) is node]:
-            del levels[source]
-    return spike_steps, levels[output.node], membrane
+class _ByEvents(LevelWalk):
+    """Goes from layer to layer, each as planned."""
 
+    def __init__(self, topology: Topology, plan: NetworkPlan, record: bool, threads: int) -> None:
+        super().__init__(plan.steps)
+        self.topology, self.plan, self.record, self.threads = topology, plan, record, threads
+        self.spike_steps: dict[str, Tensor] = {}
+        self.membrane: Tensor | None = None
 
-def _source_nodes(node: fx.Node, layers: dict[fx.Node, Layer], plan: NetworkPlan) -> list[fx.Node]:
-    """Nodes whose levels are looked at for this node."""
-    layer = layers.get(node)
-    if layer is None:
-        return node.all_input_nodes if node.name in plan.pools or node.name in plan.routing else []
-    own = plan.layers[layer.name]
-    sources = set(layer.projection.sources)
-    if own is None:
-        return list(sources)
-    # The last layer's membranes are looked at as well.
-    is_output = node is list(layers)[-1]
-    return [n for n in node.graph.nodes if n.name in own.sources or (is_output and n in sources)]
+    def at_pool(self, step: Step) -> Tensor:
+        assert isinstance(step.module, FirstSpikeMaxPool)
+        return pooled(step.module.pool, self.source(step))
+
+    def at_neurons(self, step: Step) -> Tensor:
+        layer = self.topology.layer_at[step.node]
+        is_output, plan = layer is self.topology.output, self.plan.layers[layer.name]
+        wanted = self.record or is_output
+        if is_output:
+            self.membrane = layer.membrane_at_readout(self._of_sources(layer))
+        levels, steps = (
+            _step(layer, self._of_sources(layer), self.input.dtype)
+            if plan is None
+            else _fire(layer, plan, self.values, self.input, wanted, self.threads)
+        )
+        if steps is not None and wanted:
+            self.spike_steps[layer.name] = steps
+        return levels
+
+    def _of_sources(self, layer: Layer) -> dict[fx.Node, Tensor]:
+        return {source: self.values[source] for source in layer.projection.sources}
 
 
 def pooled(pool: Any, levels: Tensor) -> Tensor:
@@ -129,7 +117,7 @@ def pooled(pool: Any, levels: Tensor) -> Tensor:
 
 
 def _step(layer: Layer, levels: dict[fx.Node, Tensor], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    steps = step_layer(layer, {source: levels[source] for source in layer.projection.sources})
+    steps = step_layer(layer, levels)
     return layer.neuron.clock.output_window.levels_at(steps, layer.neuron.p.silent_level).to(dtype), steps
 
 
@@ -174,23 +162,25 @@ def count_changes(graph: ConvertedGraph, levels: Mapping[fx.Node, Tensor]) -> di
     dict
         Layer -> int64 ``[B]``; without the layers whose synapses are no convolutions of spikes.
     """
-    plan, batch = plan_of(graph), len(next(iter(levels.values())))
+    snapshot, batch = snapshot_of(graph), len(next(iter(levels.values())))
+    plan = plan_of(graph, snapshot)
     with _threads(plan, batch) as threads:
-        return _count_changes(graph, plan, levels, threads)
+        return _count_changes(Topology.of(graph, snapshot), plan, levels, threads)
 
 
 def _count_changes(
-    graph: ConvertedGraph, plan: NetworkPlan, levels: Mapping[fx.Node, Tensor], threads: int
+    topology: Topology, plan: NetworkPlan, levels: Mapping[fx.Node, Tensor], threads: int
 ) -> dict[str, Tensor]:
     counts = {}
-    for layer in graph.layers:
+    for layer in topology.layers:
         own = plan.layers[layer.name]
         if own is None:
             continue
         arriving = {source: levels[source] for source in layer.projection.sources}
-        for node in layer.projection.nodes:
-            if node.name in plan.routing:
-                arriving[node] = propagate_levels(graph.module, node, arriving)
+        routing = [node for node in layer.projection.nodes if node in plan.routing]
+        if routing:
+            steps = plan_walk(topology.graph.module, keep=[*arriving, *routing], among=routing)
+            arriving = LevelWalk(steps).run_from(arriving)
         changes = np.zeros(len(next(iter(arriving.values()))), np.int64)
         sources = _sources_of(own, arriving)
         for channel_range in own.ranges:
