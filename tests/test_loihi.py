@@ -328,7 +328,7 @@ def test_a_neuron_with_more_inputs_than_a_core_has_axons_does_not_fit():
     assert not mapping.fits
     (misfit,) = mapping.misfits
     assert misfit.startswith(
-        "output does not fit: a neuron listens to 4,095 units and 2 support neurons, a core has 4,096 in-axons"
+        "output does not fit: a neuron has 4,095 source units and 2 support neurons, a core has 4,096 in-axons"
     )
     assert misfit in str(mapping)
     assert mapped(nn.Linear(4094, 3), images=torch.rand(3, 4094)).fits

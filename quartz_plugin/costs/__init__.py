@@ -1,4 +1,4 @@
-"""What an inference costs: operation counts and energy, of spiking networks and of ANNs."""
+"""Costs of an inference: operation counts and energy, of spiking networks and of ANNs."""
 
 from quartz_plugin.costs.ann import ann_costs
 from quartz_plugin.costs.counts import COUNTS, InferenceCounts, neuron_count, synaptic_operations

@@ -1,4 +1,4 @@
-"""What one forward pass of an ANN costs, on the footing of the spiking networks: borders exact, per image."""
+"""Costs of one forward pass of an ANN, on the footing of the spiking networks: borders exact, per image."""
 
 from __future__ import annotations
 

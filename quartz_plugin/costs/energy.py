@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 @dataclass(frozen=True)
 class EnergyProfile:
-    """What each count costs.
+    """Energy of each count.
 
     Attributes
     ----------
@@ -177,7 +177,7 @@ ONLY_CONVERTED = (
     "pool_events",
     "inactive_updates",
 )
-"""Counts of profiles that other spiking networks than converted ones have none of, unless they say so."""
+"""Counts of profiles that other spiking networks than converted ones have none of, unless they are given."""
 
 __all__ = [
     "HOROWITZ_FLOAT32",

@@ -9,29 +9,26 @@ from __future__ import annotations
 import functools
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from snntorch import AssociativeLeaky, LeakyParallel, SpikingNeuron, StateLeaky
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.nn.utils.parametrize import ParametrizationList
 from torch.overrides import TorchFunctionMode
 
+from quartz_plugin.costs.deliveries import OPAQUE_FUNCTIONS, WEIGHTED_FUNCTIONS, Delivery, is_weight, taps_of
 from quartz_plugin.costs.energy import ONLY_CONVERTED, EnergyProfile
-from quartz_plugin.operators.modules import per_dimension
 from quartz_plugin.tables import format_table
 
 COUNTED = ("spikes", "neuron_updates", "synops", "graded_synops", "macs", "outputs")
-"""What :class:`OperationCounts` holds."""
+"""Names of the counts of :class:`OperationCounts`."""
 
 
 class OperationCounts:
-    """What :func:`count_operations` has counted so far, over all steps and images; prints as a table.
+    """Counts that :func:`count_operations` has made so far, over all steps and images; prints as a table.
 
     It can be read at any time, inside the ``with`` block too; reading waits for the device, counting does not.
 
@@ -153,7 +150,7 @@ class OperationCounts:
         Parameters
         ----------
         profile : EnergyProfile
-            What each count costs, such as :data:`~quartz_plugin.hardware.LOIHI`.
+            Energy of each count, such as :data:`~quartz_plugin.hardware.LOIHI`.
         n : int
             As in :meth:`per_inference`.
 
@@ -278,7 +275,7 @@ class _Counter(TorchFunctionMode):
         self.neurons = {module for module in self.paths if isinstance(module, neurons) or _emits_spikes(module)}
         self.running: list[nn.Module] = []
         self.warned: set[tuple[str, str]] = set()
-        self.taps = functools.cache(_taps)
+        self.taps = functools.cache(taps_of)
 
     def enter(self, module: nn.Module) -> None:
         """Note that a module begins to run, unless a backward pass runs it once more (checkpointing)."""
@@ -306,12 +303,12 @@ class _Counter(TorchFunctionMode):
         """Call the function; where it is one with weights, count."""
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
-        if self.running and (func in _WEIGHTED or func in _OPAQUE) and self._acts_on_inputs():
+        if self.running and (func in WEIGHTED_FUNCTIONS or func in OPAQUE_FUNCTIONS) and self._acts_on_inputs():
             path = self.paths[self.running[-1]]
-            if func in _OPAQUE:
+            if func in OPAQUE_FUNCTIONS:
                 self._warn(path, func, [*args, *kwargs.values()])
             else:
-                deliveries = _WEIGHTED[func](result, *args, **kwargs)
+                deliveries = WEIGHTED_FUNCTIONS[func](result, *args, **kwargs)
                 for delivery in deliveries:
                     self._count(path, delivery)
                 if not deliveries:
@@ -322,12 +319,12 @@ class _Counter(TorchFunctionMode):
         return result
 
     def _acts_on_inputs(self) -> bool:
-        """Whether what runs is neither a membrane, computed as a convolution in time, nor a weight in the making."""
+        """Check that what runs is neither a membrane, computed as a convolution in time, nor a weight in the making."""
         return not isinstance(self.running[-1], StateLeaky) and not any(
             isinstance(module, ParametrizationList) for module in self.running
         )
 
-    def _count(self, path: str, delivery: _Delivery) -> None:
+    def _count(self, path: str, delivery: Delivery) -> None:
         inputs, fan_out, axes = delivery
         inputs = _dense(inputs.detach())
         taps, taps_of_all = self.taps(axes, inputs.device)
@@ -342,13 +339,13 @@ class _Counter(TorchFunctionMode):
     def _warn(self, path: str, func: Callable[..., Any], arguments: list[Any]) -> None:
         flat = [each for argument in arguments for each in (argument if isinstance(argument, list) else [argument])]
         name = func.__name__
-        if (path, name) not in self.warned and any(_is_weight(each) for each in flat):
+        if (path, name) not in self.warned and any(is_weight(each) for each in flat):
             self.warned.add((path, name))
             warnings.warn(f"the weights of {name} in {path!r} act unseen; its operations are not counted", stacklevel=3)
 
 
 def _emits_spikes(module: nn.Module) -> bool:
-    """Whether it is a neuron of snnTorch or Norse, ours included, that returns spikes and no membrane."""
+    """Check for a neuron of snnTorch or Norse, ours included, that returns spikes and no membrane."""
     if isinstance(module, StateLeaky):
         return bool(module.output)
     if isinstance(module, AssociativeLeaky):
@@ -376,166 +373,6 @@ def _first_tensor(output: Any) -> Tensor | None:
 
 def _dense(values: Tensor) -> Tensor:
     return values if values.layout is torch.strided else values.to_dense()
-
-
-def _is_weight(value: Any) -> bool:
-    """Whether it is a parameter, or a view of one such as its transpose."""
-    return isinstance(value, nn.Parameter) or (isinstance(value, Tensor) and isinstance(value._base, nn.Parameter))
-
-
-class _Axis(NamedTuple):
-    """What decides, along one dimension, how many taps of a kernel each input meets."""
-
-    inputs: int
-    outputs: int
-    kernel: int
-    stride: int
-    padding: int
-    dilation: int
-    transposed: bool
-
-    def taps(self) -> NDArray[np.int64]:
-        """Taps that land on an output, for each input."""
-        walked, fixed = (self.inputs, self.outputs) if self.transposed else (self.outputs, self.inputs)
-        start = np.arange(walked, dtype=np.int64)[:, None] * self.stride - self.padding
-        position = start + np.arange(self.kernel) * self.dilation
-        inside = (position >= 0) & (position < fixed)
-        return inside.sum(axis=1) if self.transposed else np.bincount(position[inside], minlength=fixed)
-
-
-def _taps(axes: tuple[_Axis, ...], device: torch.device) -> tuple[Tensor, int]:
-    """Taps that each input meets, int64 of the inputs' shape without batch and channels, and their sum."""
-    taps = functools.reduce(np.multiply.outer, (axis.taps() for axis in axes), np.ones((), dtype=np.int64))
-    return torch.from_numpy(taps).to(device), int(taps.sum())
-
-
-class _Delivery(NamedTuple):
-    """Inputs, and the synapses that carry each: `fan_out` for each tap that it meets. A matrix has one tap."""
-
-    inputs: Tensor
-    fan_out: int
-    axes: tuple[_Axis, ...] = ()
-
-
-# The following take what a function of torch returned and its arguments, by the names they have there.
-
-
-def _linear(_: Tensor, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> list[_Delivery]:
-    return [_Delivery(input, weight.shape[:-1].numel())]
-
-
-def _matmul(_: Tensor, input: Tensor, other: Tensor, **__: Any) -> list[_Delivery]:
-    if input.dim() == 2 and _is_weight(input) and not _is_weight(other):
-        return [_Delivery(other, input.shape[0])]
-    return [_Delivery(input, other.shape[1])] if other.dim() == 2 else []
-
-
-def _mm(result: Tensor, input: Tensor, mat2: Tensor, **__: Any) -> list[_Delivery]:
-    return _matmul(result, input, mat2)
-
-
-def _mv(_: Tensor, input: Tensor, vec: Tensor, **__: Any) -> list[_Delivery]:
-    return [_Delivery(vec, input.shape[0])]
-
-
-def _addmm(result: Tensor, input: Tensor, mat1: Tensor, mat2: Tensor, **__: Any) -> list[_Delivery]:
-    return _matmul(result, mat1, mat2)
-
-
-def _cell(
-    _: Any, input: Tensor, hx: Tensor | tuple[Tensor, Tensor], w_ih: Tensor, w_hh: Tensor, *__: Any, **___: Any
-) -> list[_Delivery]:
-    hidden = hx if isinstance(hx, Tensor) else hx[0]
-    return [_Delivery(input, w_ih.shape[0]), _Delivery(hidden, w_hh.shape[0])]
-
-
-_Sizes = int | Sequence[int]
-
-
-def _convolution(
-    result: Tensor,
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    stride: _Sizes = 1,
-    padding: _Sizes | str = 0,
-    dilation: _Sizes = 1,
-    groups: int = 1,
-) -> list[_Delivery]:
-    axes = _axes(result, input, weight, stride, padding, dilation, transposed=False)
-    return [_Delivery(input, weight.shape[0] // groups, axes)]
-
-
-def _transposed_convolution(
-    result: Tensor,
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    stride: _Sizes = 1,
-    padding: _Sizes = 0,
-    output_padding: _Sizes = 0,
-    groups: int = 1,
-    dilation: _Sizes = 1,
-) -> list[_Delivery]:
-    axes = _axes(result, input, weight, stride, padding, dilation, transposed=True)
-    return [_Delivery(input, weight.shape[1], axes)]
-
-
-def _axes(
-    result: Tensor,
-    input: Tensor,
-    weight: Tensor,
-    stride: _Sizes,
-    padding: _Sizes | str,
-    dilation: _Sizes,
-    transposed: bool,
-) -> tuple[_Axis, ...]:
-    kernel = weight.shape[2:]
-    rank = len(kernel)
-
-    steps, gaps = per_dimension(stride, rank), per_dimension(dilation, rank)
-    if padding == "same":
-        # Of an odd number of zeros, torch puts the one more behind.
-        borders = tuple(gap * (size - 1) // 2 for gap, size in zip(gaps, kernel, strict=True))
-    else:
-        borders = per_dimension(0 if isinstance(padding, str) else padding, rank)
-    return tuple(
-        _Axis(input.shape[i - rank], result.shape[i - rank], kernel[i], steps[i], borders[i], gaps[i], transposed)
-        for i in range(rank)
-    )
-
-
-_WEIGHTED: dict[Any, Callable[..., list[_Delivery]]] = {
-    F.linear: _linear,
-    **dict.fromkeys((F.conv1d, F.conv2d, F.conv3d), _convolution),
-    **dict.fromkeys((F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d), _transposed_convolution),
-    **dict.fromkeys((torch.matmul, Tensor.matmul, torch.linalg.matmul), _matmul),
-    **dict.fromkeys((torch.mm, Tensor.mm, torch.sparse.mm), _mm),
-    **dict.fromkeys((torch.mv, Tensor.mv), _mv),
-    **dict.fromkeys((torch.addmm, Tensor.addmm), _addmm),
-    **dict.fromkeys((torch.lstm_cell, torch.gru_cell, torch.rnn_tanh_cell, torch.rnn_relu_cell), _cell),
-}
-"""Functions whose operations are counted."""
-
-_OPAQUE: frozenset[Any] = frozenset(
-    {
-        *(torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu, F.multi_head_attention_forward),
-        *(
-            torch.einsum,
-            torch.tensordot,
-            torch.inner,
-            Tensor.inner,
-            *(torch.dot, Tensor.dot, torch.addmv, Tensor.addmv, torch.linalg.multi_dot, torch.linalg.vecdot),
-            F.embedding_bag,
-            torch.bilinear,
-            torch.bmm,
-            Tensor.bmm,
-            torch.baddbmm,
-            Tensor.baddbmm,
-        ),
-    }
-)
-"""Functions that may hold weights, and are not counted."""
 
 
 __all__ = ["COUNTED", "OperationCounts", "count_operations"]

@@ -98,7 +98,7 @@ class Layer:
 
 @dataclass
 class ConvertedGraph:
-    """What conversion makes and everything else reads.
+    """A converted network, as everything else reads it.
 
     Attributes
     ----------
@@ -175,12 +175,12 @@ class ConvertedGraph:
 
     @property
     def silent(self) -> bool:
-        """Whether silence encodes zero."""
+        """True where silence encodes zero."""
         return bool(self.settings["rectifier"] == "silent")
 
     @property
     def hold(self) -> bool:
-        """Whether no neuron may fire before its readout."""
+        """True where no neuron may fire before its readout."""
         return all(layer.neuron.p.hold for layer in self.layers)
 
     @property
@@ -245,7 +245,7 @@ class ConvertedGraph:
 
     @property
     def wants_gradient(self) -> bool:
-        """Whether a weight or bias asks for a gradient, and gradients are on."""
+        """True where a weight or bias asks for a gradient, and gradients are on."""
         tensors = itertools.chain(self.module.parameters(), self.module.buffers())
         return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
 
@@ -309,7 +309,7 @@ def check_modules(graph: ConvertedGraph) -> None:
 
 
 def is_chain(graph: ConvertedGraph) -> bool:
-    """Whether every node has one input and one user."""
+    """Check that every node has one input and one user."""
     return all(
         (node.op == "placeholder" or len(node.args) == 1) and (node.op == "output" or len(node.users) == 1)
         for node in graph.module.graph.nodes

@@ -43,7 +43,7 @@ def to_norse(graph: ConvertedGraph) -> nn.Module:
     A :class:`norse.torch.SequentialState` where the network is a chain, else a :class:`StatefulGraph`, which may
     itself stand in a SequentialState.
     """
-    # Ours first: where Norse is missing, it says what to install.
+    # Ours first: where Norse is missing, it names what to install.
     from quartz_plugin.norse import TTFSCell  # isort: skip
     from norse.torch import SequentialState  # isort: skip
 

@@ -46,7 +46,7 @@ MULTIPLIERS = _multipliers()
 
 
 class Fingerprint(NamedTuple):
-    """What a network is: numbers of 64 bits that are equal while nothing is edited, in every process.
+    """Numbers of 64 bits that are equal, in every process, while nothing of a network is edited.
 
     Attributes
     ----------
@@ -76,7 +76,7 @@ class Identity(NamedTuple):
     weights: int
 
     def is_that_of(self, other: Identity) -> bool:
-        """Whether both are of one network: of the same structure, and either the same object or the same weights.
+        """Check that both are of one network: of the same structure, and either the same object or the same weights.
 
         So a network may be trained between two simulations, and a copy that has not been edited is no other network.
         """
@@ -163,7 +163,7 @@ class Structure:
         self.memo: dict[Any, Any] = {}
 
     def is_still(self, description: Any, nodes: list[fx.Node], modules: list[nn.Module]) -> bool:
-        """Whether a network of this description is made of the very same nodes and modules."""
+        """Check that a network of this description is made of the very same nodes and modules."""
         # Lists compare by identity first: neither nodes nor modules have an equality of their own.
         return self._description == description and self._nodes == nodes and self._modules == modules
 
@@ -189,7 +189,7 @@ class Snapshot(NamedTuple):
 
 
 class _Parts(NamedTuple):
-    """What a network computes with: its modules, all their settings, and their tensors with their names."""
+    """Parts that a network computes with: its modules, all their settings, and their tensors with their names."""
 
     modules: list[nn.Module]
     settings: list[Any]

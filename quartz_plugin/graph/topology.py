@@ -26,7 +26,7 @@ Result = TypeVar("Result")
 
 
 class Topology:
-    """What follows from the structure of a network: its layers, and who is connected to whom.
+    """All that follows from the structure of a network: its layers, and who is connected to whom.
 
     Each part is found when it is asked for. Take one by :meth:`of`, and anew for each run: it is of the network as it
     was then.
@@ -74,7 +74,7 @@ class Topology:
 
     @cached_property
     def hold(self) -> bool:
-        """Whether no neuron may fire before its readout."""
+        """True where no neuron may fire before its readout."""
         return all(layer.neuron.p.hold for layer in self.layers)
 
     @cached_property

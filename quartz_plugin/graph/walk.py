@@ -219,7 +219,7 @@ def module_nodes(module: fx.GraphModule) -> Iterator[tuple[fx.Node, nn.Module]]:
 
 
 def is_spike_source(module: fx.GraphModule, node: fx.Node) -> bool:
-    """Whether this node emits spikes: the input, neurons, or first-spike pools."""
+    """Check that this node emits spikes: the input, neurons, or first-spike pools."""
     if node.op == "placeholder":
         return True
     return isinstance(called_by(module, node), TTFSNeuron | FirstSpikeMaxPool)

@@ -1,4 +1,4 @@
-"""How often two networks decide alike."""
+"""Share of decisions that two networks make alike."""
 
 from __future__ import annotations
 

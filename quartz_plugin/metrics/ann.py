@@ -1,4 +1,4 @@
-"""What the ANN costs, beside the spiking networks made of it; counted in :mod:`quartz_plugin.costs.ann`."""
+"""Costs of the ANN, beside the spiking networks made of it; counted in :mod:`quartz_plugin.costs.ann`."""
 
 from __future__ import annotations
 

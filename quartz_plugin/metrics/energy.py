@@ -12,7 +12,7 @@ from quartz_plugin.network import SpikingNetwork
 
 
 class EnergyEstimate(CountMetric):
-    """Energy of an inference, mean over images: counts times what a profile says each costs.
+    """Energy of an inference, mean over images: counts times the energy of each in a profile.
 
     ``compute`` gives a dict: ``energy_PROFILE`` in the profile's unit (J, or relative), and each layer's share under
     ``energy_PROFILE/LAYER``; "input" pays for its spikes.
@@ -22,7 +22,7 @@ class EnergyEstimate(CountMetric):
     network : SpikingNetwork
         The network whose results are counted.
     profile : EnergyProfile or several
-        What each count costs.
+        Energy of each count.
 
     Raises
     ------

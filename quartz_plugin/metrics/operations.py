@@ -80,7 +80,7 @@ class QuartzOperations(CountMetric):
 
 
 class NeuronEvents(CountMetric):
-    """What neurons get besides weight synapses: bias, readout, rectifier, hold, and what max pooling gets.
+    """Events at neurons besides weight synapses: bias, readout, rectifier and hold, and those of max pooling.
 
     ``compute`` gives a dict: ``bias_events``, ``readout_events``, ``rectifier_events``, ``hold_events`` (two a
     neuron), ``pool_events`` (spikes times the windows they are in), ``neuron_updates`` (neurons times steps) and

@@ -1,4 +1,4 @@
-"""Sums over images, layer by layer: what the counting metrics share."""
+"""Sums over images, layer by layer: the base of the counting metrics."""
 
 from __future__ import annotations
 

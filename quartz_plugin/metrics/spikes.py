@@ -1,4 +1,4 @@
-"""How many spikes there are, how many only say zero, and how many come early."""
+"""Spikes of an inference: all of them, those that encode nothing but zero, and those that come early."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def _counts(result: SimulationResult | SpikeTrains, layers: list[str]) -> dict[s
 
 
 class SpikeCount(PerLayerMetric):
-    """Spikes of an inference: in total ("input" included), by layer, and those that only say zero.
+    """Spikes of an inference: in total ("input" included), by layer, and those that encode nothing but zero.
 
     ``compute`` gives a dict: ``spikes``, ``zero_spikes``, and ``spikes/LAYER``, ``zero_spikes/LAYER``, each the
     mean over images (float64). Of a network that is not a converted one, spikes alone.
