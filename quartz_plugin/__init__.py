@@ -12,6 +12,8 @@ from quartz_plugin.task import decide
 from quartz_plugin.training import Teacher, TrainableNetwork, prepare
 from quartz_plugin.verification import Verification, verify
 
+__version__ = "0.1.0"
+
 __all__ = [
     "PAPER",
     "AxonalDelay",

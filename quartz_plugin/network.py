@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from os import PathLike
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -53,6 +53,11 @@ class SpikingNetwork(nn.Module):
         self.dense_stem = graph.dense_stem
         self.graph = graph
         self.register_load_state_dict_pre_hook(_take_earlier_names)
+
+    if TYPE_CHECKING:
+
+        def __call__(self, images: Tensor) -> Tensor:
+            """Logits ``[B, classes]``; see :meth:`forward`."""
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits ``[B, classes]`` of images in [0, 1], by the fastest engine that is exact here."""

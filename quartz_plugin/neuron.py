@@ -211,6 +211,11 @@ class TTFSNeuron(StatefulModule, SpikingNeuron):
         """Membrane after the last step (with init_hidden), a tensor; empty before the first."""
         return torch.zeros(0) if self._hidden is None else self._hidden.v
 
+    def reset_mem(self) -> TTFSState | None:
+        """Forget the inference so far. Returns the state to start a hand-written loop with, None."""
+        super().reset_mem()
+        return None
+
     def init_leaky(self) -> None:
         """Do what :meth:`reset_mem` does, under snnTorch's older name."""
         self.reset_mem()

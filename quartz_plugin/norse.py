@@ -14,6 +14,7 @@ arXiv:2309.16795, https://doi.org/10.48550/arXiv.2309.16795.
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 from torch import Tensor, nn
@@ -22,7 +23,10 @@ from quartz_plugin.functional import TTFSParameters, TTFSState, initial_state, t
 from quartz_plugin.neuron import keep_bias
 
 try:
-    from norse.torch.module.snn import SNN, SNNCell
+    with warnings.catch_warnings():
+        # Norse compiles functions when it is imported, and torch warns of each.
+        warnings.filterwarnings("ignore", r"`torch\.jit\.\w+` is deprecated")
+        from norse.torch.module.snn import SNN, SNNCell
 except ImportError as error:
     raise ImportError("quartz_plugin.norse needs Norse: pip install 'quartz_plugin[norse]'") from error
 

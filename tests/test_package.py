@@ -3,7 +3,10 @@
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
+
+import pytest
 
 import quartz_plugin
 
@@ -41,6 +44,63 @@ def test_a_missing_extra_is_named_in_one_line():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert "pip install 'quartz_plugin[plot]'" in done.stderr.strip().splitlines()[-1]
+
+
+def test_the_version_stands_in_one_place():
+    with open(ROOT / "pyproject.toml", "rb") as file:
+        project = tomllib.load(file)
+    assert "version" in project["project"]["dynamic"]
+    assert project["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "quartz_plugin.__version__"}
+    assert re.fullmatch(r"\d+\.\d+\.\d+", quartz_plugin.__version__)
+
+
+def test_the_faces_of_norse_are_quiet():
+    pytest.importorskip("norse")
+    done = subprocess.run(
+        [sys.executable, "-W", "always", "-c", "import quartz_plugin.norse"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "norse" not in done.stderr
+    assert "torch.jit" not in done.stderr
+
+
+class TestTheCommandQuartzRecipes:
+    @pytest.fixture
+    def recipes(self):
+        """The module behind the command."""
+        for name in ("lightning", "jsonargparse", "torchvision"):
+            pytest.importorskip(name)
+        from quartz_plugin.lightning import recipes
+
+        return recipes
+
+    def test_is_installed_under_this_name(self, recipes):
+        with open(ROOT / "pyproject.toml", "rb") as file:
+            module, function = tomllib.load(file)["project"]["scripts"]["quartz-recipes"].split(":")
+        assert module == recipes.__name__
+        assert callable(getattr(recipes, function))
+
+    def test_copies_scripts_and_configurations(self, recipes, tmp_path, capsys):
+        target = tmp_path / "recipes"
+        assert recipes.main(["copy", str(target)]) == 0
+        for path in [*(ROOT / "recipes").glob("[!_]*.py"), *(ROOT / "recipes" / "configs").iterdir()]:
+            assert (target / path.relative_to(ROOT / "recipes")).read_text() == path.read_text()
+        assert not (target / "_packaging.py").exists()
+        assert recipes.main(["copy", str(target)]) == 1
+        assert "quartz-recipes copy FOLDER" in capsys.readouterr().err
+
+    def test_runs_a_recipe_with_its_arguments(self, recipes, monkeypatch, capsys):
+        monkeypatch.setattr(sys, "argv", ["quartz-recipes"])
+        with pytest.raises(SystemExit) as left:
+            recipes.main(["mnist", "convert", "--help"])
+        assert left.value.code == 0
+        assert "--t_max" in capsys.readouterr().out
+
+    def test_names_the_recipes_there_are(self, recipes, capsys):
+        assert recipes.main(["imagnet", "fit"]) == 2
+        assert "benchmark, cifar10, imagenet, mnist" in capsys.readouterr().err
+        assert recipes.main([]) == 0
+        assert "quartz-recipes copy" in capsys.readouterr().out
 
 
 def test_the_top_level_holds_only_what_it_may():

@@ -87,12 +87,16 @@ def run(graph: ConvertedGraph, images: Tensor, engine: str = "auto", record: boo
     )
 
 
+# torch 2.6 has no is_exporting. A simulation is never compiled (uncompiled.py), so what compiles there exports.
+_is_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
+
+
 def _chosen(topology: Topology, engine: str) -> str:
     """Name of the engine to run; raises where it cannot be exact, or not run, here."""
     graph, hold = topology.graph, topology.hold
     if engine not in ("auto", *ENGINES):
         raise ValueError(f'engine must be "auto" or one of {sorted(ENGINES)}, got {engine!r}')
-    if torch.compiler.is_exporting() and not (hold and engine in ("auto", "analytic")):
+    if _is_exporting() and not (hold and engine in ("auto", "analytic")):
         raise ValueError(
             "torch.export takes the closed form of held neurons: convert with hold=True and leave the engine to auto"
         )
