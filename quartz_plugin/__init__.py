@@ -3,7 +3,7 @@
 from quartz_plugin.activation import TTFSActivation
 from quartz_plugin.coding import decode, encode
 from quartz_plugin.config import PAPER, ConversionConfig, LayerConfig, Override
-from quartz_plugin.convert import ConversionError, check_convertible, convert, register_rule
+from quartz_plugin.convert import ConversionError, check_convertible, convert, register_rule, unregister_rule
 from quartz_plugin.convert.allocation import allocate_steps
 from quartz_plugin.engines import SimulationResult
 from quartz_plugin.network import SpikingNetwork, load
@@ -39,5 +39,6 @@ __all__ = [
     "prepare",
     "register_rule",
     "reset",
+    "unregister_rule",
     "verify",
 ]

@@ -14,7 +14,8 @@ from torch import nn
 
 import quartz_plugin
 from quartz_plugin import ConversionError
-from quartz_plugin.operators.modules import AVERAGES, WEIGHTED, OneToOne
+from quartz_plugin.operators.modules import WEIGHTED, OneToOne
+from quartz_plugin.operators.pooling import AVERAGES
 
 
 @st.composite

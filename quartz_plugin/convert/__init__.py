@@ -2,6 +2,6 @@
 
 from quartz_plugin.config import PAPER, Override
 from quartz_plugin.convert.pipeline import check_convertible, convert
-from quartz_plugin.operators.table import ConversionError, register_rule
+from quartz_plugin.operators.table import ConversionError, register_rule, unregister_rule
 
-__all__ = ["PAPER", "ConversionError", "Override", "check_convertible", "convert", "register_rule"]
+__all__ = ["PAPER", "ConversionError", "Override", "check_convertible", "convert", "register_rule", "unregister_rule"]

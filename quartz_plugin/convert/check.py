@@ -18,17 +18,18 @@ def check(draft: TracedNetwork) -> TracedNetwork:
     """
     spikes = draft.spikes()
     for node, module in draft.steps():
-        path, row = str(node.target), OPERATORS[type(module)]
+        path, role = str(node.target), draft.role_at(node)
+        assert role is not None
         source = node.all_input_nodes[0]
-        if row.role is Role.MAX_POOL and source not in spikes:
+        if role is Role.MAX_POOL and source not in spikes:
             raise ConversionError(
                 f"cannot convert {path!r} ({type(module).__name__}): it pools signed values "
                 f"(from {_first_signed(draft, source, spikes)!r}), and a first spike says the largest value only of a "
                 "ReLU's; put a ReLU in front of it, or one behind it that alone listens to it"
             )
-        draft.log(path, exact=row.exact)
+        draft.log(path, exact=OPERATORS[type(module)].exact)
         if draft.report[path].get("became") is None:
-            draft.log(path, became=row.role.value + (", moved behind the ReLU" if path in draft.moved else ""))
+            draft.log(path, became=role.value + (", moved behind the ReLU" if path in draft.moved else ""))
     if all(draft.role_at(node) in (Role.ROUTE, None) for node in draft.module.graph.nodes):
         raise ConversionError("the network computes nothing: it has no weights and no ReLU")
     return draft

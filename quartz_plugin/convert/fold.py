@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -10,8 +11,21 @@ from torch import Tensor, fx, nn
 from quartz_plugin.activation import TTFSActivation
 from quartz_plugin.config import Linear, Preprocessing
 from quartz_plugin.convert.traced import TracedNetwork
-from quartz_plugin.operators.modules import AVERAGES, WEIGHTED, Add
-from quartz_plugin.operators.table import DROPOUTS, NORMS, Affine, ConversionError, Role, ceiling_of, norm_as_affine
+from quartz_plugin.operators.gains import IntoWeights
+from quartz_plugin.operators.modules import Add
+from quartz_plugin.operators.table import (
+    DROPOUTS,
+    NORMS,
+    Affine,
+    ConversionError,
+    Role,
+    adds,
+    ceiling_of,
+    has_weights,
+    keeps_sign,
+    norm_as_affine,
+    row_of,
+)
 from quartz_plugin.task import number_or_tensor
 
 
@@ -111,30 +125,19 @@ def _affine(norm: nn.BatchNorm1d | nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
 def _fold_batch_norm(draft: TracedNetwork, node: fx.Node, norm: nn.BatchNorm1d | nn.BatchNorm2d) -> None:
     gain, shift = _affine(norm)
     source = node.all_input_nodes[0]
-    before = None if source.op == "placeholder" else draft.module_at(source)
+    before: Any = None if source.op == "placeholder" else draft.module_at(source)
     shape, dtype = draft.shape_at(source), draft.dtype
-    if (
-        isinstance(before, WEIGHTED)
-        and len(source.users) == 1
-        and (not isinstance(before, nn.Linear) or len(shape) == 1)
-    ):
-        weight = before.weight.detach().double()
-        transposed = isinstance(before, nn.ConvTranspose1d | nn.ConvTranspose2d)
-        along_outputs = [-1] + [1] * (weight.dim() - 1)
-        if transposed:
-            # Their weight is [in, out / groups, ...]: outputs come group after group.
-            groups = int(before.groups)  # type: ignore[arg-type]
-            by_group = weight.unflatten(0, (groups, -1))
-            weight = (by_group * gain.view(groups, 1, -1, *[1] * (weight.dim() - 2))).flatten(0, 1)
-        else:
-            weight = weight * gain.view(*along_outputs)
+    channels_first = (-1, *[1] * (len(shape) - 1))
+    row = None if before is None else row_of(before)
+    weights = row.gain if row is not None and isinstance(row.gain, IntoWeights) else None
+    if weights is not None and len(source.users) == 1 and weights.along_outputs(before, gain.view(channels_first)):
+        weight = weights.scaled(before, torch.ones((), dtype=torch.float64), gain)
         old_bias = 0.0 if before.bias is None else before.bias.detach().double()
         before.weight = nn.Parameter(weight.to(dtype), requires_grad=False)
         before.bias = nn.Parameter((old_bias * gain + shift).to(dtype), requires_grad=False)
         draft.log(str(node.target), became=f"folded into {source.target}", exact="exact")
         draft.remove(node)
         return
-    channels_first = (-1, *[1] * (len(shape) - 1))
     draft.replace(node, Affine(gain.view(channels_first).to(dtype), shift.view(channels_first).to(dtype)))
     draft.log(str(node.target), became="folded into the synapses that follow", exact="exact")
 
@@ -191,8 +194,7 @@ def _never_negative(draft: TracedNetwork) -> set[fx.Node]:
     """Nodes whose values cannot be negative: spikes, and what is averaged or added of such."""
     positive = draft.spikes()
     for node, module in draft.steps():
-        keeps = isinstance(module, (Add, *AVERAGES)) or draft.role_at(node) in (Role.ROUTE, Role.MAX_POOL)
-        if keeps and positive.issuperset(node.all_input_nodes):
+        if keeps_sign(module) and positive.issuperset(node.all_input_nodes):
             positive.add(node)
     return positive
 
@@ -258,7 +260,7 @@ def _split_into_pairs(draft: TracedNetwork) -> None:
     positive, spikes = _never_negative(draft), draft.spikes()
     computed: set[fx.Node] = set()
     for node, module in draft.steps():
-        sums = isinstance(module, (Add, *WEIGHTED))
+        sums = adds(module) or has_weights(module)
         if node in spikes or not (sums or not computed.isdisjoint(node.all_input_nodes)):
             continue
         computed.add(node)
@@ -279,7 +281,7 @@ def _feeds_on(draft: TracedNetwork, node: fx.Node) -> bool:
             pending.extend(user.users)
         else:
             users.append(user)
-    weighted = any(user.op == "call_module" and isinstance(draft.module_at(user), WEIGHTED) for user in users)
+    weighted = any(user.op == "call_module" and has_weights(draft.module_at(user)) for user in users)
     return weighted or (len(users) > 1 and any(draft.role_at(user) is not Role.RECTIFIER for user in users))
 
 

@@ -8,7 +8,7 @@ and is refused by name elsewhere.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -19,8 +19,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 from torch.optim.swa_utils import AveragedModel
 
-from quartz_plugin.operators.modules import WEIGHTED
-from quartz_plugin.operators.table import NORMS, OPERATORS, RULES, ConversionError
+from quartz_plugin.operators.table import NORMS, OPERATORS, ConversionError, Rule, has_weights
 
 _COMPUTING_HOOKS = (BasePruningMethod, SpectralNorm, WeightNorm)
 """Torch's own pre-forward hooks that compute a weight of their module, and can make it permanent."""
@@ -110,7 +109,7 @@ def make_plain(root: nn.Module) -> None:
                     "them permanent (torch.nn.utils.parametrize.remove_parametrizations, prune.remove, "
                     "remove_weight_norm, remove_spectral_norm)"
                 ) from error
-            if type(module) in (*WEIGHTED, *NORMS):
+            if type(module) in OPERATORS and (has_weights(module) or isinstance(module, NORMS)):
                 _hold_plain_tensors(module)
 
 
@@ -155,7 +154,12 @@ def hooks_of(root: nn.Module) -> list[str]:
 
 
 def carry_out_hooks(
-    root: nn.Module, hooked: list[str], tracer: fx.Tracer, run: Callable[[nn.Module, Tensor], Tensor], *batches: Tensor
+    root: nn.Module,
+    hooked: list[str],
+    tracer: fx.Tracer,
+    rules: Mapping[type[nn.Module], Rule],
+    run: Callable[[nn.Module, Tensor], Tensor],
+    *batches: Tensor,
 ) -> Tensor:
     """Run a copy with its hooks, take off those that change no value, and keep the tensors that they made.
 
@@ -167,6 +171,8 @@ def carry_out_hooks(
         Paths that :func:`hooks_of` gave.
     tracer : fx.Tracer
         What will trace it, and does not look into its leaf modules.
+    rules : dict
+        Rules for module classes, which are not looked into either.
     run : callable
         Runs the network on a batch.
     *batches : Tensor
@@ -200,7 +206,7 @@ def carry_out_hooks(
                 hooks = getattr(module, name)
                 for key in [key for key, hook in hooks.items() if not isinstance(hook, _COMPUTING_HOOKS)]:
                     del hooks[key]
-        elif not path or type(module) in RULES or tracer.is_leaf_module(module, path):
+        elif not path or type(module) in rules or tracer.is_leaf_module(module, path):
             raise ConversionError(
                 f"a hook on {path or 'the network itself'!r} ({type(module).__name__}) changes {watch.changed[path]}, "
                 "and a spiking network cannot carry it; put what it does into the network's forward, or remove it "

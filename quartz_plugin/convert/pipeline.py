@@ -37,7 +37,7 @@ from quartz_plugin.convert.tune import TuningProgress, refine
 from quartz_plugin.graph import INPUT
 from quartz_plugin.graph.synapses import synapse_counts
 from quartz_plugin.network import SpikingNetwork
-from quartz_plugin.operators.table import Role, ceiling_of
+from quartz_plugin.operators.table import Role, Rule, ceiling_of
 from quartz_plugin.options import UNSET, with_options
 from quartz_plugin.precision import exact_arithmetic
 from quartz_plugin.task import prepared_tasks
@@ -238,7 +238,12 @@ def scale(ann: nn.Module, calibration: Calibration, config: ConversionConfig, ru
 
 @exact_arithmetic()
 def check_convertible(
-    ann: nn.Module, example_input: Tensor, preprocessing: Preprocessing | None = None, linear: Linear = "compose"
+    ann: nn.Module,
+    example_input: Tensor,
+    preprocessing: Preprocessing | None = None,
+    linear: Linear = "compose",
+    *,
+    rules: Mapping[type[nn.Module], Rule] | None = None,
 ) -> None:
     """Find out whether a network can be converted, before it is trained: nothing is calibrated.
 
@@ -250,6 +255,8 @@ def check_convertible(
         Raw inputs in [0, 1], ``[N, ...]``; the first is used.
     preprocessing, linear
         As in :func:`convert`.
+    rules : dict, optional
+        Rules for module classes, beside those of :func:`register_rule`.
 
     Raises
     ------
@@ -263,10 +270,10 @@ def check_convertible(
     >>> import torch, quartz_plugin
     >>> quartz_plugin.check_convertible(torch.nn.Sequential(torch.nn.Linear(6, 5), torch.nn.GELU()), torch.rand(1, 6))
     Traceback (most recent call last):
-    quartz_plugin.operators.table.ConversionError: cannot convert '1' (GELU): it is not a ReLU; train the network with
+    quartz_plugin.operators.tracing.ConversionError: cannot convert '1' (GELU): it is not a ReLU; train the network with
     nn.ReLU in its place
     """
-    check(fold(trace(ann, _example(ann, example_input, example_input)), preprocessing, linear))
+    check(fold(trace(ann, _example(ann, example_input, example_input), rules), preprocessing, linear))
 
 
 def _example(ann: nn.Module, first: Tensor, given: Tensor | None) -> Tensor:

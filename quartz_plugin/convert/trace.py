@@ -6,6 +6,7 @@ import copy
 import inspect
 import keyword
 import operator
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -15,31 +16,35 @@ from quartz_plugin.convert.intake import carry_out_hooks, copy_of, first_line, h
 from quartz_plugin.convert.symbolic import Tracer, class_name, reason_against, refusal, symbolic, value_dependent
 from quartz_plugin.convert.traced import TracedNetwork
 from quartz_plugin.graph import INPUT, unique_path
-from quartz_plugin.operators.modules import POOLS, WEIGHTED, Add, Concatenate, Reshape, rank_of
-from quartz_plugin.operators.spelling import spell_out
+from quartz_plugin.operators.modules import Reshape
 from quartz_plugin.operators.table import (
-    BATCH,
     FUNCTIONS,
     INSIDE,
     MONOTONE,
     MONOTONE_OUTPUT,
     OPERATORS,
     REASONS,
-    RULES,
     Append,
     ConversionError,
     Refusal,
     Role,
+    Rule,
     Value,
     call,
+    has_weights,
+    rules_with,
+    spell_out,
 )
+from quartz_plugin.operators.tracing import BATCH
 from quartz_plugin.precision import exact_arithmetic
+
+Rules = Mapping[type[nn.Module], Rule]
 
 EXAMPLES = 3
 """Size of the batch that a network is traced with: what mixes the batch with the units then shows."""
 
 
-def trace(ann: nn.Module, example: Tensor) -> TracedNetwork:
+def trace(ann: nn.Module, example: Tensor, rules: Rules | None = None) -> TracedNetwork:
     """Trace a copy of `ann` in eval mode; `ann` itself is left alone.
 
     Functions and methods become modules of the table; a module or function that is not in it is refused before
@@ -51,6 +56,8 @@ def trace(ann: nn.Module, example: Tensor) -> TracedNetwork:
         The trained network.
     example : Tensor
         One input, ``[1, ...]``.
+    rules : dict, optional
+        Rules for module classes, beside those of ``register_rule`` and before them.
 
     Raises
     ------
@@ -68,26 +75,26 @@ def trace(ann: nn.Module, example: Tensor) -> TracedNetwork:
     )
     examples = torch.cat([example[:1], others.to(example)])
     with exact_arithmetic(), torch.no_grad():
-        return _trace(ann, examples)
+        return _trace(ann, examples, rules_with(rules))
 
 
-def _trace(ann: nn.Module, examples: Tensor) -> TracedNetwork:
+def _trace(ann: nn.Module, examples: Tensor, rules: Rules) -> TracedNetwork:
     """Trace with a batch of examples, and compare with the network itself on the last of them."""
     root = copy_of(ann)
-    _refuse_meta(root, examples)
+    _refuse_meta(root, examples, rules)
     # The draft computes in the examples' type, which is float32 at least.
     root = root.to(device=examples.device, dtype=examples.dtype)
     name, tracer, wanted = type(root).__name__, Tracer(examples, examples[:1]), None
     if hooked := hooks_of(root):
-        wanted = carry_out_hooks(root, hooked, tracer, _run, examples[1:], examples[:1])
+        wanted = carry_out_hooks(root, hooked, tracer, rules, _run, examples[1:], examples[:1])
     make_plain(root)
     _check_finite(root)
     if "forward" in vars(root):
         raise ConversionError(refusal("the network itself", name, reason_against(root)))
-    root, graph, dynamic, paths = _known_graph(root, name, tracer)
+    root, graph, dynamic, paths = _known_graph(root, name, tracer, rules)
     if wanted is None:
         wanted = _run(copy_of(ann).to(device=examples.device, dtype=examples.dtype), examples[1:].clone())
-    draft = _build(root, graph, paths, dynamic, examples)
+    draft = _Builder(root, paths, dynamic, examples).build(graph)
     traced = draft.output(examples[1:].clone())
     tolerance = 1e-3 * float(wanted.abs().nan_to_num(0.0, posinf=0.0).max()) if wanted.numel() else 0.0
     if wanted.shape != traced.shape or not torch.allclose(wanted, traced, rtol=0, atol=tolerance, equal_nan=True):
@@ -96,10 +103,10 @@ def _trace(ann: nn.Module, examples: Tensor) -> TracedNetwork:
 
 
 def _known_graph(
-    root: nn.Module, name: str, tracer: Tracer
+    root: nn.Module, name: str, tracer: Tracer, rules: Rules
 ) -> tuple[nn.Module, fx.Graph, set[fx.Node], dict[fx.Node, str]]:
     """The network as torch.fx sees it, of known operations; its numbers do not matter."""
-    root = _with_rules(root)
+    root = _with_rules(root, rules)
     if not isinstance(root, nn.Sequential) and (
         type(root).__module__.startswith("torch.nn") or type(root) in OPERATORS
     ):
@@ -111,12 +118,12 @@ def _known_graph(
     return root, graph, dynamic, paths
 
 
-def _refuse_meta(root: nn.Module, examples: Tensor) -> None:
+def _refuse_meta(root: nn.Module, examples: Tensor, rules: Rules) -> None:
     """Refuse a network without numbers; first for the module that would stand in the way with them."""
     for name, tensor in [*root.named_parameters(), *root.named_buffers()]:
         if tensor.is_meta:
             on_meta = examples.to("meta")
-            _known_graph(root, type(root).__name__, Tracer(on_meta, on_meta[:1]))
+            _known_graph(root, type(root).__name__, Tracer(on_meta, on_meta[:1]), rules)
             raise ConversionError(f"{name} is on the meta device, which holds no numbers; load the weights first")
 
 
@@ -134,11 +141,11 @@ def _check_finite(root: nn.Module) -> None:
             raise ValueError(f"{name} contains NaN or infinity; the network cannot be converted")
 
 
-def _with_rules(root: nn.Module) -> nn.Module:
+def _with_rules(root: nn.Module, rules: Rules) -> nn.Module:
     """Put what the users' rules make in the place of their modules."""
     done: dict[int, nn.Module] = {}
     for path, module in list(root.named_modules(remove_duplicate=False)):
-        rule = RULES.get(type(module))
+        rule = rules.get(type(module))
         if rule is None:
             continue
         if id(module) not in done:
@@ -246,93 +253,113 @@ def _run(network: nn.Module, examples: Tensor) -> Tensor:
     return out
 
 
-def _build(
-    root: nn.Module, traced: fx.Graph, paths: dict[fx.Node, str], dynamic: set[fx.Node], examples: Tensor
-) -> TracedNetwork:
-    """Build the draft, one module a node, computing the example on the way: it tells shapes and constants."""
-    graph = fx.Graph()
-    modules: dict[str, nn.Module] = {}
-    report: dict[str, dict[str, Any]] = {}
-    known: dict[fx.Node, Any] = {}
-    in_place = {node for node in traced.nodes if _in_place(root, node)}
-    used: set[str] = set()
+class _Builder:
+    """Builds the traced network, one module a node, computing the example on the way: it shows shapes and constants.
 
-    def appender(path: str, operation: str) -> Append:
+    Parameters
+    ----------
+    root : nn.Module
+        The network that was traced.
+    paths : dict
+        Node -> its path.
+    dynamic : set of fx.Node
+        Nodes whose values depend on the image.
+    examples : Tensor
+        A batch of inputs.
+    """
+
+    def __init__(self, root: nn.Module, paths: dict[fx.Node, str], dynamic: set[fx.Node], examples: Tensor) -> None:
+        self.root, self.paths, self.dynamic, self.examples = root, paths, dynamic, examples
+        self.graph = fx.Graph()
+        self.modules: dict[str, nn.Module] = {}
+        self.report: dict[str, dict[str, Any]] = {}
+        self.used: set[str] = set()
+
+    def build(self, traced: fx.Graph) -> TracedNetwork:
+        """Carry out every node of the traced graph."""
+        known: dict[fx.Node, Any] = {}
+        result: Any = None
+        # Found first: modules that are carried out are no longer in place.
+        in_place = {node for node in traced.nodes if _in_place(self.root, node)}
+        for node in traced.nodes:
+            args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda source: known[source])
+            if node.op == "placeholder":
+                default = node.args[0] if node.args else None
+                known[node] = default if known else Value(self.graph.placeholder(INPUT), self.examples)
+            elif node.op == "output":
+                result = args[0]
+            elif node.op == "get_attr":
+                known[node] = _attribute(self.root, str(node.target))
+            else:
+                known[node] = self._carry_out(node, args, kwargs)
+            if node in in_place:
+                # Whoever uses the changed tensor from here on sees the change.
+                changed = next(iter([*args, *kwargs.values()]))
+                known.update({earlier: known[node] for earlier, value in known.items() if value is changed})
+        if not isinstance(result, Value):
+            raise ConversionError("the network must have one input tensor and one output tensor")
+        self.graph.output(result.node)
+        module = fx.GraphModule(self.modules, self.graph)
+        module.graph.eliminate_dead_code()
+        module.delete_all_unused_submodules()
+        draft = TracedNetwork(module, tuple(self.examples.shape[1:]), self.examples.dtype, self.examples.device)
+        draft.report = {str(node.target): self.report[str(node.target)] for node, _ in draft.steps()}
+        draft.traced = frozenset(draft.report)
+        return draft
+
+    def _carry_out(self, node: fx.Node, args: Any, kwargs: Any) -> Any:
+        """Value of a call."""
+        operation = _operation(self.root, node)
+        append = self._appender(self.paths[node], operation)
+        try:
+            if node.op != "call_module":
+                return _evaluate(node.target, args, kwargs, node in self.dynamic, append)
+            if node not in self.dynamic:
+                return self.root.get_submodule(str(node.target))(*_tensors(args), **_tensors(kwargs))
+            module = _own_copy(self.root, str(node.target), self.used)
+            return append(module, *_inputs(module, args, kwargs))
+        except Refusal as reason:
+            raise ConversionError(refusal(self.paths[node], operation, str(reason))) from reason
+        except (RuntimeError, ValueError, IndexError, TypeError) as error:
+            why = f"it does not run here: {first_line(error)}"
+            raise ConversionError(refusal(self.paths[node], operation, why)) from error
+
+    def _appender(self, path: str, operation: str) -> Append:
         def append(module: nn.Module, *inputs: Value) -> Value:
-            module = spell_out(module.eval().to(device=examples.device, dtype=examples.dtype), inputs[0].tensor.shape)
-            refused = OPERATORS[type(module)].refusal(module)
+            like = self.examples
+            module = spell_out(module.eval().to(device=like.device, dtype=like.dtype), inputs[0].tensor.shape)
+            row = OPERATORS[type(module)]
+            refused = row.refusal(module)
             if refused is not None:
                 raise Refusal(refused)
-            rank, shape = rank_of(module), tuple(inputs[0].tensor.shape[1:])
-            if not rank or rank < len(shape):
-                return add(path, operation, module, *inputs)
+            shape = tuple(inputs[0].tensor.shape[1:])
+            if not row.rank or row.rank < len(shape):
+                return self._add(path, operation, module, *inputs)
             # torch takes it for one image, the batch for its channels.
-            if isinstance(module, WEIGHTED):
+            if has_weights(module):
                 raise Refusal(BATCH)
-            assert isinstance(module, POOLS)
-            channels = add(f"{path}_unsqueezed", "unsqueeze", Reshape((1, *shape)), *inputs)
-            pooled = add(path, operation, module, channels)
-            return add(f"{path}_squeezed", "squeeze", Reshape(pooled.tensor.shape[2:]), pooled)
+            channels = self._add(f"{path}_unsqueezed", "unsqueeze", Reshape((1, *shape)), *inputs)
+            pooled = self._add(path, operation, module, channels)
+            return self._add(f"{path}_squeezed", "squeeze", Reshape(pooled.tensor.shape[2:]), pooled)
 
         return append
 
-    def add(path: str, operation: str, module: nn.Module, *inputs: Value) -> Value:
-        own = unique_path(_safe(path), modules)
+    def _add(self, path: str, operation: str, module: nn.Module, *inputs: Value) -> Value:
+        own = unique_path(_safe(path), self.modules)
         out = module(*(value.tensor for value in inputs))
         if out.dim() == 0 or len(out) != EXAMPLES:
             raise Refusal(BATCH)
-        modules[own] = module
-        report[own] = {"module": own, "operation": operation}
-        node = graph.call_module(own, tuple(value.node for value in inputs))
+        self.modules[own] = module
+        self.report[own] = {"module": own, "operation": operation}
+        node = self.graph.call_module(own, tuple(value.node for value in inputs))
         node.meta["shape"] = tuple(out.shape[1:])
         return Value(node, out)
 
-    result: Any = None
-    for node in traced.nodes:
-        args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda source: known[source])
-        if node.op == "placeholder":
-            default = node.args[0] if node.args else None
-            known[node] = default if known else Value(graph.placeholder(INPUT), examples)
-        elif node.op == "output":
-            result = args[0]
-        elif node.op == "get_attr":
-            known[node] = _attribute(root, str(node.target))
-        else:
-            operation = _operation(root, node)
-            append = appender(paths[node], operation)
-            try:
-                if node.op == "call_module" and node in dynamic:
-                    known[node] = append(_own_copy(root, str(node.target), used), *_inputs(operation, args, kwargs))
-                elif node.op == "call_module":
-                    known[node] = root.get_submodule(str(node.target))(*_tensors(args), **_tensors(kwargs))
-                else:
-                    known[node] = _evaluate(node.target, args, kwargs, node in dynamic, append)
-            except Refusal as reason:
-                raise ConversionError(refusal(paths[node], operation, str(reason))) from reason
-            except (RuntimeError, ValueError, IndexError, TypeError) as error:
-                why = f"it does not run here: {first_line(error)}"
-                raise ConversionError(refusal(paths[node], operation, why)) from error
-        if node in in_place:
-            # Whoever uses the changed tensor from here on sees the change.
-            changed = next(iter([*args, *kwargs.values()]))
-            known.update({earlier: known[node] for earlier, value in known.items() if value is changed})
-    if not isinstance(result, Value):
-        raise ConversionError("the network must have one input tensor and one output tensor")
-    graph.output(result.node)
-    module = fx.GraphModule(modules, graph)
-    module.graph.eliminate_dead_code()
-    module.delete_all_unused_submodules()
-    draft = TracedNetwork(module, tuple(examples.shape[1:]), examples.dtype, examples.device)
-    draft.report = {str(node.target): report[str(node.target)] for node, _ in draft.steps()}
-    draft.traced = frozenset(draft.report)
-    return draft
 
-
-def _inputs(operation: str, args: Any, kwargs: Any) -> list[Value]:
-    """The one tensor that a module of the table takes, or those that it joins."""
+def _inputs(module: nn.Module, args: Any, kwargs: Any) -> list[Value]:
+    """The tensors that a module of the table takes."""
     given = [*args, *kwargs.values()]
-    joins = operation in (Add.__name__, Concatenate.__name__)
-    if (len(given) != 1 and not joins) or not all(isinstance(each, Value) for each in given):
+    if len(given) not in OPERATORS[type(module)].inputs or not all(isinstance(each, Value) for each in given):
         raise Refusal(f"it is called with {len(given)} arguments, and only its input can be carried")
     return given
 

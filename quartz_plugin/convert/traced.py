@@ -74,7 +74,9 @@ class TracedNetwork:
 
     def role_at(self, node: fx.Node) -> Role | None:
         """Role of this node's module; None for the input and the output."""
-        return role_of(self.module_at(node)) if node.op == "call_module" else None
+        if node.op != "call_module":
+            return None
+        return role_of(self.module_at(node), self.shape_at(node.all_input_nodes[0]))
 
     @property
     def input(self) -> fx.Node:
@@ -104,7 +106,7 @@ class TracedNetwork:
     def layers(self) -> list[fx.Node]:
         """Nodes that spiking layers say: every rectifier, and the network's last node."""
         last = self.last
-        return [node for node, module in self.steps() if role_of(module) is Role.RECTIFIER or node is last]
+        return [node for node, _ in self.steps() if self.role_at(node) is Role.RECTIFIER or node is last]
 
     def codes(self) -> dict[str, TTFSActivation]:
         """Path of each layer, and "input" -> what it says, where it was trained to say that."""

@@ -16,7 +16,7 @@ from quartz_plugin.graph.synapses import with_unit_weights
 from quartz_plugin.graph.topology import Topology
 from quartz_plugin.graph.walk import LevelWalk, Step, plan_walk
 from quartz_plugin.neuron import FirstSpikeMaxPool, TTFSNeuron
-from quartz_plugin.operators.modules import AVERAGES, WEIGHTED, OneToOne
+from quartz_plugin.operators.table import weighs
 
 SILENT = -1
 """Level of a source that sends no spike; no spike ever encodes it."""
@@ -78,7 +78,7 @@ class _Reach(LevelWalk):
     """1 where any spike reaches a unit of a node, else 0."""
 
     def at_synapses(self, step: Step) -> Tensor:
-        if isinstance(step.module, (*WEIGHTED, *AVERAGES, OneToOne)):
+        if step.module is not None and weighs(step.module, self.source(step).shape[1:]):
             reached = with_unit_weights(step.module)(self.source(step))
         else:
             reached = super().at_synapses(step)

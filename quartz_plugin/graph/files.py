@@ -18,9 +18,16 @@ from torch import Tensor, fx, nn
 from quartz_plugin.coding import window_length
 from quartz_plugin.config import ConversionConfig, without_notes
 from quartz_plugin.graph import INPUT, ConvertedGraph, check_modules
-from quartz_plugin.graph.wellformed import ATTRIBUTES, BODY, KINDS, check_network, check_settings
-from quartz_plugin.neuron import MAX_POOLS, FirstSpikeMaxPool, StatefulModule, TTFSNeuron
-from quartz_plugin.operators.modules import WEIGHTED, DenseFirstLayer, OneToOne
+from quartz_plugin.graph.wellformed import (
+    check_network,
+    check_settings,
+    may_stand_alone,
+    mixes_by_weights,
+    pools_first_spikes,
+)
+from quartz_plugin.neuron import FirstSpikeMaxPool, StatefulModule, TTFSNeuron
+from quartz_plugin.operators.modules import DenseFirstLayer
+from quartz_plugin.operators.table import kind_named, row_of, row_of_class
 from quartz_plugin.tables import printable
 
 FORMAT = "quartz_plugin.network"
@@ -216,12 +223,12 @@ def _check_header(header: dict[str, Any]) -> None:
         pools = isinstance(entry, dict) and entry.get("class") == FirstSpikeMaxPool.__name__
         if pools and entry.keys() != {"class", "pool"}:
             raise ValueError(f"{path!r} (FirstSpikeMaxPool) holds more or less than a pool")
-        check_settings(entry["pool"] if pools else entry, path, MAX_POOLS if pools else BODY)
+        check_settings(entry["pool"] if pools else entry, path, pools_first_spikes if pools else may_stand_alone)
     front = header["front"]
     if front is not None:
         if not isinstance(front, dict) or not _is_shape(front["image_shape"]) or type(front["has_bias"]) is not bool:
             raise ValueError("its first layer is damaged")
-        check_settings(front["layer"], "the first layer", WEIGHTED)
+        check_settings(front["layer"], "the first layer", mixes_by_weights)
 
 
 def _check_name(path: str) -> None:
@@ -252,35 +259,35 @@ def check_finite(tensors: dict[str, Tensor]) -> None:
 
 
 def _describe(module: nn.Module, path: str) -> dict[str, Any]:
-    if isinstance(module, TTFSNeuron):
-        options = {name: getattr(module.p, name) for name in ATTRIBUTES[TTFSNeuron] if name != "has_bias"}
-        return {"class": "TTFSNeuron", **options, "has_bias": module.bias is not None}
     if isinstance(module, FirstSpikeMaxPool):
         return {"class": "FirstSpikeMaxPool", "pool": _describe(module.pool, path)}
-    if type(module) not in ATTRIBUTES:
+    row = row_of(module)
+    if row is None or row.settings is None or kind_named(type(module).__name__) is not type(module):
         raise ValueError(f"cannot save {path!r}: the file format does not know {type(module).__name__}")
-    return {
-        "class": type(module).__name__,
-        **{name: _plain(getattr(module, name)) for name in ATTRIBUTES[type(module)]},
-    }
+    if isinstance(module, TTFSNeuron):
+        options = {name: getattr(module.p, name) for name in row.settings if name != "has_bias"}
+        return {"class": "TTFSNeuron", **options, "has_bias": module.bias is not None}
+    return {"class": type(module).__name__, **{name: _plain(getattr(module, name)) for name in row.settings}}
 
 
 def _rebuild(entry: dict[str, Any], path: str, weights: dict[str, Tensor]) -> nn.Module:
     """Make a module by settings that have been checked; its weights are those given, so nothing is made up for it."""
     if entry["class"] == FirstSpikeMaxPool.__name__:
         return FirstSpikeMaxPool(_rebuild(entry["pool"], path, weights), init_hidden=True)
-    kind: Any = KINDS[entry["class"]]
-    options: dict[str, Any] = {name: _tupled(value) for name, value in entry.items() if name != "class"}
-    if kind is OneToOne:
-        return OneToOne(weights[f"{path}.weight"])
+    kind, options = _kind_and_settings(entry)
+    own = {name.removeprefix(f"{path}."): tensor for name, tensor in weights.items() if name.startswith(f"{path}.")}
     if issubclass(kind, StatefulModule):
         options["init_hidden"] = True
     if kind is TTFSNeuron and options.pop("has_bias"):
         options["bias"] = nn.Parameter(weights[f"{path}.bias"], requires_grad=False)
-    if not issubclass(kind, WEIGHTED):
-        module: nn.Module = kind(**options)
-        return module
-    return _with_weights(kind(**options, bias=False, device="meta"), path, weights)
+    module = row_of_class(kind).rebuild(kind, options, own)
+    return module if issubclass(kind, StatefulModule) else _with_weights(module, path, weights)
+
+
+def _kind_and_settings(entry: dict[str, Any]) -> tuple[type[nn.Module], dict[str, Any]]:
+    kind = kind_named(entry["class"])
+    assert kind is not None
+    return kind, {name: _tupled(value) for name, value in entry.items() if name != "class"}
 
 
 def _with_weights(module: nn.Module, path: str, weights: dict[str, Tensor]) -> nn.Module:
@@ -304,9 +311,9 @@ def _describe_dense_stem(front: DenseFirstLayer) -> dict[str, Any]:
 def _rebuild_dense_stem(entry: dict[str, Any] | None, own: dict[str, Tensor]) -> DenseFirstLayer | None:
     if entry is None:
         return None
-    options = {name: _tupled(value) for name, value in entry["layer"].items() if name != "class"}
-    kind: Any = KINDS[entry["layer"]["class"]]
-    layer = _with_weights(kind(**options, bias=entry["has_bias"], device="meta"), "layer", own)
+    kind, options = _kind_and_settings(entry["layer"])
+    layer = row_of_class(kind).rebuild(kind, options | {"bias": entry["has_bias"]}, own)
+    layer = _with_weights(layer, "layer", own)
     front = DenseFirstLayer(layer, own["scale"], entry["image_shape"], own["gain"], own["shift"])
     if front.state_dict().keys() != own.keys():
         raise ValueError("its first layer is damaged")

@@ -1,8 +1,8 @@
 """Synapses of a converted network, counted exactly: entries of the composed map between two layers of spikes.
 
-Who reaches whom is a relation between the units of a source and the neurons of a layer. For convolutions, pools and
-routing it is a product of one relation for each dimension, and so is the composition of such; where several paths
-lead from a source to a layer, their union is counted by inclusion and exclusion. Borders and overlaps are exact.
+The units of a source reach the neurons of a layer by a relation, composed of those that the table of operators has for
+the modules between them (:mod:`quartz_plugin.operators.relation`); where several paths lead from a source to a layer,
+their union is counted by inclusion and exclusion. Borders and overlaps are exact.
 """
 
 from __future__ import annotations
@@ -10,30 +10,16 @@ from __future__ import annotations
 import copy
 import itertools
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, fx, nn
-from torch.nn import functional as F
 
 from quartz_plugin.graph.converted import ConvertedGraph, Projection
 from quartz_plugin.graph.walk import LevelWalk, Step, plan_walk
-from quartz_plugin.neuron import AxonalDelay
-from quartz_plugin.operators.modules import (
-    AVERAGES,
-    PADDING_MODES,
-    WEIGHTED,
-    Add,
-    Concatenate,
-    Mean,
-    OneToOne,
-    Permute,
-    Reshape,
-    Slice,
-    per_dimension,
-)
+from quartz_plugin.operators.relation import NoProductError, Relation, row_sums
+from quartz_plugin.operators.table import adds, moves_spikes, row_of, weighs
 
 MOST_PATHS = 6
 """Paths from one source into one layer whose union is counted by inclusion and exclusion; beyond, units are probed."""
@@ -118,16 +104,15 @@ def _chain(
 
     for node in projection.nodes:
         each = module.get_submodule(str(node.target))
-        weighs = isinstance(each, (*WEIGHTED, *AVERAGES, OneToOne))
-        if not weighs and not isinstance(each, Add) and routed.issuperset(node.all_input_nodes):
+        before = node.all_input_nodes
+        if routed.issuperset(before) and moves_spikes(each, shapes[before[0]]):
             routed.add(node)
-        if node not in counted and weighs:
-            (before,) = node.all_input_nodes
-            ((_, count),) = fan_out(Projection(module, (before,), (node,), node), shapes, most_probes).items()
-            chain.append((before.name, count))
-        elif node not in counted and isinstance(each, Add):
+        if node not in counted and adds(each):
             # Spikes that are added as they come do so through a synapse each.
-            chain += [one_to_one(arg) for arg in node.all_input_nodes if arg in routed]
+            chain += [one_to_one(arg) for arg in before if arg in routed]
+        elif node not in counted and weighs(each, shapes[before[0]]):
+            each_count = fan_out(Projection(module, tuple(before), (node,), node), shapes, most_probes)
+            chain += [(source.name, count) for source, count in each_count.items()]
         counted.add(node)
     return [*chain, one_to_one(projection.target)] if projection.target in routed else chain
 
@@ -145,8 +130,10 @@ def pool_fan_out(pool: nn.Module, shape: Sequence[int]) -> Tensor:
 
 def pool_relation(pool: nn.Module, shape: Sequence[int]) -> Relation:
     """Which units are in which windows of a max pooling."""
-    relation = Relation.identity(shape)
-    relation.pool(pool)
+    relation, row = Relation.identity(shape), row_of(pool)
+    if row is None or row.relate is None:
+        raise TypeError(f"pool must be a max-pooling module of torch.nn, got {pool!r}")
+    row.relate(relation, pool, 0, [shape])
     return relation
 
 
@@ -260,15 +247,11 @@ def _size_of_union(projection: Projection, paths: list[Path], shapes: dict[fx.No
                 reached = chosen[0].reached()
             else:
                 places = range(len(chosen[0].factors))
-                reached = [_row_sums(torch.stack([r.factor(place) for r in chosen]).amin(0)) for place in places]
+                reached = [row_sums(torch.stack([r.factor(place) for r in chosen]).amin(0)) for place in places]
             size = _outer(reached)
             size = size if count % 2 else -size
             total = size if total is None else total + size
     return total
-
-
-def _row_sums(factor: Tensor) -> Tensor:
-    return factor.reshape(len(factor), -1).sum(dim=1).long()
 
 
 def _outer(counts: list[Tensor]) -> Tensor:
@@ -289,248 +272,14 @@ def _along(projection: Projection, path: Path, shapes: dict[fx.Node, torch.Size]
     for node, place in path:
         module = projection.module.get_submodule(str(node.target))
         inputs = [arg for arg in node.args if isinstance(arg, fx.Node)]
-        sizes = [shapes[arg] for arg in inputs] if isinstance(module, Concatenate) else []
-        if not relation.through(module, place, sizes):
+        row = row_of(module)
+        if row is None or row.relate is None:
+            return None
+        try:
+            row.relate(relation, module, place, [shapes[arg] for arg in inputs])
+        except NoProductError:
             return None
     return relation
-
-
-@dataclass
-class Relation:
-    """Which coordinates a unit reaches, as a product of factors: one for each source dimension, then free ones.
-
-    A factor is ``[size of the source's dimension, *sizes]``, 1 where a source coordinate reaches a coordinate of
-    the current tensor; ``dims`` says, for each dimension of that tensor, which factor and axis it is. An identity
-    is no more than its size until it meets another relation: that of a long vector would not fit into memory.
-    """
-
-    factors: list[Tensor | int]
-    dims: list[tuple[int, int]]
-    flat: bool = False
-
-    @classmethod
-    def identity(cls, shape: Sequence[int]) -> Relation:
-        """Each unit of this shape reaches itself."""
-        return cls(list(shape), [(index, 1) for index in range(len(shape))])
-
-    def factor(self, index: int) -> Tensor:
-        """A factor as a tensor."""
-        factor = self.factors[index]
-        if isinstance(factor, int):
-            self.factors[index] = factor = torch.eye(factor, dtype=torch.float32)
-        return factor
-
-    def reached(self) -> list[Tensor]:
-        """For each factor, how many coordinates each of its source coordinates reaches."""
-        return [
-            torch.ones(factor, dtype=torch.int64) if isinstance(factor, int) else _row_sums(factor)
-            for factor in self.factors
-        ]
-
-    def units_into(self, parts: Sequence[Sequence[slice]]) -> Tensor | None:
-        """How many units reach each tile of the current tensor.
-
-        Parameters
-        ----------
-        parts : sequence of slices for each dimension
-            How each dimension is cut.
-
-        Returns
-        -------
-        Tensor or None
-            int64 ``[parts of the first dimension, ...]``; None where dimensions are one and cannot be cut.
-        """
-        if self.flat or len(parts) != len(self.dims):
-            return None
-        total = torch.ones([len(slices) for slices in parts], dtype=torch.int64)
-        for index, factor in enumerate(self.factors):
-            cut = [(dim, axis) for dim, (of, axis) in enumerate(self.dims) if of == index]
-            shape = [len(slices) if dim in dict(cut) else 1 for dim, slices in enumerate(parts)]
-            counts = []
-            for chosen in itertools.product(*(parts[dim] for dim, _ in cut)):
-                if isinstance(factor, int):
-                    counts.append(len(range(factor)[chosen[0]]) if chosen else factor)
-                    continue
-                taken = [slice(None)] * factor.dim()
-                for (_, axis), part in zip(cut, chosen, strict=True):
-                    taken[axis] = part
-                counts.append(int((factor[tuple(taken)].reshape(len(factor), -1).sum(dim=1) > 0).sum()))
-            total = total * torch.tensor(counts, dtype=torch.int64).view(shape)
-        return total
-
-    def matches(self, other: Relation) -> bool:
-        """Whether both relate the same dimensions, so that they can be intersected."""
-        same = self.dims == other.dims and self.flat == other.flat and len(self.factors) == len(other.factors)
-        return same and all(self.factor(i).shape == other.factor(i).shape for i in range(len(self.factors)))
-
-    def through(self, module: nn.Module, place: int, sizes: list[torch.Size]) -> bool:
-        """Compose with one more module; False where it is no product of relations."""
-        if isinstance(module, OneToOne | Add | AxonalDelay):
-            return True
-        if isinstance(module, nn.Flatten | nn.Unflatten | Reshape):
-            return self._reshape(module)
-        if isinstance(module, nn.Linear):
-            self._linear(module.out_features)
-            return True
-        if self.flat:
-            return False
-        if isinstance(module, Permute):
-            self.dims = [self.dims[dim - 1] for dim in module.dims[1:]]
-        elif isinstance(module, Slice):
-            self._on(module.dim - 1, lambda m: m[:, module.start : module.stop : module.step])
-        elif isinstance(module, Concatenate):
-            before = sum(size[module.dim - 1] for size in sizes[:place])
-            behind = sum(size[module.dim - 1] for size in sizes[place + 1 :])
-            self._on(module.dim - 1, lambda m: F.pad(m, (before, behind)))
-        elif isinstance(module, Mean):
-            for dim in sorted((dim - 1 for dim in module.dims), reverse=True):
-                self._on(dim, lambda m: m.amax(dim=1, keepdim=True))
-                if not module.keepdim:
-                    del self.dims[dim]
-        elif isinstance(module, nn.Conv1d | nn.Conv2d | nn.ConvTranspose1d | nn.ConvTranspose2d):
-            self._convolve(module)
-        elif isinstance(module, nn.ChannelShuffle):
-            order = module(torch.arange(self._size(0), dtype=torch.float32).view(1, -1, 1, 1)).flatten().long()
-            self._on(0, lambda m: m[:, order])
-        else:
-            return self._space_by_space(module)
-        return True
-
-    def _size(self, dim: int) -> int:
-        index, axis = self.dims[dim]
-        factor = self.factors[index]
-        return factor if isinstance(factor, int) else factor.shape[axis]
-
-    def _on(self, dim: int, relate: Callable[[Tensor], Tensor]) -> None:
-        """Apply ``[n, size] -> [n, new size]`` along one dimension of the current tensor."""
-        index, axis = self.dims[dim]
-        moved = self.factor(index).movedim(axis, -1)
-        related = (relate(moved.reshape(-1, moved.shape[-1])) > 0).float()
-        self.factors[index] = related.reshape(*moved.shape[:-1], related.shape[-1]).movedim(-1, axis)
-
-    def _linear(self, outputs: int) -> None:
-        """Whoever reaches any of the features reaches every output: the last dimension, or all of a flat tensor."""
-        last = self.dims[-1][0]
-        for index, factor in enumerate(self.factors):
-            if not self.flat and index != last:
-                continue
-            if isinstance(factor, int):
-                self.factors[index] = torch.ones(factor, 1, dtype=torch.float32)
-            elif self.flat:
-                self.factors[index] = factor.reshape(len(factor), -1).amax(dim=1, keepdim=True)
-            else:
-                self.factors[index] = factor.amax(dim=self.dims[-1][1], keepdim=True)
-        self.factors.append(torch.ones(1, outputs, dtype=torch.float32))
-        self.dims = [*([] if self.flat else self.dims[:-1]), (len(self.factors) - 1, 1)]
-        self.flat = False
-
-    def _reshape(self, module: nn.Module) -> bool:
-        old = [self._size(dim) for dim in range(len(self.dims))]
-        in_order = self.dims == [(index, 1) for index in range(len(self.factors))]
-        untouched = in_order and all(isinstance(factor, int) for factor in self.factors)
-        if self.flat and isinstance(module, nn.Flatten):
-            return True
-        new = list(module(torch.empty(1, *([math.prod(old)] if self.flat else old), device="meta")).shape[1:])
-        if not self.flat and self._reshape_by_factor(old, new):
-            return True
-        if untouched:
-            # Nothing has happened yet: the source's units may as well be of that shape.
-            self.factors, self.dims, self.flat = list(new), [(index, 1) for index in range(len(new))], False
-            return True
-        self.flat = len(new) == 1
-        return self.flat
-
-    def _reshape_by_factor(self, old: list[int], new: list[int]) -> bool:
-        """Reshape where dimensions are split or merged within one factor each."""
-        factors, dims = list(self.factors), []
-        at_old = at_new = 0
-        while at_old < len(old) or at_new < len(new):
-            # The next few dimensions that hold as many coordinates before as after.
-            end_old, end_new = at_old + (at_old < len(old)), at_new + (at_new < len(new))
-            while math.prod(old[at_old:end_old]) != math.prod(new[at_new:end_new]):
-                if math.prod(old[at_old:end_old]) < math.prod(new[at_new:end_new]):
-                    end_old += 1
-                else:
-                    end_new += 1
-            merged, sizes = self.dims[at_old:end_old], new[at_new:end_new]
-            indices = {index for index, _ in merged}
-            if old[at_old:end_old] == sizes:
-                dims += merged
-            elif not merged:
-                dims += [(len(factors), 1 + axis) for axis in range(len(sizes))]
-                factors.append(torch.ones(1, *sizes, dtype=torch.float32))
-            elif len(indices) == 1 and self.factor(merged[0][0]).dim() == len(merged) + 1:
-                (index,) = indices
-                ordered = self.factor(index).permute(0, *(axis for _, axis in merged))
-                factors[index] = ordered.reshape(len(ordered), *sizes)
-                dims += [(index, 1 + axis) for axis in range(len(sizes))]
-            else:
-                return False
-            at_old, at_new = end_old, end_new
-        self.factors, self.dims = factors, dims
-        return True
-
-    def _slide(self, dim: int, function: Callable[..., Tensor], *args: Any, **kwargs: Any) -> None:
-        """Apply a function of one-dimensional images, ``[n, 1, size]``, along one dimension."""
-        self._on(dim, lambda m: function(m.unsqueeze(1), *args, **kwargs).squeeze(1))
-
-    def _convolve(self, module: Any) -> None:
-        block = torch.ones(
-            module.in_channels // module.groups, module.out_channels // module.groups, dtype=torch.float32
-        )
-        channels = torch.block_diag(*[block] * module.groups)
-        self._on(0, lambda m: m @ channels)
-        for dim in range(1, len(self.dims)):
-            size, stride, dilation = (
-                _along_dim(value, dim) for value in (module.kernel_size, module.stride, module.dilation)
-            )
-            kernel = torch.ones(1, 1, size, dtype=torch.float32)
-            if isinstance(module, nn.ConvTranspose1d | nn.ConvTranspose2d):
-                pad, extra = _along_dim(module.padding, dim), _along_dim(module.output_padding, dim)
-                self._slide(dim, F.conv_transpose1d, kernel, None, stride, pad, extra, 1, dilation)
-            else:
-                # torch counts paddings from the last dimension backwards.
-                pads = module._reversed_padding_repeated_twice[-2 * dim :][:2]
-                mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
-                self._slide(dim, F.pad, tuple(pads), mode=mode)
-                self._slide(dim, F.conv1d, kernel, stride=stride, dilation=dilation)
-
-    def _space_by_space(self, module: Any) -> bool:
-        """Compose with pooling, padding or upsampling, which treat each dimension by itself."""
-        rank, of = len(self.dims), _along_dim
-        if isinstance(module, nn.AvgPool1d | nn.AvgPool2d):
-            for dim in range(1, rank):
-                kernel, stride, pad = (of(value, dim) for value in (module.kernel_size, module.stride, module.padding))
-                self._slide(dim, F.avg_pool1d, kernel, stride, pad, module.ceil_mode)
-        elif isinstance(module, nn.AdaptiveAvgPool1d | nn.AdaptiveAvgPool2d):
-            for dim in range(1, rank):
-                self._slide(dim, F.adaptive_avg_pool1d, of(module.output_size, dim) or self._size(dim))
-        elif isinstance(module, nn.Upsample):
-            for dim in range(1, rank):
-                size, scale = of(module.size, dim), of(module.scale_factor, dim)
-                anew = None if scale is None else module.recompute_scale_factor
-                self._slide(dim, F.interpolate, size, scale, mode=module.mode, recompute_scale_factor=anew)
-        elif type(module) in PADDING_MODES:
-            for place in range(len(module.padding) // 2):
-                pads = module.padding[2 * place : 2 * place + 2]
-                self._slide(rank - 1 - place, F.pad, pads, mode=PADDING_MODES[type(module)])
-        else:
-            return False
-        return True
-
-    def pool(self, module: Any) -> None:
-        """Compose with max pooling: a unit reaches the windows it is in."""
-        for dim in range(1, len(self.dims)):
-            if isinstance(module, nn.AdaptiveMaxPool1d | nn.AdaptiveMaxPool2d):
-                self._slide(dim, F.adaptive_max_pool1d, _along_dim(module.output_size, dim) or self._size(dim))
-            else:
-                sizes = (module.kernel_size, module.stride, module.padding, module.dilation)
-                self._slide(dim, F.max_pool1d, *(_along_dim(size, dim) for size in sizes), module.ceil_mode)
-
-
-def _along_dim(value: Any, dim: int) -> Any:
-    """Setting of a module along one dimension of a sample, the channels' being 0."""
-    return per_dimension(value, dim)[dim - 1]
 
 
 __all__ = [

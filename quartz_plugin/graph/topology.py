@@ -7,7 +7,7 @@ modules: it stands on the network that it is of, and keeps no other alive.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
 from typing import Generic, TypeVar
 
@@ -20,7 +20,7 @@ from quartz_plugin.graph.fingerprint import Snapshot, snapshot_of, structure_of,
 from quartz_plugin.graph.synapses import Chain, FanOut, chains, fan_outs, pool_fan_out, unit_shapes
 from quartz_plugin.graph.walk import Step, Walk, called_by, is_spike_source, plan_walk
 from quartz_plugin.neuron import FirstSpikeMaxPool
-from quartz_plugin.operators.modules import AVERAGES, WEIGHTED, Add, OneToOne
+from quartz_plugin.operators.table import moves_spikes
 
 Result = TypeVar("Result")
 
@@ -138,7 +138,7 @@ class Topology:
     @cached_property
     def chained(self) -> set[str]:
         """Layers that have other synapses in their composed maps than in the maps one after the other."""
-        walk = _Routed(plan_walk(self.graph.module, keep=list(self.nodes.values())))
+        walk = _Routed(plan_walk(self.graph.module, keep=list(self.nodes.values())), self.shapes)
         walk.run(True)
         routed = {node.name for node, moves in walk.values.items() if moves}
         # Of maps of spikes alone, no unit has fewer synapses than in what they compose to.
@@ -191,9 +191,13 @@ class Topology:
 class _Routed(Walk):
     """Finds whether a node's values are spikes, routed at most."""
 
+    def __init__(self, steps: Iterable[Step], shapes: Mapping[str, torch.Size]) -> None:
+        super().__init__(steps)
+        self.shapes = shapes
+
     def at_synapses(self, step: Step) -> bool:
-        weighs = isinstance(step.module, (*WEIGHTED, *AVERAGES, OneToOne, Add))
-        return not weighs and all(self.values[source] for source in step.sources)
+        moves = step.module is not None and moves_spikes(step.module, self.shapes[step.sources[0].name])
+        return moves and all(self.values[source] for source in step.sources)
 
     def at_delay(self, step: Step) -> bool:
         return bool(self.source(step))

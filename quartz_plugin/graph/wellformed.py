@@ -8,38 +8,20 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.nn import functional as F
 
 from quartz_plugin.coding import Window
-from quartz_plugin.engines.convolutions import is_routing
 from quartz_plugin.functional import check_bias_shape
 from quartz_plugin.graph import ConvertedGraph, called_by, is_spike_source, module_nodes
-from quartz_plugin.neuron import MAX_POOLS, AxonalDelay, FirstSpikeMaxPool, TTFSNeuron
-from quartz_plugin.operators.modules import (
-    POOLS,
-    WEIGHTED,
-    Add,
-    Concatenate,
-    DenseFirstLayer,
-    Mean,
-    OneToOne,
-    Permute,
-    Reshape,
-    Slice,
-    per_dimension,
-    rank_of,
-)
-
-MOST = 2**31 - 1
-"""Largest whole number that a setting may be: torch and the clock count in 32 bits."""
-
-MOST_UNITS = 2**28
-"""Units of one value that no network has: a float32 map of them takes 1 GB an image."""
+from quartz_plugin.neuron import AxonalDelay, FirstSpikeMaxPool, TTFSNeuron
+from quartz_plugin.operators.gains import IntoWeights
+from quartz_plugin.operators.modules import DenseFirstLayer
+from quartz_plugin.operators.row import Operator, Role
+from quartz_plugin.operators.settings import MOST, MOST_UNITS
+from quartz_plugin.operators.table import has_weights, kind_named, moves_spikes, row_of, row_of_class
 
 FEW_UNITS, UNITS_FOR_EACH = 2**24, 256
 """Units of one value that any network may have, and more for each unit of its input and each of its weights."""
@@ -48,180 +30,23 @@ DTYPES = (torch.float32, torch.float64)
 """Types that hold a membrane."""
 
 
-@dataclass(frozen=True)
-class Setting:
-    """A setting of a module: what it has to be, and a function that tells whether a JSON value is that."""
-
-    expected: str
-    fits: Callable[[Any], bool]
-    optional: bool = False
+def may_stand_alone(row: Operator) -> bool:
+    """Tell whether a network calls modules of this row; max pools stand inside of FirstSpikeMaxPool."""
+    return row.role is not Role.MAX_POOL
 
 
-def _is_whole(value: Any, least: int) -> bool:
-    return type(value) is int and least <= value <= MOST
+def pools_first_spikes(row: Operator) -> bool:
+    """Tell whether a FirstSpikeMaxPool may hold modules of this row."""
+    return row.role is Role.MAX_POOL
 
 
-def _is_positive(value: Any) -> bool:
-    return type(value) in (int, float) and 0 < value <= MOST
+def mixes_by_weights(row: Operator) -> bool:
+    """Tell whether modules of this row have weights of their own that mix units."""
+    return isinstance(row.gain, IntoWeights)
 
 
-def _whole(least: int) -> Setting:
-    return Setting(f"a whole number of at least {least}", lambda value: _is_whole(value, least))
-
-
-def _whole_or_none(least: int) -> Setting:
-    return Setting(f"a whole number of at least {least}, or null", lambda v: v is None or _is_whole(v, least))
-
-
-def _one_of(*values: Any) -> Setting:
-    expected = " or ".join(map(repr, values))
-    return Setting(expected, lambda value: any(type(value) is type(each) and value == each for each in values))
-
-
-def _listed(least: int, count: int | None = None) -> Setting:
-    """A list of whole numbers, of any length or of `count`."""
-
-    def fits(value: Any) -> bool:
-        return isinstance(value, list) and count in (None, len(value)) and all(_is_whole(each, least) for each in value)
-
-    return Setting(f"a list of {'' if count is None else f'{count} '}whole numbers of at least {least}", fits)
-
-
-def _sizes(rank: int, least: int, also: tuple[Any, ...] = ()) -> Setting:
-    """A number for all dimensions of space, or one for each of `rank`; or something else that is allowed `also`."""
-
-    def fits(value: Any) -> bool:
-        each = value if isinstance(value, list) and len(value) == rank else [value]
-        return all(_is_whole(one, least) or (one is None and None in also) for one in each) or (
-            isinstance(value, str) and value in also
-        )
-
-    others = "".join(f", or {'null' if value is None else repr(value)}" for value in also)
-    return Setting(f"a whole number of at least {least}, or {rank} of them{others}", fits)
-
-
-def _for_each_dimension(expected: str, fits_one: Callable[[Any], bool]) -> Setting:
-    """Null, a number for all dimensions of space, or one for each."""
-
-    def fits(value: Any) -> bool:
-        each = value if isinstance(value, list) and 1 <= len(value) <= 3 else [value]
-        return value is None or all(fits_one(one) for one in each)
-
-    return Setting(f"{expected}, one for each dimension, or null", fits)
-
-
-_FLAG = _one_of(True, False)
-_ZERO = Setting("0", lambda value: type(value) in (int, float) and value == 0)
-
-
-def _convolution(rank: int) -> dict[str, Setting]:
-    return {
-        "in_channels": _whole(1),
-        "out_channels": _whole(1),
-        "kernel_size": _sizes(rank, 1),
-        "stride": _sizes(rank, 1),
-        "padding": _sizes(rank, 0, ("same", "valid")),
-        "dilation": _sizes(rank, 1),
-        "groups": _whole(1),
-        "padding_mode": _one_of("zeros", "reflect", "replicate", "circular"),
-    }
-
-
-def _transposed(rank: int) -> dict[str, Setting]:
-    own = {"padding": _sizes(rank, 0), "padding_mode": _one_of("zeros"), "output_padding": _sizes(rank, 0)}
-    return _convolution(rank) | own
-
-
-def _average(rank: int) -> dict[str, Setting]:
-    return {
-        "kernel_size": _sizes(rank, 1),
-        "stride": _sizes(rank, 1),
-        "padding": _sizes(rank, 0),
-        "ceil_mode": _FLAG,
-        "count_include_pad": _FLAG,
-    }
-
-
-def _max(rank: int) -> dict[str, Setting]:
-    return {
-        "kernel_size": _sizes(rank, 1),
-        "stride": _sizes(rank, 1),
-        "padding": _sizes(rank, 0),
-        "dilation": _sizes(rank, 1),
-        "ceil_mode": _FLAG,
-    }
-
-
-def _padding(rank: int) -> dict[str, Setting]:
-    return {"padding": _listed(-MOST, 2 * rank)}
-
-
-_SIZE = _for_each_dimension("a whole number of at least 1", lambda value: _is_whole(value, 1))
-_SCALE_FACTOR = _for_each_dimension("a positive number", _is_positive)
-
-ATTRIBUTES: dict[type[nn.Module], dict[str, Setting]] = {
-    nn.Conv1d: _convolution(1),
-    nn.Conv2d: _convolution(2),
-    nn.ConvTranspose1d: _transposed(1),
-    nn.ConvTranspose2d: _transposed(2),
-    nn.Linear: {"in_features": _whole(1), "out_features": _whole(1)},
-    nn.AvgPool1d: _average(1),
-    nn.AvgPool2d: {**_average(2), "divisor_override": _whole_or_none(1)},
-    nn.AdaptiveAvgPool1d: {"output_size": _sizes(1, 1)},
-    nn.AdaptiveAvgPool2d: {"output_size": _sizes(2, 1, (None,))},
-    nn.MaxPool1d: _max(1),
-    nn.MaxPool2d: _max(2),
-    nn.AdaptiveMaxPool1d: {"output_size": _sizes(1, 1)},
-    nn.AdaptiveMaxPool2d: {"output_size": _sizes(2, 1, (None,))},
-    nn.Flatten: {"start_dim": _whole(1), "end_dim": _whole(-MOST)},
-    nn.Unflatten: {"dim": _whole(-MOST), "unflattened_size": _listed(-1)},
-    nn.PixelShuffle: {"upscale_factor": _whole(1)},
-    nn.PixelUnshuffle: {"downscale_factor": _whole(1)},
-    nn.ChannelShuffle: {"groups": _whole(1)},
-    nn.Upsample: {
-        "size": _SIZE,
-        "scale_factor": _SCALE_FACTOR,
-        "mode": _one_of("nearest", "nearest-exact"),
-        "recompute_scale_factor": Setting("a boolean or null", lambda v: v is None or type(v) is bool, optional=True),
-    },
-    nn.UpsamplingNearest2d: {"size": _SIZE, "scale_factor": _SCALE_FACTOR},
-    nn.ZeroPad1d: _padding(1),
-    nn.ZeroPad2d: _padding(2),
-    nn.ZeroPad3d: _padding(3),
-    nn.ConstantPad1d: {**_padding(1), "value": _ZERO},
-    nn.ConstantPad2d: {**_padding(2), "value": _ZERO},
-    nn.ReflectionPad1d: _padding(1),
-    nn.ReflectionPad2d: _padding(2),
-    nn.ReplicationPad1d: _padding(1),
-    nn.ReplicationPad2d: _padding(2),
-    nn.CircularPad1d: _padding(1),
-    nn.CircularPad2d: _padding(2),
-    Add: {},
-    Concatenate: {"dim": _whole(1)},
-    Slice: {"dim": _whole(1), "start": _whole(0), "stop": _whole(0), "step": _whole(1)},
-    Permute: {"dims": _listed(0)},
-    Reshape: {"shape": _listed(1)},
-    Mean: {"dims": _listed(1), "keepdim": _FLAG},
-    AxonalDelay: {"steps": _whole(0)},
-    OneToOne: {},
-    TTFSNeuron: {
-        "t_max": _whole(2),
-        "layer": _whole(1),
-        "hold": _FLAG,
-        "rectifier": _one_of("spike", "silent", None),
-        "bias_code": _one_of("synapse", "spike"),
-        "readout": _whole_or_none(0),
-        "input_window": _whole_or_none(1),
-        "has_bias": _FLAG,
-    },
-}
-"""Modules of a converted network, with the settings that build them again."""
-
-KINDS = {kind.__name__: kind for kind in ATTRIBUTES}
-
-
-def check_settings(entry: Any, path: str, kinds: Sequence[type[nn.Module]]) -> type[nn.Module]:
-    """Return the class of a module, one of `kinds`, that a file describes.
+def check_settings(entry: Any, path: str, fits: Callable[[Operator], bool]) -> type[nn.Module]:
+    """Return the class of a module that a file describes, one whose row `fits`.
 
     Raises
     ------
@@ -229,13 +54,13 @@ def check_settings(entry: Any, path: str, kinds: Sequence[type[nn.Module]]) -> t
         If it is no such class, or a setting is missing, unknown, or none that conversion leaves.
     """
     name = entry.get("class") if isinstance(entry, dict) else None
-    kind = KINDS.get(name) if isinstance(name, str) else None
-    if kind is None or kind not in kinds:
+    kind = kind_named(name) if isinstance(name, str) else None
+    row = None if kind is None else row_of_class(kind)
+    if kind is None or row is None or row.settings is None or not fits(row):
         raise ValueError(f"{path!r} is of an unknown module class, or of one that cannot stand there: {name!r}")
-    settings = ATTRIBUTES[kind]
-    for option in entry.keys() - settings.keys() - {"class"}:
+    for option in entry.keys() - row.settings.keys() - {"class"}:
         raise ValueError(f"{path!r} ({name}) has an unknown setting {option!r}")
-    for option, setting in settings.items():
+    for option, setting in row.settings.items():
         if option not in entry and not setting.optional:
             raise ValueError(f"{path!r} ({name}) has no {option}")
         if option in entry and not setting.fits(entry[option]):
@@ -282,10 +107,11 @@ def _check_calls(module: fx.GraphModule) -> None:
         taken = len(node.args)
         if str(node.target) in called:
             raise ValueError(f"{node.target!r} is called twice; give each call a module of its own")
-        if isinstance(each, WEIGHTED) and each.bias is not None:
+        if has_weights(each) and each.bias is not None:
             raise ValueError(f"{node.target!r} ({type(each).__name__}) has a bias, which is its neurons' to have")
         called.add(str(node.target))
-        if (taken != 1 and not isinstance(each, Add | Concatenate)) or (taken < 2 and isinstance(each, Add)):
+        row = row_of(each)
+        if taken not in (range(1, 2) if row is None else row.inputs):
             raise ValueError(f"{node.target!r} ({type(each).__name__}) cannot listen to {taken} modules")
     for node in module.graph.nodes:
         if node.op != "output" and not node.users:
@@ -374,13 +200,9 @@ def _shape_behind(module: Any, sources: list[Tensor]) -> Tensor:
         return value
     if isinstance(module, FirstSpikeMaxPool):
         module = module.pool
-    if isinstance(module, Add) and any(source.shape != value.shape for source in sources):
-        raise ValueError("they are added, and differ")
-    if isinstance(module, POOLS) and value.dim() != 2 + rank_of(module):
-        # torch takes a batch without channels for one image.
-        raise ValueError(f"it pools {rank_of(module)}-dimensional channels")
-    if isinstance(module, nn.Conv1d | nn.Conv2d | nn.ConvTranspose1d | nn.ConvTranspose2d):
-        _check_convolution(module, value)
+    row = row_of(module)
+    if row is not None:
+        row.check(module, sources)
     light = copy.copy(module)
     light._parameters = {
         name: None if parameter is None else torch.empty_like(parameter, device="meta")
@@ -388,24 +210,7 @@ def _shape_behind(module: Any, sources: list[Tensor]) -> Tensor:
     }
     with torch.no_grad():
         out: Tensor = light(*sources)
-    if isinstance(module, OneToOne) and (out.shape != value.shape or module.weight.dim() >= value.dim()):
-        raise ValueError(f"its weights are of shape {list(module.weight.shape)}")
     return out
-
-
-def _check_convolution(module: Any, value: Tensor) -> None:
-    """Check what torch looks at only where it computes."""
-    rank = len(module.kernel_size)
-    if value.dim() != 2 + rank or value.shape[1] != module.in_channels:
-        raise ValueError(f"it takes {module.in_channels} channels in {rank} dimensions")
-    if isinstance(module, nn.ConvTranspose1d | nn.ConvTranspose2d):
-        for extra, stride, dilation in zip(module.output_padding, module.stride, module.dilation, strict=True):
-            if extra >= max(stride, dilation):
-                raise ValueError(f"output_padding={extra} is not smaller than stride or dilation")
-    elif not isinstance(module.padding, str):
-        padded = [size + 2 * pad for size, pad in zip(value.shape[2:], module.padding, strict=True)]
-        if module.in_channels * math.prod(padded) > MOST_UNITS:
-            raise ValueError(f"padding={module.padding} gives more than {MOST_UNITS} units")
 
 
 def _check_pools(module: fx.GraphModule, shapes: Mapping[fx.Node, torch.Size]) -> None:
@@ -416,21 +221,8 @@ def _check_pools(module: fx.GraphModule, shapes: Mapping[fx.Node, torch.Size]) -
         if isinstance(each, FirstSpikeMaxPool):
             if not heard:
                 raise ValueError(f"{node.target!r} pools currents, and only of spikes the first is the largest")
-            _check_windows(each.pool, shape, str(node.target))
-        elif heard and is_routing(each, shape):
+        elif heard and moves_spikes(each, shape):
             spikes.add(node)
-
-
-def _check_windows(pool: Any, shape: torch.Size, path: str) -> None:
-    """Refuse windows of padding alone, whose largest value is none."""
-    if not isinstance(pool, nn.MaxPool1d | nn.MaxPool2d):
-        return
-    rank = rank_of(pool)
-    settings = [per_dimension(value, rank) for value in (pool.kernel_size, pool.stride, pool.padding, pool.dilation)]
-    for size, kernel, stride, padding, dilation in zip(shape[-rank:], *settings, strict=True):
-        pooled = F.max_pool1d(torch.zeros(1, 1, size), kernel, stride, padding, dilation, pool.ceil_mode)
-        if not bool(pooled.isfinite().all()):
-            raise ValueError(f"{path!r} has pooling windows of padding alone")
 
 
 def _check_scales(graph: ConvertedGraph, shapes: Mapping[fx.Node, torch.Size]) -> None:
@@ -469,7 +261,11 @@ def _broadcasts(tensor: Tensor, shape: Sequence[int]) -> bool:
         return False
 
 
-BODY = tuple(kind for kind in ATTRIBUTES if kind not in MAX_POOLS)
-"""Classes of modules that a network calls; max pools stand inside of FirstSpikeMaxPool."""
-
-__all__ = ["ATTRIBUTES", "BODY", "KINDS", "WEIGHTED", "check_network", "check_settings", "shapes_of"]
+__all__ = [
+    "check_network",
+    "check_settings",
+    "may_stand_alone",
+    "mixes_by_weights",
+    "pools_first_spikes",
+    "shapes_of",
+]

@@ -12,14 +12,6 @@ from torch import Tensor, nn
 WEIGHTED = (nn.Conv1d, nn.Conv2d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.Linear)
 """Modules whose weights mix units."""
 
-PADDING_MODES: dict[type[nn.Module], str] = {
-    **dict.fromkeys((nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d, nn.ConstantPad1d, nn.ConstantPad2d), "constant"),
-    **dict.fromkeys((nn.ReflectionPad1d, nn.ReflectionPad2d), "reflect"),
-    **dict.fromkeys((nn.ReplicationPad1d, nn.ReplicationPad2d), "replicate"),
-    **dict.fromkeys((nn.CircularPad1d, nn.CircularPad2d), "circular"),
-}
-"""Padding modules, with their mode of ``torch.nn.functional.pad``."""
-
 
 def per_dimension(value: Any, rank: int) -> tuple[Any, ...]:
     """A setting for each of `rank` dimensions; torch takes one for all of them, alone or in a sequence.
@@ -33,25 +25,6 @@ def per_dimension(value: Any, rank: int) -> tuple[Any, ...]:
     return values * rank if len(values) == 1 else values
 
 
-_POOLS_1D = (nn.AvgPool1d, nn.AdaptiveAvgPool1d, nn.MaxPool1d, nn.AdaptiveMaxPool1d)
-_POOLS_2D = (nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.MaxPool2d, nn.AdaptiveMaxPool2d)
-POOLS = (*_POOLS_1D, *_POOLS_2D)
-"""Modules that pool, for which torch takes a map without channels as well."""
-
-
-def rank_of(module: nn.Module) -> int:
-    """Dimensions of space that a convolution or pooling works on; 0 for other modules.
-
-    Examples
-    --------
-    >>> rank_of(nn.Conv1d(1, 1, 3)), rank_of(nn.AvgPool2d(2)), rank_of(nn.Linear(2, 2))
-    (1, 2, 0)
-    """
-    if isinstance(module, (nn.Conv1d, nn.ConvTranspose1d, *_POOLS_1D)):
-        return 1
-    return 2 if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, *_POOLS_2D)) else 0
-
-
 @contextmanager
 def in_eval_mode(net: nn.Module) -> Iterator[None]:
     """Put a network into eval mode, and afterwards each of its modules back into its own."""
@@ -62,6 +35,25 @@ def in_eval_mode(net: nn.Module) -> Iterator[None]:
     finally:
         for module in was_training:
             module.training = True
+
+
+class Affine(nn.Module):
+    """Per-channel ``x * weight + bias``: batch norms, constants and preprocessing while they are not yet folded.
+
+    Parameters
+    ----------
+    weight, bias : Tensor
+        Broadcastable to one sample's shape.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight.detach().clone(), requires_grad=False)
+        self.bias = nn.Parameter(bias.detach().clone(), requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Scale and shift."""
+        return x * self.weight + self.bias
 
 
 class OneToOne(nn.Module):
@@ -307,15 +299,10 @@ def _unit_dim(dim: int) -> int:
     return dim
 
 
-AVERAGES = (nn.AvgPool1d, nn.AvgPool2d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, Mean)
-"""Modules that average units."""
-
 __all__ = [
-    "AVERAGES",
-    "PADDING_MODES",
-    "POOLS",
     "WEIGHTED",
     "Add",
+    "Affine",
     "Concatenate",
     "DenseFirstLayer",
     "Mean",
@@ -324,5 +311,4 @@ __all__ = [
     "Reshape",
     "Slice",
     "per_dimension",
-    "rank_of",
 ]

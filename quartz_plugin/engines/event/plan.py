@@ -14,7 +14,6 @@ from quartz_plugin.engines.convolutions import (
     as_image,
     channel_ranges,
     convolutions_of,
-    is_routing,
     rows_as_channels,
 )
 from quartz_plugin.engines.event import constants
@@ -26,6 +25,7 @@ from quartz_plugin.graph import ConvertedGraph, Layer, module_nodes
 from quartz_plugin.graph.fingerprint import Snapshot
 from quartz_plugin.graph.topology import Derived, Topology
 from quartz_plugin.graph.walk import Step, plan_walk
+from quartz_plugin.operators.table import moves_spikes
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def _plan_network(topology: Topology) -> NetworkPlan:
     spikes = set(topology.spike_sources)
     for node, module in module_nodes(graph.module):
         if node not in spikes and node.all_input_nodes and spikes.issuperset(node.all_input_nodes):
-            moves = is_routing(module, shapes[node.all_input_nodes[0]])
+            moves = moves_spikes(module, shapes[node.all_input_nodes[0]])
             routing |= {node} if moves else set()
             spikes |= {node} if moves else set()
 

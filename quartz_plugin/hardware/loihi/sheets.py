@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
 from quartz_plugin.costs.counts import biased_neurons
 from quartz_plugin.engines.convolutions import as_image, convolutions_of
@@ -18,7 +19,8 @@ from quartz_plugin.hardware.loihi.axons import InAxons, parts_of_rank, populatio
 from quartz_plugin.hardware.loihi.chip import LoihiChip
 from quartz_plugin.hardware.loihi.cutting import Axons, Sheet, Size, parts_of
 from quartz_plugin.neuron import AxonalDelay, FirstSpikeMaxPool
-from quartz_plugin.operators.modules import AVERAGES, WEIGHTED, Add, OneToOne
+from quartz_plugin.operators.modules import OneToOne
+from quartz_plugin.operators.table import adds, has_weights, moves_spikes, rank_of, weighs
 
 
 def sheets_of(topology: Topology, shared: bool, chip: LoihiChip) -> Iterator[Sheet]:
@@ -92,7 +94,7 @@ def _of_layer(
     synapses = int(sum(float(count.sum()) for count in topology.fan_outs[layer.name].values()))
     support = 2 + (p.rectifier is not None)
     others = (support + 2 * p.hold) * neurons + biased_neurons(layer, shape)
-    kernels = _kernels(layer.projection) if shared else None
+    kernels = _kernels(topology, layer.projection) if shared else None
     each = chip.weight_bits + chip.index_bits
 
     def weight_memory(size: Size) -> float:
@@ -108,7 +110,7 @@ def _of_layer(
     )  # fmt: skip
 
 
-def _kernels(projection: Projection) -> tuple[int, int] | None:
+def _kernels(topology: Topology, projection: Projection) -> tuple[int, int] | None:
     """Weights of a layer's convolutions, and synapses one to one a neuron; None where they cannot be shared.
 
     That is where linear maps follow each other, or one is a matrix.
@@ -116,17 +118,17 @@ def _kernels(projection: Projection) -> tuple[int, int] | None:
     routed = set(projection.sources)
     weights = one_to_one = 0
     for node in projection.nodes:
-        each = projection.module.get_submodule(str(node.target))
-        from_spikes = routed.issuperset(node.all_input_nodes)
-        if isinstance(each, Add):
+        each: Any = projection.module.get_submodule(str(node.target))
+        from_spikes, shape = routed.issuperset(node.all_input_nodes), topology.shapes[node.all_input_nodes[0].name]
+        if adds(each):
             one_to_one += sum(arg in routed for arg in node.all_input_nodes)
         elif isinstance(each, OneToOne) and from_spikes:
             one_to_one += 1
-        elif isinstance(each, (nn.Conv1d, nn.Conv2d, nn.ConvTranspose1d, nn.ConvTranspose2d)) and from_spikes:
+        elif has_weights(each) and rank_of(each) and from_spikes:
             weights += each.weight.numel()
-        elif isinstance(each, (*WEIGHTED, *AVERAGES, OneToOne)):
+        elif weighs(each, shape):
             return None
-        elif from_spikes:
+        elif from_spikes and moves_spikes(each, shape):
             routed.add(node)
     return weights, one_to_one + (projection.target in routed)
 
@@ -191,7 +193,7 @@ def _largest_weight(layer: Layer, shapes: dict[fx.Node, torch.Size]) -> float:
     convolutions = convolutions_of(layer, shapes)
     if convolutions is None:
         factors = [layer.projection.module.get_submodule(str(node.target)) for node in layer.projection.nodes]
-        weights = [factor.weight for factor in factors if isinstance(factor, WEIGHTED)]
+        weights: list[Any] = [factor.weight for factor in factors if has_weights(factor)]
     else:
         weights = [each.weight for each in convolutions]
     return max((float(weight.abs().max()) for weight in weights), default=0.0)

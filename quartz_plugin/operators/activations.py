@@ -1,0 +1,141 @@
+"""Activations, which become layers of neurons, and what does nothing in eval mode."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from quartz_plugin.activation import TTFSActivation
+from quartz_plugin.neuron import TTFSNeuron
+from quartz_plugin.operators.row import Operator, Role, Rows, always, rows_of
+from quartz_plugin.operators.settings import FLAG, one_of, whole, whole_or_none
+from quartz_plugin.operators.tracing import Append, Build, Refusal, Value, call
+
+
+def _neurons(how: str, exact: str, **facets: Any) -> Operator:
+    """A row of an activation: neurons take its place, and nothing of it is in a converted network."""
+    return Operator(
+        role=Role.RECTIFIER, how=how, exact=exact, settings=None, relate=None, form=None, gain=None, **facets
+    )
+
+
+def _is_no_clipped_relu(hardtanh: Any) -> str | None:
+    if hardtanh.min_val != 0 or hardtanh.max_val <= 0:
+        return f"it clips at {hardtanh.min_val} and {hardtanh.max_val}; only a lower bound of 0 is a ReLU's"
+    return None
+
+
+def _build_relu(append: Append, input: Value, inplace: bool = False) -> Value:
+    return append(nn.ReLU(), input)
+
+
+def _build_relu6(append: Append, input: Value, inplace: bool = False) -> Value:
+    return append(nn.ReLU6(), input)
+
+
+def _build_hardtanh(
+    append: Append, input: Value, min_val: float = -1.0, max_val: float = 1.0, inplace: bool = False
+) -> Value:
+    return append(nn.Hardtanh(min_val, max_val), input)
+
+
+def _build_clamp(append: Append, input: Value, min: Any = None, max: Any = None) -> Value:
+    if isinstance(min, Value | Tensor) or isinstance(max, Value | Tensor) or min != 0:
+        raise Refusal(f"it clips at {min} and {max}; only a lower bound of 0 is a ReLU's")
+    return append(nn.ReLU() if max is None else nn.Hardtanh(0.0, max), input)
+
+
+def ceiling_of(rectifier: nn.Module) -> float | None:
+    """Upper bound of a ReLU6 or Hardtanh; None for a ReLU."""
+    return float(rectifier.max_val) if isinstance(rectifier, nn.Hardtanh) else None
+
+
+_CLIPPED = "a layer of TTFSNeuron whose value 1 is at most the upper bound (lower bounds other than 0: refused)"
+_CLIPPED_EXACT = "exact with hold; without, an early spike can say more than the bound"
+
+DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.AlphaDropout)
+
+
+def _build_dropout(append: Append, input: Value, p: float = 0.5, training: bool = True, inplace: bool = False) -> Value:
+    if training and p > 0:
+        raise Refusal("it drops units in eval mode as well; pass training=self.training")
+    return input
+
+
+def _build_copy(target: Any) -> Build:
+    """Keep the values: the same tensor, or a copy of its own that changes in place apart."""
+
+    def build(append: Append, input: Value, *args: Any, **kwargs: Any) -> Value:
+        others = [arg.tensor if isinstance(arg, Value) else arg for arg in args]
+        out = call(target, input.tensor, *others, **kwargs)
+        if out.dtype not in (torch.float32, torch.float64):
+            raise Refusal(f"it converts to {out.dtype}, which rounds; leave values in floating point")
+        same = out.data_ptr() == input.tensor.data_ptr()
+        return input if same else Value(input.node, input.tensor.clone())
+
+    return build
+
+
+def _dropped(**facets: Any) -> Operator:
+    return Operator(
+        role=Role.NOTHING,
+        how="nothing in eval mode",
+        settings=None,
+        relate=None,
+        form=None,
+        gain=None,
+        **facets,
+    )
+
+
+_COPIES = ("contiguous", "clone", torch.clone, "detach", "to", "float", "double", "type_as")
+
+ROWS: Rows = {
+    nn.ReLU: _neurons(
+        "a layer of TTFSNeuron",
+        "exact with hold; without, exact but for early spikes",
+        functions={_build_relu: [F.relu, F.relu_, torch.relu, torch.relu_, "relu", "relu_"]},
+    ),
+    nn.ReLU6: _neurons(_CLIPPED, _CLIPPED_EXACT, refusal=_is_no_clipped_relu, functions={_build_relu6: [F.relu6]}),
+    nn.Hardtanh: _neurons(
+        _CLIPPED,
+        _CLIPPED_EXACT,
+        refusal=_is_no_clipped_relu,
+        functions={
+            _build_hardtanh: [F.hardtanh, F.hardtanh_],
+            _build_clamp: [torch.clamp, torch.clip, "clamp", "clamp_", "clip", "clamp_min", "clamp_min_"],
+        },
+    ),
+    TTFSActivation: _neurons(
+        "a layer of TTFSNeuron that says the values of the activation (hold only)", "exact with hold"
+    ),
+    nn.Dropout: _dropped(functions={_build_dropout: [F.dropout, F.dropout1d, F.dropout2d, F.alpha_dropout]}),
+    **rows_of(DROPOUTS[1:], _dropped()),
+    nn.Identity: _dropped(routes=always, functions={_build_copy(target): [target] for target in _COPIES}),
+}
+
+EMITTED: Rows = {
+    TTFSNeuron: Operator(
+        role=Role.RECTIFIER,
+        how="neurons",
+        settings={
+            "t_max": whole(2),
+            "layer": whole(1),
+            "hold": FLAG,
+            "rectifier": one_of("spike", "silent", None),
+            "bias_code": one_of("synapse", "spike"),
+            "readout": whole_or_none(0),
+            "input_window": whole_or_none(1),
+            "has_bias": FLAG,
+        },
+        relate=None,
+        form=None,
+        gain=None,
+    )
+}
+"""Rows of modules that conversion alone makes."""
+
+__all__ = ["DROPOUTS", "EMITTED", "ROWS", "ceiling_of"]

@@ -1,0 +1,66 @@
+"""Operations that people ask for and that are refused, and what to do."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from quartz_plugin.operators.tracing import ATTENTION
+
+_NOT_PIECEWISE_LINEAR = "it is not a ReLU; train the network with nn.ReLU in its place"
+MONOTONE_OUTPUT = "leave it out: the predicted class is the same without it"
+_OWN_STATISTICS = "it normalises by statistics of its own input; train the network with batch norm in its place"
+
+REASONS: dict[Any, str] = {
+    **dict.fromkeys(
+        (
+            nn.Sigmoid,
+            nn.Hardsigmoid,
+            nn.Tanh,
+            nn.GELU,
+            nn.SiLU,
+            nn.ELU,
+            nn.LeakyReLU,
+            nn.PReLU,
+            nn.Hardswish,
+            nn.Softplus,
+            nn.Mish,
+            F.sigmoid,
+            F.tanh,
+            F.gelu,
+            F.silu,
+            F.elu,
+            F.leaky_relu,
+            F.hardswish,
+            torch.sigmoid,
+            torch.tanh,
+            "sigmoid",
+            "tanh",
+        ),
+        _NOT_PIECEWISE_LINEAR,
+    ),
+    **dict.fromkeys((nn.LayerNorm, nn.GroupNorm, nn.InstanceNorm1d, nn.InstanceNorm2d), _OWN_STATISTICS),
+    **dict.fromkeys((F.layer_norm, F.group_norm, F.instance_norm), _OWN_STATISTICS),
+    **dict.fromkeys((nn.MultiheadAttention, nn.Bilinear), ATTENTION),
+    **dict.fromkeys((nn.Softmax, nn.LogSoftmax, F.softmax, F.log_softmax, torch.softmax), MONOTONE_OUTPUT),
+    **dict.fromkeys((torch.log_softmax, "softmax", "log_softmax"), MONOTONE_OUTPUT),
+}
+"""Reasons why some operations are refused, and what to do."""
+
+_SOFTMAXES = frozenset(target for target, reason in REASONS.items() if reason is MONOTONE_OUTPUT)
+MONOTONE: frozenset[Any] = _SOFTMAXES | {
+    nn.Softmax2d, nn.Sigmoid, nn.LogSigmoid, F.sigmoid, F.logsigmoid, torch.sigmoid, "sigmoid", torch.argmax, "argmax"
+}  # fmt: skip
+"""Operations that may be left out at the end of a network: the decision is the same without them."""
+
+_SHARES = (
+    "it divides values by their sum, which no fixed synapses do, and inside a network it cannot be left out; train the "
+    "network without it"
+)
+INSIDE: dict[Any, str] = dict.fromkeys((*_SOFTMAXES, nn.Softmax2d), _SHARES)
+"""Reasons against some of them elsewhere."""
+
+__all__ = ["INSIDE", "MONOTONE", "MONOTONE_OUTPUT", "REASONS"]

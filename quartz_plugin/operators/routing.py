@@ -1,0 +1,432 @@
+"""Operations that only move spikes: reshaping, slicing, joining, padding, upsampling, delays."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from quartz_plugin.neuron import AxonalDelay
+from quartz_plugin.operators.gains import Moved
+from quartz_plugin.operators.linear_map import Terms, same_terms
+from quartz_plugin.operators.modules import Concatenate, Permute, Reshape, Slice, per_dimension
+from quartz_plugin.operators.relation import Relation
+from quartz_plugin.operators.row import Operator, Relate, Role, Rows
+from quartz_plugin.operators.settings import (
+    FLAG_OR_NONE,
+    MOST,
+    SCALE_FACTOR,
+    SIZE,
+    ZERO,
+    Settings,
+    listed,
+    one_of,
+    whole,
+)
+from quartz_plugin.operators.tracing import BATCH, Append, Build, Refusal, Value, build_module, call, unit_dim
+
+_ROUTE = "routes spikes (where it mixes the batch with a sample's units: refused)"
+
+
+def _route(settings: Settings, relate: Relate | None, **facets: Any) -> Operator:
+    """A row of a module that only moves spikes; behind a map that weighs it is stepped unless it has a form."""
+    given: dict[str, Any] = {"role": Role.ROUTE, "how": _ROUTE, "form": None, "gain": Moved()} | facets
+    return Operator(settings=settings, relate=relate, **given)
+
+
+# Other shapes
+
+
+def _flattens_batch(flatten: Any) -> str | None:
+    return None if flatten.start_dim != 0 else "it flattens the batch; use start_dim=1"
+
+
+def _unflattens_batch(unflatten: Any) -> str | None:
+    return "it unflattens the batch; use dim=1" if unflatten.dim == 0 else None
+
+
+def _spell_flatten(module: Any, shape: Sequence[int]) -> nn.Module:
+    module.start_dim %= len(shape)
+    # Left open at the end, so that it is one module whatever is in front.
+    module.end_dim = module.end_dim % len(shape)
+    module.end_dim = -1 if module.end_dim == len(shape) - 1 else module.end_dim
+    flatten: nn.Module = module
+    return flatten
+
+
+def _spell_unflatten(module: Any, shape: Sequence[int]) -> nn.Module:
+    module.dim %= len(shape)
+    unflatten: nn.Module = module
+    return unflatten
+
+
+def _reshaped_by(module: Any) -> Callable[[Sequence[int]], Sequence[int]]:
+    return lambda shape: list(module(torch.empty(1, *shape, device="meta")).shape[1:])
+
+
+def _relate_flatten(relation: Relation, module: Any, place: int, shapes: Sequence[Sequence[int]]) -> None:
+    relation.flatten(_reshaped_by(module))
+
+
+def _relate_reshape(relation: Relation, module: Any, place: int, shapes: Sequence[Sequence[int]]) -> None:
+    relation.reshape(_reshaped_by(module))
+
+
+def _flattened_terms(module: Any, inputs: list[Terms], shape: torch.Size, flattened: bool) -> Terms | None:
+    # The units stay as they are: a linear layer behind it is a convolution with a kernel of their whole size.
+    return inputs[0] if len(shape) == 1 else None
+
+
+def _build_reshape(target: Any) -> Build:
+    def build(append: Append, input: Value, *args: Any, **kwargs: Any) -> Value:
+        # contiguous() is dropped, so a view may have to copy here.
+        out = call("reshape" if target == "view" else target, input.tensor, *args, **kwargs)
+        if out.dim() == 0 or len(out) != len(input.tensor):
+            raise Refusal(BATCH)
+        if out.shape == input.tensor.shape:
+            return input
+        return append(nn.Flatten() if out.dim() == 2 else Reshape(out.shape[1:]), input)
+
+    return build
+
+
+_RESHAPES: tuple[Any, ...] = (
+    *(torch.flatten, "flatten", torch.reshape, "reshape", torch.unflatten, "unflatten"),
+    *(torch.squeeze, "squeeze", torch.unsqueeze, "unsqueeze", "view"),
+)
+
+_SHAPES: Rows = {
+    nn.Flatten: _route(
+        {"start_dim": whole(1), "end_dim": whole(-MOST)},
+        _relate_flatten,
+        refusal=_flattens_batch,
+        spell=_spell_flatten,
+        form=_flattened_terms,
+    ),
+    nn.Unflatten: _route(
+        {"dim": whole(-MOST), "unflattened_size": listed(-1)},
+        _relate_reshape,
+        refusal=_unflattens_batch,
+        spell=_spell_unflatten,
+    ),
+    Reshape: _route(
+        {"shape": listed(1)}, _relate_reshape, functions={_build_reshape(target): [target] for target in _RESHAPES}
+    ),
+}
+
+
+# Other orders
+
+
+def _build_permutation(target: Any) -> Build:
+    def build(append: Append, input: Value, *args: Any, **kwargs: Any) -> Value:
+        # The sizes of a tensor shaped like the order of its dimensions are their new order.
+        order = torch.empty(tuple(range(1, input.tensor.dim() + 1)), device="meta")
+        dims = [size - 1 for size in call(target, order, *args, **kwargs).shape]
+        if dims[0] != 0:
+            raise Refusal(BATCH)
+        return append(Permute(dims), input)
+
+    return build
+
+
+def _relate_permutation(relation: Relation, module: Any, place: int, shapes: Sequence[Sequence[int]]) -> None:
+    relation.permute([dim - 1 for dim in module.dims[1:]])
+
+
+def _relate_shuffle(relation: Relation, module: Any, place: int, shapes: Sequence[Sequence[int]]) -> None:
+    relation.rank()
+    order = module(torch.arange(relation.size(0), dtype=torch.float32).view(1, -1, 1, 1)).flatten().long()
+    relation.along(0, lambda m: m[:, order])
+
+
+_PERMUTATIONS = (torch.permute, "permute", torch.transpose, "transpose", torch.swapaxes, "swapaxes")
+
+_ORDERS: Rows = {
+    Permute: _route(
+        {"dims": listed(0)},
+        _relate_permutation,
+        functions={_build_permutation(target): [target] for target in _PERMUTATIONS},
+    ),
+    # The two between channels and space are no product of relations of single dimensions.
+    nn.PixelShuffle: _route(
+        {"upscale_factor": whole(1)}, None, functions={build_module(nn.PixelShuffle): [F.pixel_shuffle]}
+    ),
+    nn.PixelUnshuffle: _route(
+        {"downscale_factor": whole(1)}, None, functions={build_module(nn.PixelUnshuffle): [F.pixel_unshuffle]}
+    ),
+    nn.ChannelShuffle: _route(
+        {"groups": whole(1)}, _relate_shuffle, functions={build_module(nn.ChannelShuffle): [F.channel_shuffle]}
+    ),
+}
+
+
+# Parts, and parts side by side
+
+
+def _build_pieces(target: Any) -> Build:
+    def build(append: Append, input: Value, sections: Any = None, dim: int = 0, **named: Any) -> list[Value]:
+        dim = unit_dim(dim, input)
+        if sections is None:
+            # torch calls it chunks, split_size or split_size_or_sections.
+            (sections,) = named.values()
+        pieces, start = [], 0
+        for piece in call(target, input.tensor, sections, dim):
+            pieces.append(append(Slice(dim, start, start + piece.shape[dim]), input))
+            start += piece.shape[dim]
+        return pieces
+
+    return build
+
+
+def _build_narrow(append: Append, input: Value, dim: int, start: int, length: int) -> Value:
+    return append(Slice(unit_dim(dim, input), start, start + length), input)
+
+
+def _build_getitem(append: Append, input: Value, index: Any) -> Value:
+    index = list(index) if isinstance(index, tuple) else [index]
+    if any(not isinstance(part, slice | int) and part is not None and part is not Ellipsis for part in index):
+        raise Refusal("it picks units by a tensor or a list; slices, whole numbers, None and ... are routed")
+    rank, used = input.tensor.dim(), sum(part is not None and part is not Ellipsis for part in index)
+    if Ellipsis not in index:
+        index.append(Ellipsis)
+    place = index.index(Ellipsis)
+    index[place : place + 1] = [slice(None)] * (rank - used)
+    if not index or index[0] != slice(None):
+        raise Refusal(BATCH)
+    value, dim = input, 0
+    for part in index:
+        if part is None:
+            continue
+        if dim > 0:
+            size = value.tensor.shape[dim]
+            if isinstance(part, int):
+                part = slice(part % size, part % size + 1)
+            taken = range(*part.indices(size))
+            if taken != range(size):
+                value = append(Slice(dim, taken.start, taken.stop, taken.step), value)
+        dim += 1
+    shape = input.tensor[tuple(index)].shape
+    return value if value.tensor.shape == shape else append(Reshape(shape[1:]), value)
+
+
+def _relate_slice(relation: Relation, module: Any, place: int, shapes: Sequence[Sequence[int]]) -> None:
+    relation.along(module.dim - 1, lambda m: m[:, module.start : module.stop : module.step])
+
+
+def _build_concatenation(append: Append, tensors: Sequence[Any], dim: int = 0) -> Value:
+    if not all(isinstance(value, Value) for value in tensors):
+        raise Refusal("it puts a constant beside activations; pad with zeros (F.pad) where these are meant")
+    return append(Concatenate(unit_dim(dim, tensors[0])), *tensors)
+
+
+def _build_stack(append: Append, tensors: Sequence[Any], dim: int = 0) -> Value:
+    unsqueeze = _build_reshape("unsqueeze")
+    rows = [unsqueeze(append, value, dim) if isinstance(value, Value) else value for value in tensors]
+    return _build_concatenation(append, rows, dim)
+
+
+def _relate_concatenation(relation: Relation, module: Any, place: int, shapes: Sequence[Sequence[int]]) -> None:
+    before = sum(shape[module.dim - 1] for shape in shapes[:place])
+    behind = sum(shape[module.dim - 1] for shape in shapes[place + 1 :])
+    relation.along(module.dim - 1, lambda m: F.pad(m, (before, behind)))
+
+
+def _concatenated_terms(module: Any, inputs: list[Terms], shape: torch.Size, flattened: bool) -> Terms | None:
+    if flattened or module.dim != 1 or len({value.shape[1:] for value in inputs}) != 1:
+        return None
+    terms, channels = [], 0
+    for value in inputs:
+        terms += [term.behind(channels) for term in value.terms]
+        channels += value.shape[0]
+    return Terms((channels, *inputs[0].shape[1:]), terms)
+
+
+def _gain_of_part(module: Any, gain: Tensor, place: int, shapes: Sequence[Sequence[int]]) -> Tensor:
+    dim = module.dim - 1
+    if gain.shape[dim] == 1:
+        return gain
+    return gain.narrow(dim, sum(shape[dim] for shape in shapes[:place]), shapes[place][dim])
+
+
+_PARTS: Rows = {
+    Slice: _route(
+        {"dim": whole(1), "start": whole(0), "stop": whole(0), "step": whole(1)},
+        _relate_slice,
+        functions={
+            **{_build_pieces(target): [target] for target in (torch.chunk, "chunk", torch.split, "split")},
+            _build_narrow: [torch.narrow, "narrow"],
+            _build_getitem: [operator.getitem],
+        },
+    ),
+    Concatenate: _route(
+        {"dim": whole(1)},
+        _relate_concatenation,
+        functions={_build_concatenation: [torch.cat, torch.concat, torch.concatenate], _build_stack: [torch.stack]},
+        inputs=range(1, MOST),
+        form=_concatenated_terms,
+        gain=Moved(before=_gain_of_part),
+    ),
+}
+
+
+# Copies
+
+
+def _interpolates(upsample: Any) -> str | None:
+    if upsample.mode not in ("nearest", "nearest-exact"):
+        return f'it interpolates (mode={upsample.mode!r}), and only copies of spikes are spikes; use mode="nearest"'
+    return None
+
+
+def _build_interpolation(
+    append: Append,
+    input: Value,
+    size: Any = None,
+    scale_factor: Any = None,
+    mode: str = "nearest",
+    align_corners: bool | None = None,
+    recompute_scale_factor: bool | None = None,
+    antialias: bool = False,
+) -> Value:
+    if recompute_scale_factor:
+        size, scale_factor = F.interpolate(input.tensor, None, scale_factor).shape[2:], None
+    return append(nn.Upsample(size, scale_factor, mode), input)
+
+
+def _spell_upsample(module: Any, shape: Sequence[int]) -> nn.Module:
+    rank = len(shape) - 2
+    if module.recompute_scale_factor:
+        module.size = tuple(module(torch.empty(*shape, device="meta")).shape[2:])
+        module.scale_factor = module.recompute_scale_factor = None
+    if module.size is not None:
+        module.size = per_dimension(module.size, rank)
+    if module.scale_factor is not None:
+        module.scale_factor = tuple(map(float, per_dimension(module.scale_factor, rank)))
+    upsample: nn.Module = module
+    return upsample
+
+
+def _relate_upsample(relation: Relation, module: Any, place: int, shapes: Sequence[Sequence[int]]) -> None:
+    rank = relation.rank() - 1
+    for dim in range(rank):
+        size, factor = (per_dimension(value, rank)[dim] for value in (module.size, module.scale_factor))
+        anew = None if factor is None else module.recompute_scale_factor
+        relation.slide(1 + dim, F.interpolate, size, factor, mode=module.mode, recompute_scale_factor=anew)
+
+
+_COPIES = {"how": "routes copies of spikes (modes but nearest: refused)", "refusal": _interpolates}
+
+_UPSAMPLES: Rows = {
+    nn.Upsample: _route(
+        {
+            "size": SIZE,
+            "scale_factor": SCALE_FACTOR,
+            "mode": one_of("nearest", "nearest-exact"),
+            "recompute_scale_factor": FLAG_OR_NONE,
+        },
+        _relate_upsample,
+        functions={_build_interpolation: [F.interpolate]},
+        spell=_spell_upsample,
+        **_COPIES,
+    ),
+    nn.UpsamplingNearest2d: _route(
+        {"size": SIZE, "scale_factor": SCALE_FACTOR}, _relate_upsample, spell=_spell_upsample, **_COPIES
+    ),
+}
+
+
+# Borders
+
+_PADDED_BY_A_CONSTANT = "it pads with a constant other than 0, which nothing says; pad with 0"
+
+_PADS: dict[str, tuple[Any, ...]] = {
+    "constant": (nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d),
+    "reflect": (nn.ReflectionPad1d, nn.ReflectionPad2d),
+    "replicate": (nn.ReplicationPad1d, nn.ReplicationPad2d),
+    "circular": (nn.CircularPad1d, nn.CircularPad2d),
+}
+"""Mode of ``torch.nn.functional.pad`` -> the modules that pad one dimension, two, ... in it."""
+
+
+def _padding_of(mode: str, pads: tuple[int, ...], dims: int) -> nn.Module:
+    """The module that pads as many dimensions as `pads` names, of an input of so many, in torch's mode."""
+    rank = len(pads) // 2
+    if rank >= dims or rank > len(_PADS.get(mode, ())) or rank == 0:
+        raise Refusal(f"it pads {rank} dimensions with mode={mode!r}; padding of units of a sample is routed")
+    module: nn.Module = _PADS[mode][rank - 1](pads)
+    return module
+
+
+def _pads_with_a_constant(pad: Any) -> str | None:
+    return None if getattr(pad, "value", 0) == 0 else _PADDED_BY_A_CONSTANT
+
+
+def _build_pad(
+    append: Append, input: Value, pad: Sequence[int], mode: str = "constant", value: float | None = None
+) -> Value:
+    if value:
+        raise Refusal(_PADDED_BY_A_CONSTANT)
+    return append(_padding_of(mode, tuple(pad), input.tensor.dim()), input)
+
+
+def _pad_with_edges(module: Any, gains: list[Tensor]) -> Tensor:
+    """Pad (or crop) the last dimensions by their edges: nothing spikes in a border, so its gain may be any."""
+    (full,), padding = gains, module.padding
+    # torch counts paddings from the last dimension backwards.
+    for place in range(len(padding) // 2):
+        dim, size = full.dim() - 1 - place, full.shape[full.dim() - 1 - place]
+        index = torch.arange(-padding[2 * place], size + padding[2 * place + 1]).clamp(0, size - 1)
+        full = full.index_select(dim, index)
+    return full
+
+
+def _pad(mode: str, rank: int, with_value: bool = False) -> Operator:
+    def spell(module: Any, shape: Sequence[int]) -> nn.Module:
+        if _pads_with_a_constant(module) is not None:
+            spelled: nn.Module = module
+            return spelled
+        # torch takes any of them for any number of dimensions.
+        return _padding_of(mode, module.padding, len(shape)).train(module.training)
+
+    def relate(relation: Relation, module: Any, place: int, shapes: Sequence[Sequence[int]]) -> None:
+        for index in range(len(module.padding) // 2):
+            pads = module.padding[2 * index : 2 * index + 2]
+            relation.slide(relation.rank() - 1 - index, F.pad, pads, mode=mode)
+
+    constant = mode == "constant"
+    silent = "silent units at the border (constants other than 0: refused)"
+    return _route(
+        {"padding": listed(-MOST, 2 * rank), **({"value": ZERO} if with_value else {})},
+        relate,
+        how=silent if constant else "routes copies of spikes to the border",
+        refusal=_pads_with_a_constant,
+        functions={_build_pad: [F.pad]} if constant and rank == 1 and not with_value else {},
+        spell=spell,
+        gain=Moved(_pad_with_edges) if constant else Moved(),
+    )
+
+
+_BORDERS: Rows = {
+    **{kind: _pad(mode, 1 + place) for mode, kinds in _PADS.items() for place, kind in enumerate(kinds)},
+    nn.ConstantPad1d: _pad("constant", 1, with_value=True),
+    nn.ConstantPad2d: _pad("constant", 2, with_value=True),
+}
+
+ROWS: Rows = _SHAPES | _ORDERS | _PARTS | _UPSAMPLES | _BORDERS
+
+
+def _changes_no_relation(relation: Relation, module: Any, place: int, shapes: Sequence[Sequence[int]]) -> None:
+    pass
+
+
+EMITTED: Rows = {
+    AxonalDelay: _route({"steps": whole(0)}, _changes_no_relation, how="spikes arrive later", form=same_terms)
+}
+"""Rows of modules that conversion alone makes."""
+
+__all__ = ["EMITTED", "ROWS"]
