@@ -45,7 +45,11 @@ class OneByOne:
         Node that emits spikes (input, neurons, first-spike pools) -> bool ``[B, ...]``: who sends one.
     pooled : dict
         First-spike pool -> spikes that arrive at each of its inputs, ``[B, ...]``.
+    maps : tuple
+        Classes of modules that have synapses of their own.
     """
+
+    maps = MAPS
 
     def __init__(self, snn, result):
         self.module = copy.deepcopy(snn.graph_module).double()
@@ -142,6 +146,13 @@ class OneByOne:
                 1
             )
 
+    def moves(self, node, shape):
+        """Whether an average to the size that is there gives each unit itself, and so has no synapse to count."""
+        adaptive = isinstance(self.modules[node], nn.AdaptiveAvgPool1d | nn.AdaptiveAvgPool2d)
+        units = math.prod(shape)
+        each = torch.eye(units).double().view(units, *shape)
+        return adaptive and torch.equal(self.modules[node](each), each)
+
     def synops(self):
         """Layer -> for each image, each spike and each neuron that it reaches."""
         counts = {}
@@ -168,7 +179,7 @@ class OneByOne:
             for node in nodes:
                 module, inputs = self.modules[node], list(node.args)
                 reached |= {node: (self.through([node], reached)[node] > 0).double()}
-                if isinstance(module, MAPS):
+                if isinstance(module, self.maps) and not self.moves(node, reached[inputs[0]].shape[1:]):
                     raw[node] = torch.zeros_like(reached[node])
                     outputs = self.outputs_of_each_input(node, reached[inputs[0]].shape[1:])
                     delivered = [
