@@ -14,28 +14,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal, TypedDict
 
-import torch
 from torch import Tensor
 
-from quartz_plugin.calibration_methods import CalibrationMethod
+from quartz_plugin import checks
+from quartz_plugin.calibration_methods import CalibrationMethod, CalibrationStep
 from quartz_plugin.coding import plain
 from quartz_plugin.functional import BiasCode, Rectifier
-from quartz_plugin.options import (
-    UNSET,
-    describe,
-    is_bool,
-    is_count,
-    is_percentile,
-    is_share,
-    is_t_max,
-    is_t_max_or_one_each,
-    is_weight_bits,
-    one_of,
-    option,
-    refuse_unknown,
-    take_plain_and_check,
-)
-from quartz_plugin.task import CLASSIFICATION, Task, check_task
+from quartz_plugin.options import UNSET, describe, option, refuse_unknown, take_plain_and_check
+from quartz_plugin.task import CLASSIFICATION, Task
 
 Granularity = Literal["layer", "channel"]
 Linear = Literal["compose", "pair"]
@@ -43,29 +29,10 @@ FirstLayer = Literal["spiking", "dense"]
 Shifts = Literal["all", "far", "none"]
 Preprocessing = tuple[Sequence[float] | Tensor | float, Sequence[float] | Tensor | float]
 
+Method = str | CalibrationMethod | CalibrationStep
+
 DEFAULT = "default"
 """Name under which a mapping of ``t_max`` has that of the layers it does not name."""
-
-
-def _is_task(name: str, value: Any) -> None:
-    check_task(value)
-
-
-def _is_method(name: str, value: Any) -> None:
-    CalibrationMethod.parse(value)
-
-
-def _is_preprocessing(name: str, value: Any) -> None:
-    if value is not None:
-        _mean_and_std(value)
-
-
-def _mean_and_std(value: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    try:
-        mean, std = (torch.as_tensor(part, dtype=torch.float64).flatten().tolist() for part in value)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"preprocessing must be (mean, std), got {value!r}") from error
-    return tuple(mean), tuple(std)
 
 
 def _are_layers(name: str, value: Any) -> None:
@@ -98,9 +65,13 @@ class LayerConfig:
     {'percentile': 99.99}
     """
 
-    percentile: float | None = option(None, "Percentile of the layer's values that becomes the value 1.", is_percentile)
-    granularity: Granularity | None = option(None, "One scale for the layer, or for each channel.", one_of(Granularity))
-    t_max: int | None = option(None, "T of the layer.", is_t_max)
+    percentile: float | None = option(
+        None, "Percentile of the layer's values that becomes the value 1.", checks.is_percentile
+    )
+    granularity: Granularity | None = option(
+        None, "One scale for the layer, or for each channel.", checks.one_of(Granularity)
+    )
+    t_max: int | None = option(None, "T of the layer.", checks.is_t_max)
 
     def __post_init__(self) -> None:
         take_plain_and_check(self, leave_out=lambda value: value is None)
@@ -157,7 +128,7 @@ class ConversionConfig:
     t_max: int | Mapping[str, int] = option(
         16,
         "T: every value is one of T levels, and a layer takes T - 1 steps; or one for each layer or block.",
-        is_t_max_or_one_each,
+        checks.is_t_max_or_one_each,
         """
         A dict has the name of a layer (as the report has it; "output", "input") or of a block -> its ``T``, "default"
         for the rest, as ``{"default": 8, "input": 32}``; :func:`~quartz_plugin.allocate_steps` finds some. Layers of a
@@ -165,23 +136,25 @@ class ConversionConfig:
         """,
     )
     hold: bool = option(
-        True, "No neuron may fire before its readout; False is the paper's neuron, with its early spikes.", is_bool
+        True,
+        "No neuron may fire before its readout; False is the paper's neuron, with its early spikes.",
+        checks.is_bool,
     )
     rectifier: Rectifier = option(
         "spike",
         'Zeros are encoded by a forced spike ("spike", the paper\'s) or by silence ("silent").',
-        one_of(Rectifier),
+        checks.one_of(Rectifier),
     )
     bias: BiasCode = option(
         "synapse",
         "A bias as a synapse from a unit that encodes 1, or as the authors' unit-weight spike in time.",
-        one_of(BiasCode),
+        checks.one_of(BiasCode),
         'The latter goes with ``hold=False, rectifier="spike"`` only.',
     )
     linear: Linear = option(
         "compose",
         "What becomes of a signed value without a ReLU that feeds on, as in a linear bottleneck.",
-        one_of(Linear),
+        checks.one_of(Linear),
         """
         "compose": the linear maps in a row act as the one they compose to; exact, no neuron, no delay. "pair": two
         layers of neurons carry it, one for each sign, which rounds it and clips its size at their scale.
@@ -190,23 +163,26 @@ class ConversionConfig:
     percentile: float = option(
         99.9,
         "Percentile of each ReLU's values (zeros included) that becomes the value 1; in (0, 100].",
-        is_percentile,
+        checks.is_percentile,
         "Where it is 0 (a layer or channel that is seldom active), the largest value seen takes its place.",
     )
     output_percentile: float = option(
         100.0,
         "The same for the output, of the size of the logits.",
-        is_percentile,
+        checks.is_percentile,
         """
         Of a regression as many percent of an output's values lie below the upper end of its range, and above the lower.
         """,
     )
-    granularity: Granularity = option("layer", "One scale for each layer, or for each channel.", one_of(Granularity))
-    calibration_method: str = option(
+    granularity: Granularity = option(
+        "layer", "One scale for each layer, or for each channel.", checks.one_of(Granularity)
+    )
+    calibration_method: Method = option(
         "percentile",
         "Method of finding scales and biases, names joined by +; or best. No labels are needed.",
-        _is_method,
+        checks.is_method,
         """
+        Or objects that add up, as ``LeastSquares() + Distill(passes=4)`` (:mod:`quartz_plugin.calibration_methods`).
         First, where scales come from: "percentile", "least_squares" (rounding loses least in each layer) or "search"
         (the output is nearest to the ANN's). Then, if wanted, "bias_correction" (the mean error of rounding goes into
         the biases); "tune" (scales and biases learn, all blocks at once, to give the ANN's activations) or "distill"
@@ -217,29 +193,31 @@ class ConversionConfig:
         ``snn.graph.settings["calibration_method"]``.
         """,
     )
-    tuning_passes: int = option(6, "Number of times that tune and distill see every calibration image.", is_count)
+    tuning_passes: int = option(
+        6, "Number of times that tune and distill see every calibration image.", checks.is_count
+    )
     tuning_rate: float = option(
         0.01,
         "Adam's highest rate in tune and distill, as a share of the size of each layer's weights and scale.",
-        is_share,
+        checks.is_share,
         "Deep networks without batch norms, and few images, want less.",
     )
     first_layer: FirstLayer = option(
         "spiking",
         "Spikes encode the image (spiking), or the first layer computes on the image itself (dense).",
-        one_of(FirstLayer),
+        checks.one_of(FirstLayer),
         """
         "dense" computes the first linear map and its ReLU by multiplications, and encodes what comes out: the image is
         not rounded, and there is one window less.
         """,
     )
     preprocessing: Preprocessing | None = option(
-        None, "(mean, std) that the ANN expects its input normalised by; folded in exactly.", _is_preprocessing
+        None, "(mean, std) that the ANN expects its input normalised by; folded in exactly.", checks.is_preprocessing
     )
     weight_bits: int | None = option(
         None,
         "Put weights, biases and threshold on a fixed-point grid, weights of so many bits with their sign (2 to 16).",
-        is_weight_bits,
+        checks.is_weight_bits,
         """
         For each layer or, with ``granularity="channel"``, each output channel. All engines then compute in exact whole
         numbers (on a CPU, whose libraries only add and multiply) and agree bit for bit. The network is in float64
@@ -249,7 +227,7 @@ class ConversionConfig:
     task: Task = option(
         CLASSIFICATION,
         "Meaning of the output: classes (classification) or values (regression).",
-        _is_task,
+        checks.is_task,
         """
         "classification": classes on dimension 1, and a decision at every position (``[B, classes]``, ``[B, classes, H,
         W]``); a single logit (``[B]``, ``[B, 1]``) decides by its sign. "regression": values to estimate, ``[B,
@@ -270,14 +248,29 @@ class ConversionConfig:
 
     def __post_init__(self) -> None:
         take_plain_and_check(self)
+        self._take_numbers_of_method()
         if self.preprocessing is not None:
-            object.__setattr__(self, "preprocessing", _mean_and_std(self.preprocessing))
+            object.__setattr__(self, "preprocessing", checks.mean_and_std(self.preprocessing))
         own = {
             name: value if isinstance(value, LayerConfig) else LayerConfig.from_dict(value)
             for name, value in (self.layers or {}).items()
         }
         object.__setattr__(self, "layers", own)
         self._check_together()
+
+    def _take_numbers_of_method(self) -> None:
+        """Keep a method of objects by its names, and the numbers that they have as the options that they are."""
+        if isinstance(self.calibration_method, str):
+            return
+        method = CalibrationMethod.of(self.calibration_method)
+        for name, value in method.numbers().items():
+            if getattr(self, name) not in (value, getattr(ConversionConfig, name)):
+                raise ValueError(
+                    f"{method} has {name}={value!r} and the configuration {getattr(self, name)!r}: give one"
+                )
+            object.__setattr__(self, name, value)
+        object.__setattr__(self, "calibration_method", str(method))
+        take_plain_and_check(self)
 
     def _check_together(self) -> None:
         """Refuse options that do not go together."""
@@ -297,7 +290,7 @@ class ConversionConfig:
     @property
     def method(self) -> CalibrationMethod:
         """The calibration method that ``calibration_method`` names."""
-        return CalibrationMethod.parse(self.calibration_method)
+        return CalibrationMethod.of(self.calibration_method)
 
     @property
     def own_options(self) -> dict[str, LayerConfig]:
@@ -330,7 +323,7 @@ class ConversionConfig:
         """Every option as a plain JSON value, as files hold them."""
         values = {each.name: getattr(self, each.name) for each in fields(self)}
         if self.preprocessing is not None:
-            values["preprocessing"] = [list(each) for each in _mean_and_std(self.preprocessing)]
+            values["preprocessing"] = [list(each) for each in checks.mean_and_std(self.preprocessing)]
         if isinstance(self.t_max, Mapping):
             values["t_max"] = dict(self.t_max)
         return values | {"layers": {name: LayerConfig.to_dict(own) for name, own in (self.layers or {}).items()}}  # type: ignore[arg-type]
@@ -349,7 +342,7 @@ class TrainingOptions(AllocationOptions, total=False):
 
     percentile: float
     output_percentile: float
-    calibration_method: str
+    calibration_method: Method
     first_layer: FirstLayer
     layers: Mapping[str, LayerConfig | Override] | None
 

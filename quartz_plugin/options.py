@@ -9,12 +9,11 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import field, fields
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
-from quartz_plugin.coding import plain, window_length
+from quartz_plugin.checks import Check
+from quartz_plugin.coding import plain
 
 Value = TypeVar("Value")
 Function = TypeVar("Function", bound=Callable[..., Any])
-Check = Callable[[str, Any], None]
-"""Raises ValueError for a value that an option of this name cannot have."""
 
 
 def option(default: Value, help: str, check: Check, details: str = "") -> Value:
@@ -33,67 +32,6 @@ def option(default: Value, help: str, check: Check, details: str = "") -> Value:
     """
     metadata = {"help": help, "check": check, "details": textwrap.dedent(details).strip()}
     return field(default=default, metadata=metadata)
-
-
-def one_of(choices: Any) -> Check:
-    """Check of an option that has one of the values of a Literal."""
-    names = get_args(choices)
-    in_words = " or ".join(f'"{each}"' for each in names)
-
-    def check(name: str, value: Any) -> None:
-        if value not in names:
-            raise ValueError(f"{name} must be {in_words}, got {value!r}")
-
-    return check
-
-
-def is_percentile(name: str, value: Any) -> None:
-    """Check of a number in (0, 100]."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0.0 < value <= 100.0:
-        raise ValueError(f"{name} must be a number in (0, 100], got {value!r}")
-
-
-def is_bool(name: str, value: Any) -> None:
-    """Check of True and False."""
-    if not isinstance(value, bool):
-        raise ValueError(f"{name} must be True or False, got {value!r}")
-
-
-def is_count(name: str, value: Any) -> None:
-    """Check of a whole number of at least 1."""
-    if type(value) is not int or value < 1:
-        raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
-
-
-def is_share(name: str, value: Any) -> None:
-    """Check of a number between 0 and 1."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1:
-        raise ValueError(f"{name} is a share between 0 and 1, got {value!r}")
-
-
-def is_weight_bits(name: str, value: Any) -> None:
-    """Check of the bits of a weight."""
-    if value is not None and (type(value) is not int or not 2 <= value <= 16):
-        raise ValueError(f"{name} must be a whole number from 2 to 16 (8 on Loihi), or None, got {value!r}")
-
-
-def is_t_max(name: str, value: Any) -> None:
-    """Check of ``T``."""
-    try:
-        window_length(value)
-    except ValueError as error:
-        raise ValueError(str(error).replace("t_max", name, 1)) from error
-
-
-def is_t_max_or_one_each(name: str, value: Any) -> None:
-    """Check of ``T``, or of a dict of one for each layer."""
-    if not isinstance(value, Mapping):
-        is_t_max(name, value)
-        return
-    for layer, own in value.items():
-        if not isinstance(layer, str):
-            raise TypeError(f"{name} must name layers by strings, as the report has them, got {layer!r}")
-        is_t_max(f"layer {layer!r}: {name}", own)
 
 
 def take_plain_and_check(config: Any, leave_out: Callable[[Any], bool] = lambda value: False) -> None:

@@ -11,6 +11,17 @@ from torch import nn
 
 import quartz_plugin
 from quartz_plugin import ConversionConfig, LayerConfig
+from quartz_plugin.calibration_methods import (
+    STEPS,
+    BiasCorrection,
+    CalibrationMethod,
+    Distill,
+    LeastSquares,
+    OutputRange,
+    Percentile,
+    Search,
+    Tune,
+)
 from quartz_plugin.config import TRAINING, AllocationOptions, ConversionOptions, Override, TrainingOptions
 
 OTHER_VALUES = {
@@ -152,6 +163,45 @@ def test_unknown_options_are_refused_with_the_nearest(ann):
 def test_options_that_do_not_go_together(options, words):
     with pytest.raises(ValueError, match=words):
         ConversionConfig(**options)
+
+
+class TestCalibrationMethods:
+    def test_add_up_to_what_their_names_join_to(self):
+        method = OutputRange() + LeastSquares() + Tune()
+        assert str(method) == "least_squares+tune+output"
+        assert method == CalibrationMethod.parse("least_squares+tune+output")
+        assert method + BiasCorrection() == CalibrationMethod.parse("least_squares+bias_correction+tune+output")
+        assert [*STEPS] == ["percentile", "least_squares", "search", "bias_correction", "tune", "distill", "output"]
+
+    def test_are_kept_by_name_and_their_numbers_as_options(self, ann):
+        config = ConversionConfig(calibration_method=Percentile(99.0) + Distill(passes=2, rate=0.02))
+        assert config == ConversionConfig(
+            calibration_method="percentile+distill", percentile=99.0, tuning_passes=2, tuning_rate=0.02
+        )
+        images = torch.rand(20, 4)
+        objects, names = Search() + BiasCorrection(), "search+bias_correction"
+        one, other = (quartz_plugin.convert(ann, images, 4, calibration_method=each) for each in (objects, names))
+        assert torch.equal(one(images), other(images))
+        assert one.graph.settings == other.graph.settings
+
+    @pytest.mark.parametrize(
+        "combine",
+        [
+            lambda: Tune() + Distill(),
+            lambda: LeastSquares() + Search(),
+            lambda: Tune(passes=2) + Tune(rate=0.1),
+            lambda: LeastSquares() + "tune" + "fastest",
+        ],
+    )
+    def test_that_exclude_each_other_are_refused(self, combine):
+        with pytest.raises(ValueError, match="calibration_method must be"):
+            combine()
+
+    def test_with_numbers_that_they_cannot_have_are_refused(self):
+        with pytest.raises(ValueError, match="tuning_passes must be a whole number"):
+            ConversionConfig(calibration_method=Tune(passes=0))
+        with pytest.raises(ValueError, match=r"has tuning_passes=2 and the configuration 5"):
+            ConversionConfig(calibration_method=Tune(passes=2), tuning_passes=5)
 
 
 class TestConvert:
