@@ -13,20 +13,18 @@ from torch.nn import functional as F
 from quartz_plugin.activation import TTFSActivation, check_range
 from quartz_plugin.coding import check_unit_interval, with_plain_numbers
 from quartz_plugin.config import TRAINING, ConversionConfig, FirstLayer, Preprocessing, TrainingOptions, configured
-from quartz_plugin.convert.calibrate import Calibration, RangeSketch, along_channels
+from quartz_plugin.convert.calibrate import along_channels
 from quartz_plugin.convert.check import check
 from quartz_plugin.convert.fake_quant import insert_fake_quant, output_code, values_at
 from quartz_plugin.convert.fold import fold
-from quartz_plugin.convert.pipeline import Run, convert, scale
+from quartz_plugin.convert.images import Calibration
+from quartz_plugin.convert.pipeline import convert, scale
+from quartz_plugin.convert.refine.distance import TEMPERATURE, output_distance, relative_feature_mse
+from quartz_plugin.convert.refine.learning import parameter_groups
+from quartz_plugin.convert.refine.output_range import best_range, drives_of
+from quartz_plugin.convert.run import Run
+from quartz_plugin.convert.sketches import RangeSketch
 from quartz_plugin.convert.trace import trace
-from quartz_plugin.convert.tune import (
-    TEMPERATURE,
-    best_range,
-    drives_of,
-    output_distance,
-    parameter_groups,
-    relative_feature_mse,
-)
 from quartz_plugin.functional import Rectifier
 from quartz_plugin.graph import INPUT
 from quartz_plugin.network import SpikingNetwork

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from quartz_plugin.coding import NO_SPIKE
-from quartz_plugin.convert.calibrate import chunk_size
 from quartz_plugin.convert.fold import fold
+from quartz_plugin.convert.images import chunk_size
 from quartz_plugin.convert.trace import trace
 from quartz_plugin.engines.result import SimulationResult
 from quartz_plugin.network import SpikingNetwork

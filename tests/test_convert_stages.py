@@ -12,11 +12,12 @@ from torch import fx, nn
 
 import quartz_plugin
 from quartz_plugin.coding import NeuronClock
-from quartz_plugin.convert.calibrate import QuantileSketch, chunks, peek
 from quartz_plugin.convert.check import check
 from quartz_plugin.convert.fold import fold
+from quartz_plugin.convert.images import chunks, peek
 from quartz_plugin.convert.rescale import ScaledLayer, ScaledNetwork
 from quartz_plugin.convert.schedule import schedule
+from quartz_plugin.convert.sketches import QuantileSketch
 from quartz_plugin.convert.trace import trace
 from quartz_plugin.operators.table import OPERATORS, REASONS, ConversionError, Role
 

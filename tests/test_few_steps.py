@@ -18,13 +18,13 @@ from torch.nn import functional as F
 import quartz_plugin
 from quartz_plugin import ConversionError, TTFSActivation
 from quartz_plugin.calibration_methods import CalibrationMethod
-from quartz_plugin.convert import tune
-from quartz_plugin.convert.calibrate import QuantileSketch
 from quartz_plugin.convert.check import check
 from quartz_plugin.convert.fake_quant import values_at
 from quartz_plugin.convert.fold import fold
+from quartz_plugin.convert.refine import tuning
+from quartz_plugin.convert.refine.output_range import output_range
+from quartz_plugin.convert.sketches import QuantileSketch
 from quartz_plugin.convert.trace import trace
-from quartz_plugin.convert.tune import output_range
 from quartz_plugin.graph import module_nodes
 from quartz_plugin.lightning import Classifier, modules
 from quartz_plugin.lightning.modules import mixed
@@ -411,7 +411,7 @@ def test_what_a_teacher_cannot_teach_is_said(ann, images):
 def test_small_images_are_tuned_fifty_at_a_time_and_large_ones_ten(ann, images):
     def steps_of_two_passes(values_at_once):
         seen = []
-        with mock.patch.object(tune, "TUNED_AT_ONCE", values_at_once):
+        with mock.patch.object(tuning, "TUNED_AT_ONCE", values_at_once):
             quartz_plugin.convert(
                 ann, images, 4, calibration_method="tune", tuning_passes=2,
                 tuning_progress=lambda done, total: seen.append((done, total)),

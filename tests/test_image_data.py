@@ -24,7 +24,7 @@ import torchvision
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from quartz_plugin.convert.calibrate import evenly
+from quartz_plugin.convert.images import evenly
 from quartz_plugin.lightning import CIFAR10Data, FolderData, MNISTData, demo
 from quartz_plugin.lightning.data import (
     CIFAR10_CLASSES,

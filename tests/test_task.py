@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 import quartz_plugin
 from quartz_plugin import metrics
-from quartz_plugin.convert.calibrate import RangeSketch
+from quartz_plugin.convert.sketches import RangeSketch
 from quartz_plugin.costs import HOROWITZ_FLOAT32
 from quartz_plugin.metrics import Agreement, DecisionLatency, agreement
 from quartz_plugin.task import class_scores, decide, undecided

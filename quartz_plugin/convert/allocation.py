@@ -11,10 +11,13 @@ from torch import Tensor, fx, nn
 
 from quartz_plugin.coding import window_length, with_plain_numbers
 from quartz_plugin.config import AllocationOptions, ConversionConfig, configured
-from quartz_plugin.convert.calibrate import Calibration, calibrate, chunk_size, chunks, evenly_of
-from quartz_plugin.convert.pipeline import Run, scale
+from quartz_plugin.convert.calibrate import calibrate
+from quartz_plugin.convert.images import Calibration, chunk_size, chunks, evenly_of, some_of
+from quartz_plugin.convert.pipeline import scale
+from quartz_plugin.convert.refine.distance import output_distance
+from quartz_plugin.convert.refine.search import run_from
+from quartz_plugin.convert.run import Run
 from quartz_plugin.convert.traced import TracedNetwork
-from quartz_plugin.convert.tune import output_distance, run_from, some_of
 from quartz_plugin.functional import fake_quantize
 from quartz_plugin.graph import INPUT
 from quartz_plugin.operators.table import Role

@@ -23,17 +23,20 @@ from quartz_plugin.config import (
     Preprocessing,
     configured,
 )
-from quartz_plugin.convert.calibrate import Calibration, calibrate, chunks, peek, raise_on_all_ranks
+from quartz_plugin.convert.calibrate import calibrate
 from quartz_plugin.convert.check import check
 from quartz_plugin.convert.dense import dense_nodes, take_first_layer
 from quartz_plugin.convert.emit import NeuronKind, emit
 from quartz_plugin.convert.fold import fold
+from quartz_plugin.convert.images import Calibration, chunks, peek
+from quartz_plugin.convert.processes import raise_on_all_ranks
 from quartz_plugin.convert.quantize import quantize
+from quartz_plugin.convert.refine import refine
 from quartz_plugin.convert.rescale import rescale
+from quartz_plugin.convert.run import Run, TuningProgress
 from quartz_plugin.convert.schedule import schedule
 from quartz_plugin.convert.trace import trace
 from quartz_plugin.convert.traced import TracedNetwork
-from quartz_plugin.convert.tune import TuningProgress, refine
 from quartz_plugin.graph import INPUT
 from quartz_plugin.graph.synapses import synapse_counts
 from quartz_plugin.network import SpikingNetwork
@@ -135,21 +138,6 @@ def convert(
 
 
 @dataclass(frozen=True)
-class Run:
-    """What one call of :func:`convert` is given beside its options."""
-
-    example_input: Tensor | None = None
-    progress: Callable[[int], None] | None = None
-    tuning_progress: TuningProgress | None = None
-    distributed: bool = False
-
-    def __post_init__(self) -> None:
-        for called in (self.progress, self.tuning_progress):
-            if called is not None and not callable(called):
-                raise TypeError(f"progress and tuning_progress must be functions of numbers, got {called!r}")
-
-
-@dataclass(frozen=True)
 class CalibratedNetwork:
     """A network behind the first stages: traced, folded, checked, calibrated and tuned.
 
@@ -227,7 +215,7 @@ def scale(ann: nn.Module, calibration: Calibration, config: ConversionConfig, ru
             "give more varied training images, or see whether the layer is dead",
             stacklevel=2,
         )
-    named = config.calibration_method
+    named = str(config.calibration_method)
     if method.needs_images:
         progress = run.tuning_progress or _unseen
         scales, done = refine(draft, scales, lengths, torch.cat(list(chunked)), config, progress)

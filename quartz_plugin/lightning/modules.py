@@ -17,8 +17,8 @@ from torchmetrics import MeanMetric, Metric, MetricCollection, SumMetric
 from torchmetrics.classification import MulticlassAccuracy
 from torchvision.transforms import v2
 
-from quartz_plugin.convert.calibrate import evenly
-from quartz_plugin.convert.tune import adam
+from quartz_plugin.convert.images import evenly
+from quartz_plugin.convert.refine.learning import adam
 from quartz_plugin.costs import HOROWITZ_FLOAT32, HOROWITZ_INT8, LOIHI, EnergyProfile, paper_profile
 from quartz_plugin.costs.energy import ONLY_CONVERTED
 from quartz_plugin.costs.rate import RATE_COUNTS, RateCodedNetwork

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from quartz_plugin.convert.calibrate import evenly
+from quartz_plugin.convert.images import evenly
 from quartz_plugin.lightning.data.images import Images, Sample
 from quartz_plugin.lightning.data.listing import has_images, image_files, samples_of, split_evenly, subfolders
 from quartz_plugin.lightning.data.module import TEST_SHARE, ClassificationData

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from quartz_plugin.convert.calibrate import evenly
+from quartz_plugin.convert.images import evenly
 from quartz_plugin.lightning.data.images import Sample
 from quartz_plugin.tables import printable
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from quartz_plugin.convert.calibrate import evenly
+from quartz_plugin.convert.images import evenly
 from quartz_plugin.lightning.data.preparation import ImagePreparation
 from quartz_plugin.lightning.data.sampling import Seeded, ShareSampler
 

@@ -1,0 +1,81 @@
+"""Search: one layer's scales after the other, by what the network's output becomes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from quartz_plugin.activation import TTFSActivation
+from quartz_plugin.convert.fake_quant import insert_fake_quant
+from quartz_plugin.convert.images import some_of
+from quartz_plugin.convert.refine.distance import output_distance
+from quartz_plugin.convert.run import TuningProgress
+from quartz_plugin.convert.traced import TracedNetwork
+from quartz_plugin.graph import call_node
+from quartz_plugin.task import Task
+
+SEARCH_IMAGES = 256
+"""Images that the search looks at."""
+
+FACTORS = (0.5, 0.6, 0.7, 0.8, 0.9, 1.12, 1.26)
+"""What the search multiplies a layer's scales by, besides leaving them alone."""
+
+
+def search_scales(
+    draft: TracedNetwork,
+    scales: Mapping[str, Tensor],
+    windows: Mapping[str, int],
+    images: Tensor,
+    task: Task,
+    progress: TuningProgress,
+) -> dict[str, Tensor]:
+    """Multiply one layer's scales after the other by what brings the network's output nearest to the ANN's.
+
+    Nearest is least in :func:`output_distance`.
+    """
+    images = some_of(images, SEARCH_IMAGES)
+    module = insert_fake_quant(draft, scales, windows)
+    found = {path: scale.clone() for path, scale in scales.items()}
+    nodes = list(module.graph.nodes)
+    layers = [n for n in nodes if n.op == "call_module" and str(n.target) in found and _is_code(module, n)]
+    (last,) = nodes[-1].all_input_nodes
+    size = scales[str(draft.last.target)]
+    with torch.no_grad():
+        wanted = draft.output(images)
+        values: dict[fx.Node, Any] = {}
+        run_from(module, nodes, values, images)
+        least = float(output_distance(values[last], wanted, task, size))
+        kept = values
+        for done, layer in enumerate(layers):
+            path, place = str(layer.target), nodes.index(layer)
+            code = module.get_submodule(path)
+            assert isinstance(code, TTFSActivation)
+            best = 1.0
+            for factor in FACTORS:
+                code.log_scale.add_(math.log(factor))
+                tried = dict(values)
+                run_from(module, nodes[place:], tried, images)
+                code.log_scale.sub_(math.log(factor))
+                if (distance := float(output_distance(tried[last], wanted, task, size))) < least:
+                    least, best, kept = distance, factor, tried
+            if best != 1.0:
+                code.log_scale.add_(math.log(best))
+                found[path] = code.scale.double().cpu()
+                values = kept
+            progress(done + 1, len(layers))
+    return found
+
+
+def _is_code(module: fx.GraphModule, node: fx.Node) -> bool:
+    return isinstance(module.get_submodule(str(node.target)), TTFSActivation)
+
+
+def run_from(module: fx.GraphModule, nodes: Sequence[fx.Node], values: dict[fx.Node, Any], images: Tensor) -> None:
+    """Put the values of these nodes, one after the other, to those that are known."""
+    for node in nodes:
+        if node.op != "output":
+            values[node] = images if node.op == "placeholder" else call_node(module, node, values)

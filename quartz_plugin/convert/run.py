@@ -1,0 +1,26 @@
+"""Arguments of one call of conversion, which are no options of the network that it makes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+TuningProgress = Callable[[int, int], None]
+"""Called with the steps done so far, and all of them."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one call of :func:`convert` is given beside its options."""
+
+    example_input: Tensor | None = None
+    progress: Callable[[int], None] | None = None
+    tuning_progress: TuningProgress | None = None
+    distributed: bool = False
+
+    def __post_init__(self) -> None:
+        for called in (self.progress, self.tuning_progress):
+            if called is not None and not callable(called):
+                raise TypeError(f"progress and tuning_progress must be functions of numbers, got {called!r}")
