@@ -109,13 +109,61 @@ def test_the_top_level_holds_only_what_it_may():
     assert {Path(name).parts[0] for name in tracked} <= allowed | {".gitignore"}
 
 
-def test_readme_examples_run(tmp_path, monkeypatch):
-    """Every python block of README is executed, each by itself."""
+DOCUMENTS = [
+    ROOT / "README.md",
+    *sorted((ROOT / "recipes").glob("*.md")),
+    *sorted((ROOT / "recipes/results").glob("*.md")),
+]
+
+
+def python_blocks(path):
+    """Source of each python block of a document."""
+    return re.findall(r"```python\n(.*?)```", path.read_text(), flags=re.DOTALL)
+
+
+def test_documents_have_examples():
+    assert len(python_blocks(ROOT / "README.md")) >= 2
+    assert sum(len(python_blocks(path)) for path in DOCUMENTS) >= 12
+
+
+@pytest.mark.parametrize(
+    ("path", "number"),
+    [(path, number) for path in DOCUMENTS for number in range(len(python_blocks(path)))],
+    ids=lambda value: value.stem if isinstance(value, Path) else str(value),
+)
+def test_readme_examples_run(path, number, tmp_path, monkeypatch):
+    """Every python block of README and of the recipes' documents is executed, each by itself."""
+    block = python_blocks(path)[number]
+    if "norse" in block:
+        pytest.importorskip("norse")
     monkeypatch.chdir(tmp_path)
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
-    assert len(blocks) >= 4
-    for block in blocks:
-        exec(compile(block, "README.md", "exec"), {"__name__": "readme"})
+    exec(compile(block, path.name, "exec"), {"__name__": "readme"})
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.stem)
+def test_links_of_documents_lead_somewhere(path):
+    for target in re.findall(r"\]\(([^)\s]+)\)", path.read_text()):
+        if target.startswith("http"):
+            continue
+        file, _, anchor = target.partition("#")
+        linked = (path.parent / file).resolve() if file else path
+        assert linked.exists(), target
+        if anchor:
+            headings = re.findall(r"^#+ (.*)$", linked.read_text(), flags=re.MULTILINE)
+            assert anchor in {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}, (
+                target
+            )
+
+
+def test_readme_links_every_public_name():
+    links = dict(re.findall(r"\[`(\w+)`\]\(([^)]+\.py)\)", (ROOT / "README.md").read_text()))
+    assert set(quartz_plugin.__all__) <= set(links)
+    for name, target in links.items():
+        assert re.search(rf"\b{name}\b", (ROOT / target).read_text()), f"{name} is not in {target}"
+
+
+def test_readme_is_short():
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 250
 
 
 def test_readme_and_changelog_are_finished():
