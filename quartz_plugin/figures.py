@@ -87,8 +87,9 @@ def _energy(name: str, label: str, axis: str) -> Figure:
 
 
 def _relative_energy(name: str, label: str, axis: str) -> Figure:
-    unit = "1-bit additions"
-    return Figure(name, f"energy: {label}", f"energy an inference, {axis}", unit, f"M {unit}", 1e-6, ",.4g")
+    """Energy as the paper has it, in additions of one bit."""
+    axis = f"energy an inference in 1-bit additions, {axis}"
+    return Figure(name, f"energy: {label}", axis, "", "M", 1e-6, ",.4g")
 
 
 _ROWS = (
@@ -109,8 +110,14 @@ _ROWS = (
     _count("synops", "synaptic operations: spikes x synapses", "synaptic operations an inference (spikes x synapses)"),
     _count("macs", "multiplications", "multiplications an inference", ",.0f"),
     _count("nonzero_macs", "multiplications of inputs that are not zero", form=",.0f"),
-    _count("graded_synops", "  of these on graded inputs (multiplications)", "multiplications of graded inputs"),
-    _count("synops_factored", "  linear maps one after the other", "synaptic operations an inference (maps in a row)"),
+    _count(
+        "graded_synops", "synaptic operations: on graded inputs (multiplications)", "multiplications of graded inputs"
+    ),
+    _count(
+        "synops_factored",
+        "synaptic operations: linear maps one after the other",
+        "synaptic operations an inference (maps in a row)",
+    ),
     _count("first_layer_macs", "multiplications of the first layer, on the image"),
     _count(
         "synops_merged",
@@ -138,9 +145,9 @@ _ROWS = (
     _energy("energy_loihi", "Loihi 1's, of synapses and neurons", "Loihi 1"),
     _energy("energy_45nm_float32", "45 nm, float32 arithmetic", "45 nm, float32 arithmetic"),
     _energy("energy_45nm_int8", "45 nm, 8-bit arithmetic", "45 nm, 8-bit arithmetic"),
-    _relative_energy("energy_paper", "the paper's, relative", "relative, of merged + 2 N T operations"),
+    _relative_energy("energy_paper", "the paper's, relative", "of merged + 2 N T operations"),
     _relative_energy(
-        "energy_paper_strict", "the paper's, of spikes x synapses", "relative, of spikes x synapses + 2 N T operations"
+        "energy_paper_strict", "the paper's, of spikes x synapses", "of spikes x synapses + 2 N T operations"
     ),
     _count("images", "test images", "images", ",.0f", better=None),
     _count("cost_images", "test images whose costs are counted", "images", ",.0f", better=None),

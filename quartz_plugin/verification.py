@@ -123,9 +123,12 @@ class Verification:
             f"{table}\n"
             "(mean, worst: distance from the ANN in time steps; relative: mean distance by mean size of the ANN's "
             "values; saturated, early, silent: shares)\n"
-            f"{self.diagnosis()}\n"
-            f"{self._of_outputs()}"
+            f"{self.summary()}"
         )
+
+    def summary(self) -> str:
+        """Where it starts to go wrong, and how alike the outputs are, without the table of layers."""
+        return f"{self.diagnosis()}\n{self._of_outputs()}"
 
     def _of_outputs(self) -> str:
         if self.agreement is not None and self.ties is not None:

@@ -13,9 +13,10 @@ r"""CIFAR-10: fit, convert, test, predict, sweep. A VGG that 2 CPU cores train i
     python recipes/cifar10.py sweep --config recipes/configs/cifar10_resnet20.yaml --data.root FOLDER \
         --model.weights FILE
 
-Everything is written to runs/cifar10: best.ckpt, last.ckpt, snn.safetensors, test.json, test.csv, sweep.csv, pictures,
-logs/ (CSV), tensorboard/. A run that was cut off goes on with `fit --ckpt_path runs/cifar10/last.ckpt`. `--help` behind
-a command lists its options; `--config FILE.yaml` reads them from a file; recipes/configs/cifar10.yaml has every key.
+Everything is written to runs/cifar10: best.ckpt, last.ckpt, snn.safetensors, convert.csv, test.json, test.csv,
+sweep.csv, pictures, logs/ (CSV), tensorboard/; `--all_figures true` prints all figures of convert and test. A run that
+was cut off goes on with `fit --ckpt_path runs/cifar10/last.ckpt`. `--help` behind a command lists its options;
+`--config FILE.yaml` reads them from a file; recipes/configs/cifar10.yaml has every key.
 """
 
 from types import MappingProxyType

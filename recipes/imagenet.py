@@ -18,11 +18,11 @@ r"""ImageNet, or any images in folders: fit, convert, test, predict, sweep, with
     python recipes/imagenet.py convert --data.root photos --model.arch resnet18 --ckpt_path runs/imagenet/best.ckpt
     python recipes/imagenet.py predict --snn runs/imagenet/snn.safetensors --images cat.jpg
 
-Everything is written to runs/imagenet: best.ckpt, last.ckpt, snn.safetensors, test.json, test.csv, sweep.csv, pictures,
-logs/ (CSV), tensorboard/. A run that was cut off goes on with `fit --ckpt_path runs/imagenet/last.ckpt`. On several
-machines or GPUs: `--trainer.devices 8 --trainer.num_nodes 2 --trainer.strategy ddp`, with every command. `--help`
-behind a command lists its options; `--config FILE.yaml` reads them from a file; recipes/configs/imagenet.yaml has
-every key.
+Everything is written to runs/imagenet: best.ckpt, last.ckpt, snn.safetensors, convert.csv, test.json, test.csv,
+sweep.csv, pictures, logs/ (CSV), tensorboard/; `--all_figures true` prints all figures of convert and test. A run that
+was cut off goes on with `fit --ckpt_path runs/imagenet/last.ckpt`. On several machines or GPUs: `--trainer.devices 8
+--trainer.num_nodes 2 --trainer.strategy ddp`, with every command. `--help` behind a command lists its options;
+`--config FILE.yaml` reads them from a file; recipes/configs/imagenet.yaml has every key.
 """
 
 from types import MappingProxyType

@@ -5,13 +5,15 @@
     python recipes/mnist.py fit --data.root data      # the real 60,000 + 10,000 (downloaded unless data/MNIST is there)
     python recipes/mnist.py convert --data.root data --ckpt_path runs/mnist/best.ckpt --t_max 16
     python recipes/mnist.py test --data.root data --ckpt_path runs/mnist/best.ckpt --snn runs/mnist/snn.safetensors
+    python recipes/mnist.py predict --snn runs/mnist/snn.safetensors --images digit.png
     python recipes/mnist.py sweep --data.root data --ckpt_path runs/mnist/best.ckpt     # T_max x percentile x neuron
     python recipes/mnist.py figures                               # the sweep's pictures once more, beside the paper's
     python recipes/mnist.py costs --data.root data --ckpt_path runs/mnist/best.ckpt     # beside ANN, rate code, Loihi
 
-Everything is written to runs/mnist: best.ckpt, last.ckpt, snn.safetensors, sweep.csv, costs.csv, pictures, logs/ (CSV),
-tensorboard/.
-`--help` behind a command lists its options; `--config FILE.yaml` reads them from a file.
+Everything is written to runs/mnist: best.ckpt, last.ckpt, snn.safetensors, convert.csv, test.json, test.csv, sweep.csv,
+costs.csv, pictures, logs/ (CSV), tensorboard/. Tables begin with what most people want; `--all_figures true` prints the
+rest, which the files hold in any case. `--help` behind a command lists its options; `--config FILE.yaml` reads them
+from a file.
 """
 
 from types import MappingProxyType

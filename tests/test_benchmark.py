@@ -15,6 +15,9 @@ from torch.utils.data import TensorDataset
 pytest.importorskip("lightning", reason="needs the extra recipes")
 
 from quartz_plugin.lightning import MNISTData, vgg11_bn_cifar10
+from quartz_plugin.lightning.benchmark import Benchmark, run_benchmark
+from quartz_plugin.lightning.benchmark import run as benchmark_run
+from quartz_plugin.lightning.benchmark.setup import normalise, set_up
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "benchmark.py"
 ENGINES = {
@@ -31,16 +34,11 @@ ENGINES = {
 }
 
 
-@pytest.fixture(scope="module")
-def recipe():
-    return runpy.run_path(str(RECIPE), run_name="benchmark")
-
-
-def run(recipe, folder, **options):
+def run(folder, **options):
     """Rows of a short run."""
     paths = {"csv": str(folder / "new" / "b.csv"), "plot": str(folder / "new" / "b.png")}
     options = {"t_max": 4, "batch_size": 4, "repeats": 1, **options}
-    recipe["benchmark"](**options, **paths)
+    run_benchmark(Benchmark(**options, **paths))
     assert (folder / "new" / "b.png").read_bytes().startswith(b"\x89PNG")
     return list(csv.DictReader((folder / "new" / "b.csv").open()))
 
@@ -49,8 +47,8 @@ def expected():
     return ENGINES if find_spec("numba") else {name for name in ENGINES if not name.startswith("event")}
 
 
-def test_one_row_for_each_contender_and_a_picture(recipe, tmp_path, capsys):
-    rows = run(recipe, tmp_path, t_max=[4, 8])
+def test_one_row_for_each_contender_and_a_picture(tmp_path, capsys):
+    rows = run(tmp_path, t_max=[4, 8])
     assert {row["what"] for row in rows if row["t_max"] == "4"} == expected()
     assert {row["what"] for row in rows if row["t_max"] == "8"} == expected()
     (rate,) = (row for row in rows if row["what"].startswith("rate code"))
@@ -64,19 +62,19 @@ def test_one_row_for_each_contender_and_a_picture(recipe, tmp_path, capsys):
 
 
 @pytest.mark.shared
-def test_all_contenders_answer_alike_on_real_digits(recipe, tmp_path):
-    rows = run(recipe, tmp_path, t_max=64, batch_size=20, data=str(SHARED))
+def test_all_contenders_answer_alike_on_real_digits(tmp_path):
+    rows = run(tmp_path, t_max=64, batch_size=20, data=str(SHARED))
     assert {row["images"] for row in rows} == {"trained weights, real images"}
     assert {float(row["right_percent"]) for row in rows} == {100.0}
 
 
 @pytest.mark.shared
-def test_a_test_with_and_without_metrics_is_timed(recipe, tmp_path, capsys, monkeypatch):
+def test_a_test_with_and_without_metrics_is_timed(tmp_path, capsys, monkeypatch):
     digits = MNISTData(batch_size=4)
     digits._parts["test"] = TensorDataset(torch.rand(6, 1, 28, 28), torch.zeros(6, dtype=torch.long))
     monkeypatch.setattr(digits, "setup", lambda stage=None: None)
-    monkeypatch.setitem(recipe["_test_passes"].__globals__, "_recipes_data", lambda *given: digits)
-    run(recipe, tmp_path, data=str(SHARED), test_pass=True)
+    monkeypatch.setattr(benchmark_run, "recipes_data", lambda *given: digits)
+    run(tmp_path, data=str(SHARED), test_pass=True)
     heading, _, hold, paper = capsys.readouterr().out.splitlines()[-6:-2]
     assert heading.startswith("test of 6 images, batch 4")
     assert [line.split()[:2] for line in (hold, paper)] == [["hold", "4"], ["paper", "4"]]
@@ -84,19 +82,19 @@ def test_a_test_with_and_without_metrics_is_timed(recipe, tmp_path, capsys, monk
 
 
 @pytest.mark.slow
-def test_slow_contenders_run_where_asked_for_and_memory_is_measured(recipe, tmp_path, capsys):
-    rows = run(recipe, tmp_path, networks=["resnet20"], batch_size=2, slow=True, memory=True)
+def test_slow_contenders_run_where_asked_for_and_memory_is_measured(tmp_path, capsys):
+    rows = run(tmp_path, networks=["resnet20"], batch_size=2, slow=True, memory=True)
     assert {row["what"] for row in rows} == expected()
     memory = {row["what"]: float(row["memory_mb"]) for row in rows}
     assert memory["ANN"] == 0.0
-    rows = run(recipe, tmp_path, networks=["resnet20"], batch_size=2)
+    rows = run(tmp_path, networks=["resnet20"], batch_size=2)
     assert "to_snntorch() in a loop" not in {row["what"] for row in rows}
     assert "left out: stepped at T = 4 (--slow true)" in capsys.readouterr().out
 
 
-def test_batch_norms_take_their_statistics_from_the_images(recipe):
-    setup = recipe["_set_up"]("resnet20", None, 4, 4, 0)
-    inputs = recipe["_normalise"](setup.network, setup.images)
+def test_batch_norms_take_their_statistics_from_the_images():
+    setup = set_up("resnet20", None, 4, 4, 0)
+    inputs = normalise(setup.network, setup.images)
     norm, conv = setup.ann.bn1, setup.ann.conv1
     assert torch.allclose(norm.running_mean, conv(inputs).mean((0, 2, 3)), atol=1e-5)
     assert norm.momentum == 0.1

@@ -26,8 +26,8 @@ from quartz_plugin.convert.refine.output_range import output_range
 from quartz_plugin.convert.sketches import QuantileSketch
 from quartz_plugin.convert.trace import trace
 from quartz_plugin.graph import module_nodes
-from quartz_plugin.lightning import Classifier, modules
-from quartz_plugin.lightning.modules import mixed
+from quartz_plugin.lightning import Classifier, FewStepsClassifier
+from quartz_plugin.lightning.modules import few_steps, mixed
 
 PREPROCESSING = ((0.4, 0.5, 0.6), (0.2, 0.25, 0.3))
 
@@ -296,8 +296,8 @@ def test_an_output_range_is_positive_and_finite(ann, images, scale):
 @pytest.fixture
 def in_training(ann, images):
     """A classifier that learns to spike, its output's range far too wide, and its trainer's stand-in."""
-    model = Classifier(ann, 4, preprocessing=PREPROCESSING)
-    model.train_spikes(quartz_plugin.prepare(model.network, images, 4, preprocessing=PREPROCESSING))
+    network = quartz_plugin.prepare(ann, images, 4, preprocessing=PREPROCESSING)
+    model = FewStepsClassifier(Classifier(ann, 4, preprocessing=PREPROCESSING), network)
     model.network.set_output_range(1000.0)
     model.log = lambda *args, **options: None
     model.trainer = SimpleNamespace(
@@ -347,7 +347,7 @@ def test_validation_alone_leaves_the_output_range(in_training, images):
     ("bound", "kept"), [({"RANGE_IMAGES": 1000}, 4), ({"RANGE_IMAGES": 32}, 2), ({"RANGE_VALUES": 1}, 1)]
 )
 def test_few_images_are_kept_for_the_output_range(in_training, images, bound, kept):
-    with mock.patch.multiple(modules, **bound):
+    with mock.patch.multiple(few_steps, **bound):
         for start in range(0, 64, 16):
             in_training.training_step((images[start : start + 16], torch.randint(4, (16,))), 0)
         assert len(in_training._seen) == kept
@@ -372,10 +372,10 @@ def test_a_taught_network_learns_without_dropout_and_alone_with_it(ann, images):
     labels = torch.randint(4, (64,))
 
     def trained(taught):
-        model = Classifier(copy.deepcopy(ann), 4, preprocessing=PREPROCESSING)
-        model.fitted_on = "these" if taught else None
-        model.train_spikes(quartz_plugin.prepare(model.network, images, 4, preprocessing=PREPROCESSING))
-        model.distillation = 0.5
+        classifier = Classifier(copy.deepcopy(ann), 4, preprocessing=PREPROCESSING)
+        classifier.fitted_on = "these" if taught else None
+        network = quartz_plugin.prepare(classifier.network, images, 4, preprocessing=PREPROCESSING)
+        model = FewStepsClassifier(classifier, network, distillation=0.5)
         model.train()
         model.log = lambda *args, **options: None
         model.trainer = mock.Mock(estimated_stepping_batches=10, global_step=0)

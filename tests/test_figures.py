@@ -1,5 +1,7 @@
 """The table of figures: complete, without doubles, and read by metrics, files and pictures."""
 
+import sys
+
 import pytest
 import torch
 from torch import nn
@@ -67,7 +69,7 @@ def test_metrics_have_the_tables_sense_of_better(counted):
         ("zero_spikes", 3488.84, "3,488.8"),
         ("spikes_per_neuron", 0.3449, "0.345"),
         ("energy_45nm_int8", 3.554e-8, "0.03554 uJ"),
-        ("energy_paper", 7.76e6, "7.76 M 1-bit additions"),
+        ("energy_paper", 7.76e6, "7.76 M"),
         ("synops", 225_840.0, "225,840.0"),
     ],
 )
@@ -85,3 +87,10 @@ def test_pictures_read_axis_and_factor_from_the_table():
         assert ax.get_xlabel() == figure_of(name).axis_label
         assert list(ax.lines[0].get_xdata()) == pytest.approx([2.0 * figure_of(name).factor])
         pyplot.close("all")
+
+
+def test_plot_of_a_metric_names_the_missing_extra(monkeypatch, counted):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    for metric in (metrics.Agreement(), metrics.DecisionLatency(), counted[0]):
+        with pytest.raises(ImportError, match=r"needs matplotlib: pip install 'quartz_plugin\[plot\]'"):
+            metric.plot()

@@ -35,6 +35,7 @@ from quartz_plugin.lightning.data import (
     open_image,
     seed_of,
 )
+from quartz_plugin.lightning.data import module as data_module
 
 PARTS = ("train", "validation", "test")
 RESTS_OF_TRAIN = {"train/cat": 20, "train/dog": 20}
@@ -858,6 +859,42 @@ def test_images_take_paths_and_pixels_alike(tmp_path):
 
 
 # Who sees which image, and when.
+
+
+class OnDevice:
+    """Stands in for a trainer that computes on some device."""
+
+    global_rank, world_size = 0, 1
+
+    def __init__(self, kind):
+        self.strategy = SimpleNamespace(root_device=torch.device(kind))
+
+
+@pytest.mark.parametrize(
+    ("kind", "cores", "options", "workers"),
+    [
+        ("cuda", 16, {}, 8),
+        ("cuda", 4, {}, 4),
+        ("cuda", 1, {}, 0),
+        ("cuda", 16, {"cache": True}, 0),
+        ("cuda", 16, {"num_workers": 3}, 3),
+        ("cuda", 16, {"num_workers": 0}, 0),
+        ("cpu", 16, {}, 0),
+        ("cpu", 16, {"num_workers": 2}, 2),
+    ],
+)
+def test_a_gpu_is_fed_by_workers_and_pinned_memory_and_a_cpu_is_left_alone(
+    two_splits, monkeypatch, kind, cores, options, workers
+):
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(cores)), raising=False)
+    monkeypatch.setattr(data_module, "LEAST_FOR_WORKERS", 5)
+    data = folder_data(two_splits, **options)
+    data.setup()
+    data.trainer = OnDevice(kind)
+    for loader in (data.train_dataloader(), data.test_dataloader(), data.calibration_dataloader()):
+        assert (loader.num_workers, loader.pin_memory) == (workers, kind == "cuda")
+    monkeypatch.setattr(data_module, "LEAST_FOR_WORKERS", 10**6)
+    assert data.test_dataloader().num_workers == options.get("num_workers", 0)
 
 
 @pytest.mark.parametrize("processes", [1, 2, 3])

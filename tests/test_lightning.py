@@ -20,11 +20,12 @@ import lightning
 
 import quartz_plugin
 from quartz_plugin.lightning import Classifier, MNISTData, QuartzTrainer, SpikingClassifier, quartz_mnist
-from quartz_plugin.lightning.cli import load_checkpoint
-from quartz_plugin.lightning.comparison import write_csv
+from quartz_plugin.lightning.checkpoints import load_checkpoint
 from quartz_plugin.lightning.data import DIGITS, FULL_MNIST, random_affine, stratified_split
 from quartz_plugin.lightning.modules import check_outputs, warn_if_seen
-from quartz_plugin.lightning.networks import UNKNOWN_DATA, load_weights, read_dataset_name
+from quartz_plugin.lightning.notes import UNKNOWN_DATA
+from quartz_plugin.lightning.outputs import write_csv
+from quartz_plugin.lightning.weights import load_weights, read_dataset_name
 
 ROOT = Path(__file__).parents[1]
 
@@ -43,10 +44,15 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 def recipe(*arguments, cwd):
     """Run recipes/mnist.py without a network; its output."""
+    return finished(*arguments, cwd=cwd).stdout
+
+
+def finished(*arguments, cwd):
+    """Run recipes/mnist.py without a network; the process, which succeeded."""
     command = [sys.executable, "-c", WITHOUT_NETWORK, str(ROOT / "recipes" / "mnist.py"), *map(str, arguments)]
     done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-    return done.stdout
+    return done
 
 
 QUICK = ("--trainer.max_epochs=1", "--data.passes=1", "--trainer.limit_test_batches=2", "--data.calibration_images=200")
@@ -56,11 +62,12 @@ QUICK = ("--trainer.max_epochs=1", "--data.passes=1", "--trainer.limit_test_batc
 def after_run(tmp_path_factory):
     """Folder and output of a short `run`."""
     folder = tmp_path_factory.mktemp("run")
-    return folder, recipe("run", "--t_max=8", *QUICK, cwd=folder)
+    return folder, finished("run", "--t_max=8", "--all_figures=true", *QUICK, cwd=folder)
 
 
 def test_run_opens_no_socket_and_ends_in_one_table_and_four_pictures(after_run):
-    folder, output = after_run
+    folder, done = after_run
+    output = done.stdout
     table = output[output.index("200 test images") :]
     for row in (
         "accuracy",
@@ -78,6 +85,22 @@ def test_run_opens_no_socket_and_ends_in_one_table_and_four_pictures(after_run):
     assert "43.0" in table
     for name in ("chronogram.png", "raster.png", "spike_times.png", "activations.png"):
         assert (folder / "runs" / "mnist" / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_output_is_free_of_advertisement_and_of_other_libraries_deprecations(after_run):
+    _, done = after_run
+    for line in (done.stdout + done.stderr).splitlines():
+        assert "litlogger" not in line
+        assert "💡" not in line
+        assert "deprecat" not in line.lower(), line
+        assert "Warning" not in line, line
+
+
+def test_run_writes_all_figures_to_files(after_run):
+    folder = after_run[0] / "runs" / "mnist"
+    rows = list(csv.DictReader((folder / "test.csv").open()))
+    assert [row["network"] for row in rows] == ["ANN", "ANN, zeros skipped", "SNN, T = 8", "the same, silent zeros"]
+    assert float(rows[2]["synops"]) == 225_840 > float(rows[3]["synops"])
 
 
 def test_run_logs_to_csv_and_tensorboard_and_keeps_best_and_last(after_run):
@@ -103,7 +126,9 @@ def test_a_checkpoint_is_converted_and_tested_beside_the_ann(after_run):
     snn = quartz_plugin.load(folder / "small.safetensors")
     assert (snn.t_max, snn.graph.hold, snn.graph.silent) == (4, False, True)
     assert snn.graph.settings["fitted_on"] == DIGITS
-    output = recipe("test", "--snn=small.safetensors", f"--ckpt_path={checkpoint}", *QUICK, cwd=folder)
+    output = recipe(
+        "test", "--snn=small.safetensors", f"--ckpt_path={checkpoint}", "--all_figures=true", *QUICK, cwd=folder
+    )
     assert "SNN, T = 4" in output
     assert "agreement with the ANN" in output
 
@@ -167,6 +192,9 @@ def test_a_sweep_goes_on_where_it_stopped_and_trusts_no_row_of_another_network(t
     # What was kept is what stood there, not what a new run gives.
     assert [float(row["accuracy"]) for row in resumed] == [0.125, *(float(row["accuracy"]) for row in rows[1:])]
     assert sweep(first, output_percentile=98.0)[0] == [False] * 4
+    assert sweep(first, first_layer="dense")[0] == [False] * 4
+    assert sweep(first)[0] == [True] * 4
+    assert sweep(first, first_layer="dense")[0] == [True] * 4
     assert sweep(first, resume=False)[0] == [False] * 4
     assert path.read_text() == whole
     assert sweep(other)[0] == [False] * 4

@@ -23,17 +23,10 @@ import torchvision
 import quartz_plugin
 from quartz_plugin.costs import ann_costs
 from quartz_plugin.costs.counts import neuron_count
-from quartz_plugin.lightning.networks import (
-    NETWORKS,
-    UNKNOWN_DATA,
-    ResNet20,
-    build,
-    class_names_of,
-    load_weights,
-    read_dataset_name,
-    vgg_cifar10,
-)
-from quartz_plugin.lightning.weights import fill
+from quartz_plugin.lightning.build import build
+from quartz_plugin.lightning.networks import NETWORKS, ResNet20, vgg_cifar10
+from quartz_plugin.lightning.notes import UNKNOWN_DATA, class_names_of
+from quartz_plugin.lightning.weights import fill, load_weights, read_dataset_name
 
 SIZES = {
     "quartz_mnist": (1, 28, 28),

@@ -26,10 +26,14 @@ pytest.importorskip("lightning", reason="needs the extra recipes")
 from conftest import SHARED
 
 import quartz_plugin
-from quartz_plugin.figures import SWEEP_COLUMNS
-from quartz_plugin.lightning import Classifier, FolderData, ImageClassifier
-from quartz_plugin.lightning.cli import _line, _rows_of, _spiking_figures, load_checkpoint
-from quartz_plugin.lightning.networks import build
+from quartz_plugin.figures import FIGURES, SUMMARY, SWEEP_COLUMNS
+from quartz_plugin.lightning import FolderData, ImageClassifier
+from quartz_plugin.lightning.build import build
+from quartz_plugin.lightning.checkpoints import load_checkpoint
+from quartz_plugin.lightning.console import one_line as in_one_line
+from quartz_plugin.lightning.modules import EvaluatedClassifier
+from quartz_plugin.lightning.options import OPTIONS_OF
+from quartz_plugin.lightning.records import rows_of_sweep, spiking_figures
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "recipes" / "configs"
@@ -194,7 +198,7 @@ def test_the_best_ann_has_the_least_loss_and_the_best_network_of_spikes_is_the_m
         falling = 1 / (1 + self.current_epoch)
         self.log_dict({"val_loss": falling, "val_accuracy": falling})
 
-    monkeypatch.setattr(Classifier, "validation_step", less_loss_and_less_accuracy)
+    monkeypatch.setattr(EvaluatedClassifier, "validation_step", less_loss_and_less_accuracy)
     ann = "--model.weights=runs/imagenet/best.ckpt"
     for options, best in ((("--t_max=3",), 0), ((), 2)):
         recipe("imagenet", "fit", "--trainer.max_epochs=3", "--trainer.default_root_dir=here", ann, *options, *common)
@@ -210,7 +214,7 @@ def test_steps_are_spent_and_a_first_layer_counted_from_the_command_line(images,
     assert '--t_max \'{"input":' in capsys.readouterr().out
     assert quartz_plugin.load("runs/imagenet/snn.safetensors").n_steps <= 20
     recipe("imagenet", "convert", "--first_layer=dense", ann, *common)
-    recipe("imagenet", "test", "--snn=runs/imagenet/snn.safetensors", ann, *common)
+    recipe("imagenet", "test", "--snn=runs/imagenet/snn.safetensors", "--all_figures=true", ann, *common)
     assert "multiplications of the first layer, on the image" in capsys.readouterr().out
     *_, spiking = json.loads(Path("runs/imagenet/test.json").read_text())
     assert spiking["first_layer_macs"] == 8 * 7 * 7 * 27
@@ -305,6 +309,81 @@ def test_from_fit_to_a_picture(images, here, capsys):
     recipe("imagenet", "figures")
     assert len(list(Path("runs/imagenet").glob("error_*.png"))) == 6
     assert "ANN" in capsys.readouterr().out
+
+
+def test_a_converted_file_holds_how_its_images_are_prepared(images, here, capsys, trained):
+    ann = f"--model.weights={trained / 'imagenet' / 'best.ckpt'}"
+    recipe("imagenet", "convert", "--t_max=8", "--output=snn.safetensors", ann, *small(images))
+    snn = quartz_plugin.load("snn.safetensors")
+    assert snn.graph.settings["image_preparation"] == {"color": "rgb", "size": 16, "resize": 20}
+    file = images / "cow" / "04.png"
+    pixels = FolderData(str(images), size=16, resize=20).read(str(file)).unsqueeze(0)
+    capsys.readouterr()
+    # Nothing but the file and an image; options of another size change nothing, as another recipe does not.
+    for name, *more in (("imagenet",), ("imagenet", "--data.size=19"), ("mnist",), ("cifar10",)):
+        recipe(name, "predict", "--snn=snn.safetensors", f"--images={file}", *more)
+        said = capsys.readouterr().out
+        assert f"decided at step {int(snn.run(pixels).decision_steps)} of {snn.n_steps}" in said
+        assert ("ant", "bee", "cow")[int(snn(pixels).argmax())] in said.splitlines()[3]
+    # Older files hold nothing of it: the option is needed.
+    del snn.graph.settings["image_preparation"]
+    snn.save("older.safetensors")
+    assert "--data.size 16" in stopped_by("imagenet", "predict", "--snn=older.safetensors", f"--images={file}")
+    recipe("imagenet", "predict", "--snn=older.safetensors", f"--images={file}", "--data.size=16", "--data.resize=20")
+    assert said.splitlines()[3] in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("held", "says"),
+    [
+        (5, "its preparation of images is 5"),
+        ({"size": 16}, "its preparation of images is {'size': 16}"),
+        (
+            {"color": "rgb", "size": 16, "resize": 8},
+            "size must be at least 1 and at most resize, got size 16, resize 8",
+        ),
+        ({"color": "rgb", "size": True, "resize": 8}, "got size True, resize 8"),
+        (
+            {"color": "rgb", "size": 16, "resize": 10**9},
+            "resize 1000000000 makes images of more than 67,108,864 pixels",
+        ),
+        ({"color": "\x1bred", "size": 16, "resize": 16}, r'color must be "rgb" or "grey", got'),
+    ],
+)
+def test_an_odd_preparation_of_images_in_a_network_file_is_named(images, here, held, says):
+    snn = quartz_plugin.convert(build("mine.Small", 3)[0], torch.rand(8, 3, 16, 16))
+    snn.graph.settings["image_preparation"] = held
+    snn.save("odd.safetensors")
+    line = stopped_by("imagenet", "predict", "--snn=odd.safetensors", f"--images={images / 'ant' / '00.png'}")
+    assert "odd.safetensors is damaged: " in line
+    assert says in line
+
+
+def test_tables_begin_with_what_most_people_want_and_files_hold_the_rest(images, here, capsys, trained):
+    ann = f"--model.weights={trained / 'imagenet' / 'best.ckpt'}"
+    recipe("imagenet", "convert", "--t_max=8", ann, *small(images))
+    said = capsys.readouterr().out
+    assert "layer   " not in said
+    assert "(--all_figures true prints every layer; convert.csv holds them)" in said
+    layers = {row["module"]: row for row in rows_of("runs/imagenet/convert.csv")}
+    assert float(layers["2"]["mean"]) > 0
+    assert float(layers["output"]["neurons"]) == 3
+    recipe("imagenet", "convert", "--t_max=8", "--all_figures=true", ann, *small(images))
+    said = capsys.readouterr().out
+    assert "saturated" in said
+    assert "folded into 0" in said
+
+    test = ("imagenet", "test", "--snn=runs/imagenet/snn.safetensors", ann, *small(images))
+    recipe(*test)
+    *_, short = capsys.readouterr().out.partition("test images, mean")
+    recipe(*test, "--all_figures=true")
+    *_, whole = capsys.readouterr().out.partition("test images, mean")
+    rows = [line.partition("  ")[0] for line in short.splitlines()[2:] if not line.startswith(("wrote", "("))]
+    assert rows == [FIGURES[name].label for name in SUMMARY]
+    assert [line.partition("  ")[0] for line in whole.splitlines()[2:7]] == rows
+    assert "SNN correct, ANN wrong" in whole
+    *_, spiking = json.loads(Path("runs/imagenet/test.json").read_text())
+    assert set(spiking) > {"gained", "lost", "zero_spikes", "hold_events"}
 
 
 @pytest.mark.parametrize(
@@ -539,7 +618,7 @@ def one_line(read, *arguments):
     """The line by which a file is refused; as the command line prints it."""
     with pytest.raises(ValueError) as raised:  # noqa: PT011
         read(*arguments)
-    return _line(raised.value)
+    return in_one_line(raised.value)
 
 
 @pytest.mark.parametrize(("path", "value", "says"), SPOILT)
@@ -686,7 +765,7 @@ def sweep_file(cells=(), header=HEADER, rows=2, end="\n"):
 def test_odd_files_of_sweeps_are_named_in_one_line(tmp_path, text, says):
     path = tmp_path / "sweep.csv"
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
-    line = one_line(_rows_of, path)
+    line = one_line(rows_of_sweep, path)
     assert says in line
     assert line.startswith(str(path))
     assert line.isprintable()
@@ -708,7 +787,7 @@ def test_a_sweeps_file_with_only_a_header_has_no_row(images, here, trained):
     path.parent.mkdir(parents=True)
     for end in ("", "\n", "\r\n"):
         path.write_bytes(sweep_file(rows=0, end=end).encode())
-        assert _rows_of(path) == []
+        assert rows_of_sweep(path) == []
     assert "sweep.csv has no whole row" in stopped_by("imagenet", "figures")
     options = ("--t_max=[3]", "--hold=[true]", "--rectifier=[spike]", "--bias=[synapse]")
     recipe("imagenet", "sweep", f"--model.weights={trained / 'imagenet' / 'best.ckpt'}", *options, *small(images))
@@ -718,13 +797,13 @@ def test_a_sweeps_file_with_only_a_header_has_no_row(images, here, trained):
 def test_of_a_sweeps_file_whole_rows_are_taken_as_spreadsheets_write_them_too(here):
     path = here / "sweep.csv"
     path.write_text(sweep_file([(1, "decision_steps", "nan")]))
-    assert [row["t_max"] for row in _rows_of(path)] == [4, 4]
+    assert [row["t_max"] for row in rows_of_sweep(path)] == [4, 4]
     path.write_bytes(b"\xef\xbb\xbf" + sweep_file().replace("\n", "\r\n").encode())
-    assert [row["accuracy"] for row in _rows_of(path)] == [1, 1]
+    assert [row["accuracy"] for row in rows_of_sweep(path)] == [1, 1]
     path.write_text(sweep_file([(1, "accuracy", "0.")], end=""))  # Cut off while it was written.
-    assert len(_rows_of(path)) == 1
+    assert len(rows_of_sweep(path)) == 1
     path.write_text(sweep_file([(1, "ties", "")]))  # Of a version without.
-    assert len(_rows_of(path)) == 1
+    assert len(rows_of_sweep(path)) == 1
 
 
 WHOLE = {"network": "SNN, T = 4", "t_max": 4.0, "accuracy": 0.5, "images": 15.0, "steps": 12.0}
@@ -756,7 +835,7 @@ def test_odd_files_of_figures_are_named_in_one_line(tmp_path, content, says):
     path = tmp_path / "odd.json"
     content = content if isinstance(content, str | bytes) else json.dumps(content)
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    line = one_line(_spiking_figures, str(path))
+    line = one_line(spiking_figures, str(path))
     assert says in line
     assert line.startswith(str(path))
     assert line.isprintable()
@@ -923,7 +1002,13 @@ def test_help_tells_every_option(name, subcommand, capsys, here):
         recipe(name, subcommand, "--help")
     assert not stopped.value.code
     said = capsys.readouterr().out
-    assert "Not used" not in said[said.index("--data.num_workers") :]
+    assert "Not used" not in said
+    # A command's own options, the network's and the data's stand before the trainer's.
+    of_trainer = said.index("--trainer.default_root_dir")
+    assert of_trainer > said.index("--model.lr") > said.index("  -h, --help")
+    assert of_trainer > said.index("--data.num_workers")
+    if subcommand in OPTIONS_OF:
+        assert said.index("--model.lr") > max(said.index(f"  --{name} ") for name in OPTIONS_OF[subcommand])
     blocks = re.findall(r"^  (--\S+)(.*?)(?=^  --|^\S|^$)", said, re.MULTILINE | re.DOTALL)
     ours = {name: " ".join(text.split()) for name, text in blocks if not name.startswith("--trainer")}
     assert len(ours) > 8

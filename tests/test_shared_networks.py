@@ -11,7 +11,7 @@ import quartz_plugin
 from quartz_plugin.costs.counts import source_levels
 from quartz_plugin.engines.stepped import step_layer
 from quartz_plugin.lightning import MobileNetV1, ResNet20
-from quartz_plugin.lightning.modules import load_weights
+from quartz_plugin.lightning.weights import load_weights
 
 pytestmark = pytest.mark.shared
 

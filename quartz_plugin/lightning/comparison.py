@@ -1,21 +1,13 @@
-"""Figures of networks side by side, as tables and pictures; what the command line prints and draws."""
+"""Figures of networks side by side, as the command line prints them."""
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import Any
-
-import torch
 
 from quartz_plugin.figures import FIGURES, SUMMARY
-from quartz_plugin.graph.files import write_atomically
 from quartz_plugin.hardware import LoihiEstimate
-from quartz_plugin.network import SpikingNetwork
 from quartz_plugin.tables import format_table
 
 Figures = Mapping[str, float]
@@ -56,8 +48,8 @@ TABLE_ROWS = (*SUMMARY, *(name for name in FIGURES if name not in {*SUMMARY, *_E
 """Figures of the whole table; the summary comes first."""
 
 
-def side_by_side(figures: Mapping[str, Figures]) -> str:
-    """Return the table of networks side by side; rows that none of them has are left out.
+def side_by_side(figures: Mapping[str, Figures], all_figures: bool = False) -> str:
+    """Return the table of networks side by side: the summary, or all figures; rows that none has are left out.
 
     Examples
     --------
@@ -67,7 +59,8 @@ def side_by_side(figures: Mapping[str, Figures]) -> str:
     accuracy                                -        50.00 %
     synaptic operations: spikes x synapses  56 MACs  40.0
     """
-    cells = {name: [_CELLS.get(name, partial(_text, name))(of) for of in figures.values()] for name in TABLE_ROWS}
+    names = TABLE_ROWS if all_figures else SUMMARY
+    cells = {name: [_CELLS.get(name, partial(_text, name))(of) for of in figures.values()] for name in names}
     rows = [[FIGURES[name].label, *row] for name, row in cells.items() if any(cell is not None for cell in row)]
     images, counted = (max(of.get(name, 0.0) for of in figures.values()) for name in ("images", "cost_images"))
     what = "mean of each" if counted in (0.0, images) else f"mean; costs: of {counted:,.0f} of them"
@@ -85,7 +78,7 @@ def ann_columns(ann: Figures) -> dict[str, Figures]:
 
 @dataclass(frozen=True)
 class Measured:
-    """What somebody measured on a chip; SI units, None where it was not."""
+    """A measurement on a chip; SI units, None where it was not."""
 
     steps: int
     latency: float
@@ -125,69 +118,3 @@ def loihi_table(estimates: Mapping[int, tuple[int, LoihiEstimate]], measured: Ma
     ]  # fmt: skip
     title = "Loihi 1, estimated" + (" (in brackets: measured by the paper's authors)" if measured else "")
     return f"{title}\n{format_table(header, rows)}"
-
-
-def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write rows to a CSV file, all or nothing; columns in the order in which they first come."""
-    columns = list(dict.fromkeys(column for row in rows for column in row))
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, columns)
-    writer.writeheader()
-    writer.writerows(rows)
-    write_atomically(path, text.getvalue().encode())
-
-
-def save_pictures(folder: Path, pictures: Mapping[str, Callable[[], Any]]) -> dict[str, Path]:
-    """Draw pictures (name -> what draws it and returns its axes) into a folder; returns their paths."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = {}
-    for name, draw in pictures.items():
-        axes = draw()
-        figure = (axes if hasattr(axes, "get_figure") else next(iter(axes))).get_figure(root=True)
-        picture = io.BytesIO()
-        figure.savefig(picture, dpi=120)
-        pyplot.close(figure)
-        paths[name] = folder / f"{name}.png"
-        write_atomically(paths[name], picture.getvalue())
-    return paths
-
-
-def pictures_of(ann: torch.nn.Module, snn: SpikingNetwork, images: torch.Tensor) -> dict[str, Callable[[], Any]]:
-    """Pictures of a network at work: one neuron, one image's spikes, all images' spike times and activations."""
-    from quartz_plugin import plot
-
-    return {
-        "chronogram": lambda: plot.chronogram(snn, images[:1]),
-        "raster": lambda: plot.raster(snn.run(images[:1])),
-        "spike_times": lambda: plot.spike_time_histograms(snn.run(images)),
-        "activations": lambda: plot.activations(ann, snn, images),
-    }
-
-
-def pictures_of_sweep(
-    rows: Iterable[Mapping[str, Any]],
-    ann_accuracy: float,
-    published: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
-) -> dict[str, Callable[[], Any]]:
-    """Error against T_max, operations, energy (the paper's figures 2, 3, 4), steps and strict operations."""
-    from quartz_plugin import plot
-
-    rows = list(rows)
-    columns = {
-        "error_t_max": "t_max",
-        "error_steps": "steps",
-        "error_operations": "operations",
-        "error_synops": "synops",
-        "error_energy": "energy_loihi",
-        "error_energy_paper": "energy_paper",
-    }
-
-    def drawing(column: str) -> Callable[[], Any]:
-        return lambda: plot.error_curves(rows, column, ann_accuracy=ann_accuracy, published=published)
-
-    return {name: drawing(column) for name, column in columns.items()}

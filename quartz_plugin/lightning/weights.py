@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from quartz_plugin.graph.files import check_finite
+from quartz_plugin.lightning.notes import SPIKES, UNKNOWN_DATA, fitted_on_of
 from quartz_plugin.tables import printable
 
 _WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
@@ -26,10 +27,10 @@ _AVERAGED = re.compile(r"ema|swa|averag|shadow", re.IGNORECASE)
 """Where running means of weights lie beside the weights themselves."""
 
 _LATER = "num_batches_tracked"
-"""What batch norms of old files lack; torch fills it in."""
+"""Buffer that batch norms of old files lack; torch fills it in."""
 
 _COUNT = "n_averaged"
-"""What an AveragedModel holds beside its module."""
+"""Buffer that an AveragedModel holds beside its module."""
 
 _OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|conv))\.(\d)")
 """As torchvision's published DenseNets spell norm1 and conv2."""
@@ -79,13 +80,53 @@ def _refuse_bomb(path: str | os.PathLike[str]) -> None:
 
 
 def _reason(error: Exception) -> str:
-    """What torch or safetensors found wrong, in few words."""
+    """Return what torch or safetensors found wrong, in few words."""
     text = str(error)
     if held := re.search(r"GLOBAL (\S+)", text):
         name = printable(held[1])[:80]
         return f"it holds a {name}, and code from files is not run: save the network's state_dict() alone"
-    told = re.search(r"WeightsUnpickler error: ([^\n]*)", text)
-    return f"{type(error).__name__}: {printable(told[1] if told else text.partition(chr(10))[0])[:120]}"
+    found = re.search(r"WeightsUnpickler error: ([^\n]*)", text)
+    return f"{type(error).__name__}: {printable(found[1] if found else text.partition(chr(10))[0])[:120]}"
+
+
+def load_weights(network: nn.Module, path: str | os.PathLike[str]) -> list[str]:
+    """Load a file of weights into a network, running no code from it.
+
+    Parameters
+    ----------
+    network : nn.Module
+        Is modified.
+    path : str or path
+        A state dict, .safetensors or of torch.save's, or a checkpoint with one in it, of Lightning's or as others have
+        them: see :func:`fill`.
+
+    Returns
+    -------
+    list of str
+        Parameters left as they were, because the weights are of another number of classes.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        If the file is not there, not readable, or of another network.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no weights file {path}")
+    loaded = read_file(path, "file of weights")
+    if loaded.get(SPIKES) is not None:
+        raise ValueError(
+            f"{path} is a checkpoint of a network that was trained for spikes, no ANN's: give it as --ckpt_path, and "
+            "as --model.weights the ANN's weights that it was trained from"
+        )
+    return fill(network, loaded, str(path))
+
+
+def read_dataset_name(weights: str) -> str:
+    """Name the data that weights were fitted on, where they are a checkpoint, which notes it."""
+    # Lightning writes zip files; of those the tensors need not be read for this.
+    if not zipfile.is_zipfile(weights):
+        return UNKNOWN_DATA
+    return fitted_on_of(read_file(weights, "file of weights", mmap=True)) or UNKNOWN_DATA
 
 
 def fill(network: nn.Module, loaded: Mapping[Any, Any], source: str) -> list[str]:
@@ -151,7 +192,7 @@ def _loaded(network: nn.Module, state: dict[str, Tensor], source: str, fresh: li
 
 @dataclass(frozen=True)
 class Misfit:
-    """What of a state dict does not fit a network; false where all does."""
+    """The part of a state dict that does not fit a network; false where all does."""
 
     missing: Sequence[str]
     unexpected: Sequence[str]
@@ -163,7 +204,7 @@ class Misfit:
 
     @property
     def of_shapes_alone(self) -> bool:
-        """Whether all names are there, with numbers of the right type, and some of another shape."""
+        """True where all names are there, with numbers of the right type, and some of another shape."""
         return bool(self.shapes) and not (self.missing or self.unexpected or self.types)
 
     def __str__(self) -> str:

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+import torchvision
 
 from quartz_plugin.lightning.data.folders import FolderData
 from quartz_plugin.lightning.data.images import Sample
@@ -49,7 +50,7 @@ class CIFAR10Data(FolderData):
             _torchvision_cifar10(str(self.root), train=True, download=only_process())
 
     def _stored(self) -> bool:
-        """Whether it is, or is to become, torchvision's files, not folders of images."""
+        """Return whether it is, or is to become, torchvision's files, not folders of images."""
         if self.root is None or self.root == "demo":
             return False
         if not Path(self.root).is_dir():
@@ -68,10 +69,8 @@ class CIFAR10Data(FolderData):
 
 
 def _torchvision_cifar10(root: str, train: bool, download: bool = False) -> list[Sample]:
-    from torchvision.datasets import CIFAR10
-
     try:
-        dataset = CIFAR10(root, train=train, download=download)
+        dataset = torchvision.datasets.CIFAR10(root, train=train, download=download)
     except (RuntimeError, OSError) as error:
         raise FileNotFoundError(
             f"no CIFAR-10 under {Path(root) / _CIFAR10_FOLDER}, and it could not be downloaded; put it there, "

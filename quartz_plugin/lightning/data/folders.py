@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor
+from torchvision.transforms import v2
 
 from quartz_plugin.convert.images import evenly
 from quartz_plugin.lightning.data.images import Images, Sample
@@ -113,7 +114,7 @@ class FolderData(ClassificationData):
 
     @property
     def decodes_files(self) -> bool:  # type: ignore[override]
-        """Whether images are decoded again and again: unless they are kept in memory."""
+        """True where images are decoded again and again: unless they are kept in memory."""
         return not self.cache
 
     def _calibration(self) -> Any:
@@ -124,8 +125,6 @@ class FolderData(ClassificationData):
         return self.preparation
 
     def _augmentation(self) -> Callable[[Tensor], Tensor]:
-        from torchvision.transforms import v2
-
         if self.augment == "none":
             return self._plain()
         if self.augment == "crop":

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image, UnidentifiedImageError
+from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -85,8 +87,6 @@ def open_image(path: str, resize: int | None = None) -> Any:
         If it is not there, no image, has more than :data:`MOST_PIXELS` or would have them when it is resized, or holds
         values without a defined range (float32, int32).
     """
-    from PIL import Image, UnidentifiedImageError
-
     if not Path(path).is_file():
         raise FileNotFoundError(f"no image {printable(path)}")
     try:
@@ -121,9 +121,6 @@ def _check_pixels(size: tuple[int, int], resize: int | None) -> None:
 
 def _eight_bits(image: Any) -> Any:
     """Return an opened image as RGB, or as grey where it has more than 8 bits, whose whole range becomes 0 to 255."""
-    from PIL import Image
-    from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION
-
     if image.mode != "F" and not image.mode.startswith("I"):
         image.load()
         return _rgb(image)

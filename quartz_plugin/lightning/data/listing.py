@@ -6,13 +6,15 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from torchvision.datasets.folder import IMG_EXTENSIONS
+
 from quartz_plugin.convert.images import evenly
 from quartz_plugin.lightning.data.images import Sample
 from quartz_plugin.tables import printable
 
 
 def _left_out(name: str) -> bool:
-    """Whether a file or folder is of the system's or a program's making: hidden (``._x.png``), or a cache."""
+    """Return whether a file or folder is of the system's or a program's making: hidden (``._x.png``), or a cache."""
     return name.startswith(".") or name in ("__pycache__", "__MACOSX")
 
 
@@ -22,8 +24,6 @@ def _entries(folder: Path) -> tuple[list[str], list[str]]:
     A link to a folder that this one lies in is neither, nor is one to itself. A link to nothing is an image that
     cannot be read.
     """
-    from torchvision.datasets.folder import IMG_EXTENSIONS
-
     folders, files = [], []
     with os.scandir(folder) as entries:
         for entry in entries:
@@ -42,10 +42,12 @@ def _entries(folder: Path) -> tuple[list[str], list[str]]:
 
 
 def subfolders(folder: Path) -> list[str]:
+    """Return the names of a folder's subfolders that may be classes, sorted."""
     return _entries(folder)[0]
 
 
 def image_files(folder: Path) -> list[str]:
+    """Return the names of a folder's image files, sorted."""
     return _entries(folder)[1]
 
 
@@ -79,6 +81,7 @@ def samples_of(folder: Path, names: Sequence[str]) -> list[Sample]:
 
 
 def has_images(folder: Path) -> bool:
+    """Return whether there are images in a folder or one within it."""
     return any(files for _, files in _walk(folder))
 
 

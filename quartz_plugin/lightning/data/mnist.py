@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torchvision
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import ConcatDataset, DataLoader, TensorDataset
@@ -179,11 +180,9 @@ def random_affine(
 
 
 def _torchvision_mnist(root: str, train: bool, download: bool = False) -> tuple[Tensor, Tensor]:
-    from torchvision.datasets import MNIST
-
     raw = Path(root) / "MNIST" / "raw"
     try:
-        dataset = MNIST(root, train=train, download=download)
+        dataset = torchvision.datasets.MNIST(root, train=train, download=download)
         images, labels = dataset.data, dataset.targets
         if images.dtype != torch.uint8 or images.shape != (len(labels), 28, 28) or not len(labels):
             raise ValueError(f"images {images.dtype} {list(images.shape)}, labels {list(labels.shape)}")

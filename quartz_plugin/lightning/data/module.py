@@ -113,7 +113,7 @@ class ClassificationData(lightning.LightningDataModule):
         return image
 
     def summary(self) -> str:
-        """How many images there are of each part, in one line."""
+        """Return the number of images of each part, in one line."""
         self.ready()
         train, validation, test = (len(self._parts[name]) for name in ("train", "validation", "test"))
         return (
@@ -121,9 +121,9 @@ class ClassificationData(lightning.LightningDataModule):
         )
 
     @property
-    def preparation(self) -> ImagePreparation:
-        """How image files become what the network takes."""
-        raise NotImplementedError
+    def preparation(self) -> ImagePreparation | None:
+        """The preparation of image files for the network; None where there is none that a file could hold."""
+        return None
 
     def read(self, path: str) -> Tensor:
         """Read an image file as the network takes it: float ``[C, H, W]`` in [0, 1].
@@ -133,6 +133,8 @@ class ClassificationData(lightning.LightningDataModule):
         FileNotFoundError, UnreadableImageError
             If it is not there, or no image.
         """
+        if self.preparation is None:
+            raise NotImplementedError(f"{type(self).__name__} reads no files: give it a preparation, or override read")
         return self.preparation.read(path)
 
     def _calibration(self) -> Any:

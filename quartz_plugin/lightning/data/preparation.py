@@ -10,11 +10,12 @@ from typing import Any, Literal, get_args
 import numpy as np
 import torch
 from torch import Tensor
+from torchvision.transforms import v2
 
 from quartz_plugin.lightning.data.images import MOST_PIXELS, open_image, pixels_of
 from quartz_plugin.tables import printable
 
-IMAGES = "images"
+PREPARATION = "image_preparation"
 """Key of a converted network's settings under which the preparation of its images stands."""
 
 Color = Literal["rgb", "grey"]
@@ -22,12 +23,13 @@ Color = Literal["rgb", "grey"]
 
 @dataclass(frozen=True)
 class ImagePreparation:
-    """How image files become what a network takes: resized, their centre cut out, values in [0, 1].
+    """Preparation of image files for a network: resized, their centre cut out, values in [0, 1].
 
     Attributes
     ----------
     color : "rgb" or "grey"
-        "rgb": the shorter side becomes `resize`, then the central `size` x `size` pixels are taken, ``[3, size, size]``.
+        "rgb": the shorter side becomes `resize`, then the central `size` x `size` pixels are taken,
+        ``[3, size, size]``.
         "grey": the whole image becomes `size` x `size`, ``[1, size, size]``.
     size, resize : int
         Pixels.
@@ -42,7 +44,7 @@ class ImagePreparation:
     --------
     >>> ImagePreparation("rgb", 224, 256)
     ImagePreparation(color='rgb', size=224, resize=256)
-    >>> ImagePreparation.from_settings({"images": {"color": "grey", "size": 28, "resize": 28}}).size
+    >>> ImagePreparation.from_settings({"image_preparation": {"color": "grey", "size": 28, "resize": 28}}).size
     28
     """
 
@@ -69,7 +71,7 @@ class ImagePreparation:
         ValueError
             If what they hold is none.
         """
-        held = settings.get(IMAGES)
+        held = settings.get(PREPARATION)
         if held is None:
             return None
         if not isinstance(held, dict) or set(held) != {"color", "size", "resize"}:
@@ -86,8 +88,6 @@ class ImagePreparation:
 
     @cached_property
     def _steps(self) -> Callable[[Tensor], Tensor]:
-        from torchvision.transforms import v2
-
         return v2.Compose(  # type: ignore[no-any-return]
             [v2.Resize(self.resize), v2.CenterCrop(self.size), v2.ToDtype(torch.float32, scale=True)]
         )

@@ -1,0 +1,126 @@
+"""Spiking networks that are timed: engines, a loop of snnTorch's, and rate code."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from importlib.util import find_spec
+from typing import Any
+
+import snntorch
+import torch
+from torch import Tensor, nn
+
+import quartz_plugin
+from quartz_plugin.lightning.modules import cost_metrics
+from quartz_plugin.network import SpikingNetwork
+
+RATE_STEPS = 16
+LONG_FROM = 128
+"""The MNIST network is stepped below this T without being asked to."""
+
+KINDS: dict[str, dict[str, Any]] = {"hold": {}, "paper": {**quartz_plugin.PAPER}, "hold off": {"hold": False}}
+"""Options of the spiking networks that run."""
+
+Run = Callable[[Tensor], Tensor]
+"""Images to logits."""
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A kind of spiking network, and what makes it run."""
+
+    kind: str
+    prepare: Callable[[SpikingNetwork], Run]
+    by_event: bool = False
+    is_slow: bool = False
+
+
+def _engine(engine: str, record: bool, snn: SpikingNetwork) -> Run:
+    return lambda images: snn.run(images, engine, record).logits
+
+
+def _with_metrics(engine: str, snn: SpikingNetwork) -> Run:
+    """Count every cost that the recipes' test reports."""
+    costs = cost_metrics(snn)
+
+    def run(images: Tensor) -> Tensor:
+        result = snn.run(images, engine)
+        costs.update(result=result)
+        return result.logits
+
+    return run
+
+
+def _loop(snn: SpikingNetwork) -> Run:
+    """Step a network over the global clock, as a user of snnTorch would."""
+    net = snn.to_snntorch()
+
+    def run(images: Tensor) -> Tensor:
+        quartz_plugin.reset(net)
+        train = [*quartz_plugin.encode(images, snn.t_max), *[torch.zeros_like(images)] * (snn.n_steps - snn.t_max)]
+        return snn.decode(torch.stack([net(spikes) for spikes in train]))
+
+    return run
+
+
+def rate_coded(ann: nn.Module, scales: Mapping[str, float]) -> Run:
+    """Rate code: the network's ReLUs as snnTorch's Leaky, what their firing rate 1 stands for by name."""
+    net, before = nn.Sequential(), 1.0
+    for position, (name, module) in enumerate(ann.named_children()):
+        own: Any = copy.deepcopy(module)
+        if isinstance(module, nn.ReLU):
+            own = snntorch.Leaky(beta=1.0, threshold=1.0, reset_mechanism="subtract", init_hidden=True)
+            before = scales[name]
+        elif isinstance(module, nn.Conv2d | nn.Linear):
+            following = (later for later, each in list(ann.named_children())[position:] if isinstance(each, nn.ReLU))
+            after = scales.get(next(following, ""), 1.0)
+            own.weight.data.mul_(before / after)
+            own.bias.data.div_(after)
+        net.append(own)
+    net.eval()
+
+    def run(images: Tensor) -> Tensor:
+        for module in net:
+            if isinstance(module, snntorch.Leaky):
+                module.reset_mem()
+        return torch.stack([net(images) for _ in range(RATE_STEPS)]).mean(0)
+
+    return run
+
+
+def scales_of(snn: SpikingNetwork) -> dict[str, float]:
+    """Name of a ReLU -> what its value 1 stands for."""
+    return {row["module"]: row["scale"] for row in snn.report if row["operation"] == "ReLU"}
+
+
+RATE = f"rate code in snnTorch's Leaky, {RATE_STEPS} steps"
+
+CONTENDERS = {
+    "analytic, logits alone": Contender("hold", lambda snn: snn),
+    "analytic, all spikes": Contender("hold", partial(_engine, "analytic", True)),
+    "analytic, all metrics": Contender("hold", partial(_with_metrics, "analytic")),
+    "event, paper's neuron, logits alone": Contender("paper", partial(_engine, "event", False), by_event=True),
+    "event, all spikes": Contender("paper", partial(_engine, "event", True), by_event=True),
+    "event, all metrics": Contender("paper", partial(_with_metrics, "event"), by_event=True),
+    "event, hold off": Contender("hold off", partial(_engine, "event", False), by_event=True),
+    "stepped": Contender("paper", partial(_engine, "stepped", True), is_slow=True),
+    "to_snntorch() in a loop": Contender("paper", _loop, is_slow=True),
+}
+
+
+def takes_long(name: str, t: int) -> bool:
+    """Return whether stepping this network at this T takes long."""
+    return name != "mnist" or t >= LONG_FROM
+
+
+def left_out_contenders(name: str, t: int, slow: bool) -> list[str]:
+    """Contenders that do not run here."""
+    has_numba = find_spec("numba") is not None
+    return [
+        what
+        for what, contender in CONTENDERS.items()
+        if (contender.is_slow and takes_long(name, t) and not slow) or (contender.by_event and not has_numba)
+    ]

@@ -1,0 +1,74 @@
+"""Options of conversion on the command line: the configuration's, the same for every command."""
+
+import dataclasses
+
+import pytest
+
+pytest.importorskip("lightning", reason="needs the extra recipes")
+
+from jsonargparse import ArgumentParser
+
+from quartz_plugin.config import TRAINING, ConversionConfig, ConversionOptions
+from quartz_plugin.lightning.options import (
+    DEFAULTS_OF,
+    LISTS_OF,
+    OPTIONS_OF,
+    add_conversion_options,
+    options_with_defaults,
+)
+
+FIELDS = {field.name: field for field in dataclasses.fields(ConversionConfig)}
+
+
+def parser_of(command):
+    parser = ArgumentParser(exit_on_error=False)
+    names = add_conversion_options(parser, command)
+    return parser, names
+
+
+def test_convert_takes_every_option_of_the_configuration_but_those_of_the_model():
+    _, names = parser_of("convert")
+    assert set(names) == {"t_max", *ConversionOptions.__optional_keys__} - {"preprocessing", "task"}
+    assert names == [name for name in FIELDS if name in names]
+
+
+@pytest.mark.parametrize("command", sorted(OPTIONS_OF))
+def test_options_have_the_configurations_defaults_and_help(command):
+    parser, names = parser_of(command)
+    parsed = vars(parser.parse_args([]))
+    assert set(parsed) == set(names)
+    own = DEFAULTS_OF.get(command, {})
+    for name in names:
+        assert parsed[name] == own.get(name, FIELDS[name].default), name
+        assert FIELDS[name].metadata["help"].split()[0] in parser.format_help()
+    assert options_with_defaults(command, {}) == parsed
+    # What a command has of its own are options that it takes.
+    assert set(own) <= set(names)
+    assert set(LISTS_OF.get(command, ())) <= set(names)
+
+
+def test_training_starts_from_the_configurations_own_defaults():
+    assert DEFAULTS_OF["fit"] == {**TRAINING, "granularity": "channel"}
+
+
+def test_values_are_read_as_the_configuration_takes_them():
+    parser, _ = parser_of("convert")
+    given = parser.parse_args(
+        ['--t_max={"default": 8, "input": 32}', '--layers={"input": {"percentile": 100.0}}', "--weight_bits=8"]
+    )
+    config = ConversionConfig(**vars(given))
+    assert config.own_options["input"].t_max == 32
+    assert config.own_options["input"].percentile == 100.0
+    assert config.weight_bits == 8
+    parser, _ = parser_of("sweep")
+    assert parser.parse_args(["--t_max=[2,3]", "--hold=[true]"]).t_max == [2, 3]
+
+
+def test_a_call_with_an_option_that_a_command_does_not_take_names_it():
+    with pytest.raises(TypeError, match="costs takes no option rectifier; there are t_max, linear"):
+        options_with_defaults("costs", {"rectifier": "silent"})
+
+
+def test_no_command_has_options_of_conversion_where_nothing_is_converted():
+    for command in ("test", "validate", "predict", "figures"):
+        assert parser_of(command)[1] == []
