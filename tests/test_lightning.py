@@ -192,9 +192,9 @@ def test_a_sweep_goes_on_where_it_stopped_and_trusts_no_row_of_another_network(t
     # What was kept is what stood there, not what a new run gives.
     assert [float(row["accuracy"]) for row in resumed] == [0.125, *(float(row["accuracy"]) for row in rows[1:])]
     assert sweep(first, output_percentile=98.0)[0] == [False] * 4
-    assert sweep(first, first_layer="dense")[0] == [False] * 4
+    assert sweep(first, weight_bits=8)[0] == [False] * 4
     assert sweep(first)[0] == [True] * 4
-    assert sweep(first, first_layer="dense")[0] == [True] * 4
+    assert sweep(first, weight_bits=8)[0] == [True] * 4
     assert sweep(first, resume=False)[0] == [False] * 4
     assert path.read_text() == whole
     assert sweep(other)[0] == [False] * 4
