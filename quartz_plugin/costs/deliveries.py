@@ -104,18 +104,15 @@ def _convolution(
 
 
 def _transposed_convolution(
-    result: Tensor,
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    stride: _Sizes = 1,
-    padding: _Sizes = 0,
-    output_padding: _Sizes = 0,
-    groups: int = 1,
-    dilation: _Sizes = 1,
+    result: Tensor, input: Tensor, weight: Tensor, bias: Tensor | None = None, *sizes: Any, **named: Any
 ) -> list[Delivery]:
-    axes = _axes(result, input, weight, stride, padding, dilation, transposed=True)
+    given = {"stride": 1, "padding": 0, "dilation": 1, **dict(zip(_TRANSPOSED_SIZES, sizes, strict=False)), **named}
+    axes = _axes(result, input, weight, given["stride"], given["padding"], given["dilation"], transposed=True)
     return [Delivery(input, weight.shape[1], axes)]
+
+
+_TRANSPOSED_SIZES = ("stride", "padding", "output_padding", "groups", "dilation")
+"""Arguments of torch's transposed convolutions behind the bias, in their order."""
 
 
 def _axes(
