@@ -10,17 +10,8 @@ from torch.nn.utils import parametrize, prune
 
 import quartz_plugin
 from quartz_plugin import TTFSNeuron
-from quartz_plugin.graph.fingerprint import (
-    BLOCK,
-    CHUNK,
-    MULTIPLIERS,
-    Identity,
-    digest,
-    digest_in_torch,
-    fingerprint_of,
-    identity_of,
-    structure_of,
-)
+from quartz_plugin.graph.digest import BLOCK, CHUNK, MULTIPLIERS, digest, digest_in_torch
+from quartz_plugin.graph.fingerprint import Identity, fingerprint_of, identity_of, structure_of
 from quartz_plugin.graph.topology import Derived
 
 

@@ -22,7 +22,7 @@ from torch import Tensor, fx
 
 from quartz_plugin.coding import Window, check_unit_interval
 from quartz_plugin.config import ConversionConfig, without_notes
-from quartz_plugin.graph.fingerprint import Structure, new_number
+from quartz_plugin.graph.digest import Structure, new_number
 from quartz_plugin.graph.walk import LevelWalk, Step, Walk, is_spike_source, module_nodes, plan_walk
 from quartz_plugin.neuron import AxonalDelay, TTFSNeuron
 from quartz_plugin.operators.modules import DenseFirstLayer
@@ -163,7 +163,7 @@ class ConvertedGraph:
 
     @property
     def task(self) -> Task:
-        """What the output means; files of earlier versions, which do not have it, hold classifiers."""
+        """Meaning of the output; files of earlier versions, which do not have it, hold classifiers."""
         task: Task = self.settings.get("task", ConversionConfig.task)
         return task
 
