@@ -9,7 +9,7 @@ from quartz_plugin.engines import SimulationResult
 from quartz_plugin.network import SpikingNetwork, load
 from quartz_plugin.neuron import AxonalDelay, FirstSpikeMaxPool, TTFSNeuron, reset
 from quartz_plugin.task import decide
-from quartz_plugin.training import Teacher, TrainableNetwork, prepare
+from quartz_plugin.training import DistillationLoss, Teacher, TrainableNetwork, prepare, prepare_qat
 from quartz_plugin.verification import Verification, verify
 
 __version__ = "0.1.0"
@@ -19,6 +19,7 @@ __all__ = [
     "AxonalDelay",
     "ConversionConfig",
     "ConversionError",
+    "DistillationLoss",
     "FirstSpikeMaxPool",
     "LayerConfig",
     "Override",
@@ -37,6 +38,7 @@ __all__ = [
     "encode",
     "load",
     "prepare",
+    "prepare_qat",
     "register_rule",
     "reset",
     "unregister_rule",

@@ -209,8 +209,8 @@ def values_side_by_side(
     if len(images) == 0:
         raise ValueError("verify needs at least one image")
     example = images[:1].to(device=graph.device, dtype=graph.dtype)
-    draft = fold(trace(ann, example), graph.config.preprocessing, graph.config.linear)
-    ends, last = draft.layers(), draft.last
+    network = fold(trace(ann, example), graph.config.preprocessing, graph.config.linear)
+    ends, last = network.layers(), network.last
     if graph.dense_stem is not None:
         ends = ends[1:]
     names = [layer.name for layer in graph.layers]
@@ -218,12 +218,16 @@ def values_side_by_side(
         raise ValueError(
             f"ann has {len(ends)} layers of neurons and the spiking network {len(names)}: not the same network"
         )
+
+    def rounded(quantizer: nn.Module | None, value: Tensor) -> Tensor:
+        return value if quantizer is None else quantizer(value)
+
     layer_of = dict(zip(ends, names, strict=True))
     for chunk in images.split(chunk_size(images)):
         chunk = chunk.to(device=graph.device, dtype=graph.dtype)
         result = snn.run(chunk, engine=engine)
         # A network that was trained for spikes rounds its input and output itself.
-        for node, value in draft.run(chunk if draft.input_code is None else draft.input_code(chunk)):
+        for node, value in network.run(rounded(network.input_quantizer, chunk)):
             if (name := layer_of.get(node)) is not None:
                 spiking = result.spike_steps[name]
                 if value.shape != spiking.shape:
@@ -234,7 +238,7 @@ def values_side_by_side(
                 shift = torch.as_tensor(graph.output_shift, dtype=torch.float64).to(value)
                 yield name, value - shift if node is last else value, result
             if node is last:
-                yield None, value if draft.output_code is None else draft.output_code(value), result
+                yield None, rounded(network.output_quantizer, value), result
 
 
 @dataclass

@@ -162,7 +162,7 @@ def test_what_rounding_leaves_outside_is_clamped_at_all_doors():
             assert torch.equal(snn.run(x, engine=engine).logits, expected.run(clean, engine=engine).logits)
         assert torch.equal(snn.values_to_encode(x), expected.values_to_encode(clean))
         assert str(quartz_plugin.verify(ann, snn, x)) == str(quartz_plugin.verify(ann, snn, clean))
-    assert torch.equal(quartz_plugin.prepare(ann, x)(x), quartz_plugin.prepare(ann, clean)(clean))
+    assert torch.equal(quartz_plugin.prepare_qat(ann, x)(x), quartz_plugin.prepare_qat(ann, clean)(clean))
     plain = quartz_plugin.convert(ann, clean)
     assert torch.equal(RateCodedNetwork(plain)(x, 4), RateCodedNetwork(plain)(clean, 4))
     assert quartz_plugin.allocate_steps(ann, x, 60) == quartz_plugin.allocate_steps(ann, clean, 60)
@@ -360,7 +360,7 @@ class TestLongWindows:
             lambda t_max: quartz_plugin.convert(nn.Linear(2, 2), torch.rand(4, 2), t_max),
             lambda t_max: quartz_plugin.convert(nn.Linear(2, 2), torch.rand(4, 2), {"input": t_max, "output": 4}),
             lambda t_max: quartz_plugin.convert(nn.Linear(2, 2), torch.rand(4, 2), layers={"input": {"t_max": t_max}}),
-            lambda t_max: quartz_plugin.prepare(nn.Sequential(nn.Linear(2, 2), nn.ReLU()), torch.rand(4, 2), t_max),
+            lambda t_max: quartz_plugin.prepare_qat(nn.Sequential(nn.Linear(2, 2), nn.ReLU()), torch.rand(4, 2), t_max),
         ],
     )
     def test_that_float32_cannot_tell_apart_are_refused(self, takes, t_max):

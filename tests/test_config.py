@@ -146,7 +146,7 @@ def test_unknown_options_are_refused_with_the_nearest(ann):
     with pytest.raises(TypeError, match="unknown option 'granularty': did you mean 'granularity'"):
         quartz_plugin.convert(ann, torch.rand(4, 4), granularty="channel")
     with pytest.raises(TypeError, match="unknown option 'hold': the options are calibration_method, first_layer"):
-        quartz_plugin.prepare(ann, torch.rand(4, 4), hold=True)
+        quartz_plugin.prepare_qat(ann, torch.rand(4, 4), hold=True)
     with pytest.raises(TypeError, match="unknown option 'percentile'"):
         quartz_plugin.allocate_steps(ann, torch.rand(4, 4), 40, percentile=99)
 
@@ -242,7 +242,7 @@ class TestConvert:
 
 def test_other_functions_have_their_part_of_it():
     for function, taken, defaults in (
-        (quartz_plugin.prepare, TrainingOptions, TRAINING),
+        (quartz_plugin.prepare_qat, TrainingOptions, TRAINING),
         (quartz_plugin.allocate_steps, AllocationOptions, {}),
     ):
         parameters = inspect.signature(function).parameters

@@ -771,8 +771,8 @@ class TestDeadLayers:
             snn = quartz_plugin.convert(ann, images, 9, calibration_method=method, tuning_passes=2)
         assert snn(images).isfinite().all()
         with pytest.warns(UserWarning, match="'1' is 0 on all"):
-            net = quartz_plugin.prepare(ann, images, 9)
-        loss = quartz_plugin.Teacher(net).loss(net, images)
+            net = quartz_plugin.prepare_qat(ann, images, 9)
+        loss = quartz_plugin.DistillationLoss(net)(net, images)
         assert float(loss) < 10
 
 

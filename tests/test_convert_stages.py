@@ -329,14 +329,14 @@ class TestSchedule:
 
     def test_a_layer_is_read_out_where_its_sources_windows_end(self):
         network = self.chain(*[self.layer(torch.tensor([3.0]))] * 3)
-        times = schedule(network, t_max=9)
+        times = schedule(network, input_window=8)
         assert list(times.clocks.values()) == [NeuronClock(8 * number, 8, 8) for number in (1, 2, 3)]
         assert not times.delays
 
     @pytest.mark.parametrize(("bias", "lead"), [([0.3, -9.0], 0), ([1.0], 0), ([1.25, 0.0], 2), ([1.5], 4), ([7.0], 4)])
     def test_bias_spikes_before_step_0_push_everything_back(self, bias, lead):
         network = self.chain(self.layer(torch.tensor(bias)), self.layer(torch.tensor([1.5])))
-        times = schedule(network, 9, "spike")
+        times = schedule(network, 8, "spike")
         clocks = list(times.clocks.values())
         assert [clock.readout for clock in clocks] == [8 + lead, 16 + lead]
         assert [clock.first_input for clock in clocks] == [lead, 8 + lead]
@@ -350,7 +350,7 @@ class TestSchedule:
             last = network.graph.call_module("last", (join,))
         nodes[-1].args = (last,)
         network.layers[last] = self.layer(window=5, input_window=8)
-        times = schedule(network, t_max=9)
+        times = schedule(network, input_window=8)
         assert [clock.readout for clock in times.clocks.values()] == [8, 12, 18]
         assert times.delays == {(join, nodes[0]): 10, (join, nodes[1]): 6}
 

@@ -22,9 +22,10 @@ from quartz_plugin.convert.check import check
 from quartz_plugin.convert.fake_quant import values_at
 from quartz_plugin.convert.fold import fold
 from quartz_plugin.convert.refine import tuning
-from quartz_plugin.convert.refine.output_range import output_range
+from quartz_plugin.convert.refine.output_range import choose_output_range
 from quartz_plugin.convert.sketches import QuantileSketch
 from quartz_plugin.convert.trace import trace
+from quartz_plugin.convert.traced import Scales
 from quartz_plugin.graph import module_nodes
 from quartz_plugin.lightning import Classifier, FewStepsClassifier
 from quartz_plugin.lightning.modules import few_steps, mixed
@@ -188,9 +189,10 @@ def test_bias_correction_of_a_sum_of_paths_stands_in_the_report(ann, images):
 
 def test_the_outputs_range_is_that_of_most_agreement(images):
     ann = nn.Sequential(nn.Flatten(), nn.Linear(192, 6))
-    draft = check(fold(trace(ann, images[:1])))
+    network, scales = check(fold(trace(ann, images[:1]))), Scales({"1": torch.tensor(1.0)})
     wanted = ann(images).argmax(1)
-    scale, shift = output_range(draft, {"1": torch.tensor(1.0)}, {"1": 1, "input": 255}, images, wanted)
+    found = choose_output_range(network, scales, {"1": 1, "input": 255}, images, wanted, "classification")
+    scale, shift = found.of_layers["1"], found.output_shift
 
     def agreement(s, middle):
         with torch.no_grad():
@@ -265,7 +267,7 @@ def test_tuning_that_leads_away_from_the_ann_is_left_out(ann, images, method):
 
 
 def test_the_output_range_is_chosen_by_the_labels(ann, images):
-    net = quartz_plugin.prepare(ann, images, 4, preprocessing=PREPROCESSING, calibration_method="percentile")
+    net = quartz_plugin.prepare_qat(ann, images, 4, preprocessing=PREPROCESSING, calibration_method="percentile")
     mean, std = (torch.tensor(value).view(1, 3, 1, 1) for value in PREPROCESSING)
     labels = ann((images - mean) / std).argmax(1)
 
@@ -286,7 +288,7 @@ def test_the_output_range_is_chosen_by_the_labels(ann, images):
 
 @pytest.mark.parametrize("scale", [0.0, -1.0, math.nan, math.inf])
 def test_an_output_range_is_positive_and_finite(ann, images, scale):
-    net = quartz_plugin.prepare(ann, images, 4)
+    net = quartz_plugin.prepare_qat(ann, images, 4)
     before = net.output_range
     with pytest.raises(ValueError, match="scale must be positive and finite"):
         net.set_output_range(scale)
@@ -296,7 +298,7 @@ def test_an_output_range_is_positive_and_finite(ann, images, scale):
 @pytest.fixture
 def in_training(ann, images):
     """A classifier that learns to spike, its output's range far too wide, and its trainer's stand-in."""
-    network = quartz_plugin.prepare(ann, images, 4, preprocessing=PREPROCESSING)
+    network = quartz_plugin.prepare_qat(ann, images, 4, preprocessing=PREPROCESSING)
     model = FewStepsClassifier(Classifier(ann, 4, preprocessing=PREPROCESSING), network)
     model.network.set_output_range(1000.0)
     model.log = lambda *args, **options: None
@@ -374,7 +376,7 @@ def test_a_taught_network_learns_without_dropout_and_alone_with_it(ann, images):
     def trained(taught):
         classifier = Classifier(copy.deepcopy(ann), 4, preprocessing=PREPROCESSING)
         classifier.fitted_on = "these" if taught else None
-        network = quartz_plugin.prepare(classifier.network, images, 4, preprocessing=PREPROCESSING)
+        network = quartz_plugin.prepare_qat(classifier.network, images, 4, preprocessing=PREPROCESSING)
         model = FewStepsClassifier(classifier, network, distillation=0.5)
         model.train()
         model.log = lambda *args, **options: None
@@ -387,23 +389,25 @@ def test_a_taught_network_learns_without_dropout_and_alone_with_it(ann, images):
 
     assert trained(taught=True) == [False]
     assert trained(taught=False) == [True]
-    net = quartz_plugin.prepare(ann, images, 4, preprocessing=PREPROCESSING).train()
-    teacher = quartz_plugin.Teacher(net)
-    assert torch.equal(teacher.loss(net, images), teacher.loss(net, images))
+    net = quartz_plugin.prepare_qat(ann, images, 4, preprocessing=PREPROCESSING).train()
+    teacher = quartz_plugin.DistillationLoss(net)
+    assert torch.equal(teacher(net, images), teacher(net, images))
     assert all(each.training for each in net.modules() if isinstance(each, nn.Dropout))
 
 
 def test_what_a_teacher_cannot_teach_is_said(ann, images):
-    net = quartz_plugin.prepare(ann, images, 4)
-    teacher = quartz_plugin.Teacher(net)
-    other = quartz_plugin.prepare(nn.Sequential(nn.Flatten(), nn.Linear(192, 3), nn.ReLU(), nn.Linear(3, 4)), images, 4)
-    with pytest.raises(TypeError, match=r"made of what prepare\(ann, ...\) gives, got Residual"):
-        quartz_plugin.Teacher(ann)
+    net = quartz_plugin.prepare_qat(ann, images, 4)
+    teacher = quartz_plugin.DistillationLoss(net)
+    other = quartz_plugin.prepare_qat(
+        nn.Sequential(nn.Flatten(), nn.Linear(192, 3), nn.ReLU(), nn.Linear(3, 4)), images, 4
+    )
+    with pytest.raises(TypeError, match=r"made of what prepare_qat\(ann, ...\) gives, got Residual"):
+        quartz_plugin.DistillationLoss(ann)
     with pytest.raises(ValueError, match="of another ANN than its teacher"):
-        teacher.loss(other, images)
+        teacher(other, images)
     with pytest.raises(ValueError, match="a label for each image, got 64 images and 3 labels"):
-        teacher.loss(net, images, torch.zeros(3, dtype=torch.long), share=0.5)
-    for call in (net, lambda given: teacher.loss(net, given)):
+        teacher(net, images, torch.zeros(3, dtype=torch.long), alpha=0.5)
+    for call in (net, lambda given: teacher(net, given)):
         with pytest.raises(ValueError, match=r"shape \[B, 3, 8, 8\], got \[64, 3, 7, 8\]"):
             call(images[:, :, 1:])
 
@@ -546,7 +550,7 @@ def assert_the_spikes_say_what_was_trained(net, snn, images):
 @pytest.mark.parametrize("granularity", ["layer", "channel"])
 def test_the_spiking_network_is_the_trained_one(ann, images, granularity, first_layer):
     labels = torch.randint(4, (64,))
-    net = quartz_plugin.prepare(
+    net = quartz_plugin.prepare_qat(
         ann, images, {"default": 4, "input": 16}, granularity=granularity, first_layer=first_layer,
         preprocessing=PREPROCESSING,
     )  # fmt: skip
@@ -571,7 +575,7 @@ def test_the_spiking_network_is_the_trained_one(ann, images, granularity, first_
 @given(random_nets(dtypes=(torch.float64,)), st.integers(2, 9))
 def test_random_networks_say_what_was_prepared(net, t_max):
     try:
-        prepared = quartz_plugin.prepare(net.ann, net.images, t_max, preprocessing=net.preprocessing)
+        prepared = quartz_plugin.prepare_qat(net.ann, net.images, t_max, preprocessing=net.preprocessing)
     except ConversionError as refusal:
         assert "neurons come about only when batch norms are folded" in str(refusal)  # noqa: PT017
         return
@@ -581,25 +585,25 @@ def test_random_networks_say_what_was_prepared(net, t_max):
 
 def test_preparing_leaves_the_ann_alone_and_refuses_what_training_does(ann, images):
     before = {name: tensor.clone() for name, tensor in ann.state_dict().items()}
-    net = quartz_plugin.prepare(ann, images, 4)
+    net = quartz_plugin.prepare_qat(ann, images, 4)
     net(images).sum().backward()
     assert all(torch.equal(tensor, before[name]) for name, tensor in ann.state_dict().items())
     assert all(parameter.grad is None for parameter in ann.parameters())
     assert not ann.training
     with pytest.raises(ValueError, match="changes weights"):
-        quartz_plugin.prepare(ann, images, 4, calibration_method="distill")
+        quartz_plugin.prepare_qat(ann, images, 4, calibration_method="distill")
 
 
 def test_preparing_keeps_the_outputs_shift(images):
     ann = nn.Sequential(nn.Flatten(), nn.Linear(192, 16), nn.ReLU(), nn.Linear(16, 5))
     nn.init.constant_(ann[3].bias, 10.0)
-    net = quartz_plugin.prepare(ann, images, 8).eval()
+    net = quartz_plugin.prepare_qat(ann, images, 8).eval()
     with torch.no_grad():
         assert float((net(images) - ann(images)).abs().mean()) < 0.2
 
 
 def test_a_trained_network_refuses_what_would_change_it(ann, images):
-    net = quartz_plugin.prepare(ann, images, 4)
+    net = quartz_plugin.prepare_qat(ann, images, 4)
     for options in ({"calibration_method": "tune"}, {"first_layer": "dense"}):
         with pytest.raises(ValueError, match="trained"):
             quartz_plugin.convert(net.network, images, **options)
@@ -611,7 +615,7 @@ def test_a_trained_network_refuses_what_would_change_it(ann, images):
 
 
 def test_verify_finds_a_trained_network_right(ann, images):
-    net = quartz_plugin.prepare(ann, images, 4).eval()
+    net = quartz_plugin.prepare_qat(ann, images, 4).eval()
     check = quartz_plugin.verify(net.network, net.to_spiking(), images)
     assert check.agreement > 0.95
     assert all(layer.saturated < 0.01 for layer in check.layers[:-1])
@@ -641,7 +645,7 @@ def test_tuning_and_allocating_refuse_bad_input_in_one_line(ann, images):
 
 
 def test_a_trained_network_refuses_early_spikes(ann, images):
-    net = quartz_plugin.prepare(ann, images, 4)
+    net = quartz_plugin.prepare_qat(ann, images, 4)
     with pytest.raises(ValueError, match="give hold=True"):
         quartz_plugin.convert(net.network, images, hold=False)
 

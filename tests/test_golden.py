@@ -11,12 +11,14 @@ from torch import nn
 
 from quartz_plugin import AxonalDelay, FirstSpikeMaxPool, SpikingNetwork, TTFSNeuron, decode, encode, reset
 from quartz_plugin.coding import window_length
+from quartz_plugin.config import ConversionConfig
 from quartz_plugin.convert.check import check
-from quartz_plugin.convert.emit import NeuronKind, emit
+from quartz_plugin.convert.emit import emit
 from quartz_plugin.convert.fold import fold
 from quartz_plugin.convert.rescale import rescale
 from quartz_plugin.convert.schedule import schedule
 from quartz_plugin.convert.trace import trace
+from quartz_plugin.convert.traced import CalibratedNetwork, Scales
 from quartz_plugin.costs.counts import merged_operations
 
 pytestmark = pytest.mark.shared
@@ -133,15 +135,13 @@ def spiking_network(golden, dtype=torch.float32):
     )
     ann = ann.to(dtype).eval()
     t_max = int(golden["t_max"])
-    draft = trace(ann, golden["input"][:1].to(dtype))
-    fold(draft, None)
-    check(draft)
-    layers = [str(node.target) for node in draft.layers()]
-    network = rescale(draft, dict.fromkeys(layers, torch.ones(())), dict.fromkeys([*layers, "input"], t_max - 1))
-    times = schedule(network, t_max, "spike")
-    kind = NeuronKind(hold=False, rectifier="spike", bias="spike")
-    settings = {"t_max": t_max, "hold": kind.hold, "rectifier": kind.rectifier, "bias": kind.bias}
-    return SpikingNetwork(emit(draft, network, times, t_max, kind, settings))
+    network = check(fold(trace(ann, golden["input"][:1].to(dtype)), None))
+    layers = [str(node.target) for node in network.layers()]
+    scales, windows = Scales(dict.fromkeys(layers, torch.ones(()))), dict.fromkeys([*layers, "input"], t_max - 1)
+    config = ConversionConfig(t_max, hold=False, rectifier="spike", bias="spike")
+    calibrated = CalibratedNetwork(network, scales, windows, config)
+    scaled = rescale(calibrated)
+    return SpikingNetwork(emit(calibrated, scaled, schedule(scaled, t_max - 1, "spike")))
 
 
 @files

@@ -109,7 +109,7 @@ class TestComputedWeights:
             settled(images)
             plain.load_state_dict({f"{i}.{n}": getattr(settled[i], n) for i in (0, 2, 4) for n in ("weight", "bias")})
         before = contents(ann)
-        net, expected = (quartz_plugin.prepare(each, images, 8) for each in (ann, plain))
+        net, expected = (quartz_plugin.prepare_qat(each, images, 8) for each in (ann, plain))
         torch.testing.assert_close(net(images), expected(images))
         assert {name for name, _ in net.named_parameters()} == {name for name, _ in expected.named_parameters()}
         check = quartz_plugin.verify(ann, quartz_plugin.convert(plain, images, **FINE), images)
@@ -155,7 +155,7 @@ class TestComputedWeights:
         del ann[2].weight
         ann[2].register_buffer("weight", buffered)
         assert_spikes_as(ann, quartz_plugin.convert(ann, images, **FINE))
-        net = quartz_plugin.prepare(ann, images)
+        net = quartz_plugin.prepare_qat(ann, images)
         assert dict(net.network.named_parameters()).keys() >= {"0.weight", "2.weight"}
 
     def test_that_are_nan_are_refused(self):

@@ -822,5 +822,5 @@ class TestNumbersOfNumpyAndTorch:
         ann, images = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 2)), torch.rand(30, 4)
         windows = quartz_plugin.allocate_steps(ann, images, number(40), choices=[number(2), number(4)])
         assert set(map(type, windows.values())) == {int}
-        quartz_plugin.prepare(ann, images, number(4)).eval().to_spiking(weight_bits=number(8)).save(path)
+        quartz_plugin.prepare_qat(ann, images, number(4)).eval().to_spiking(weight_bits=number(8)).save(path)
         assert quartz_plugin.load(path).graph.settings["weight_bits"] == 8

@@ -67,7 +67,7 @@ def results(**modes):
         plain = quartz_plugin.convert(ann, images, 6, hold=False)
         for engine in ("stepped", "event"):
             found[engine] = plain.run(images, engine=engine).logits
-        net = quartz_plugin.prepare(ann, images, 6)
+        net = quartz_plugin.prepare_qat(ann, images, 6)
         net.eval().choose_output_range(images, torch.arange(60) % 3)
         found["trained"] = net.to_spiking()(images)
         found["verified"] = str(quartz_plugin.verify(ann, plain, images))

@@ -215,7 +215,7 @@ class TestNames:
         spikes = torch.stack([net(step) for step in quartz_plugin.encode(images, 16, coarse.n_steps)])
         torch.testing.assert_close(coarse.decode(spikes), coarse.run(images, engine="stepped").logits)
         assert quartz_plugin.verify(ann, snn, images).agreement > 0.9
-        assert quartz_plugin.prepare(ann, images, 4).to_spiking()(images).isfinite().all()
+        assert quartz_plugin.prepare_qat(ann, images, 4).to_spiking()(images).isfinite().all()
         assert all(row["module"].isprintable() for row in snn.report)
 
     def test_that_would_meet_stay_apart(self):

@@ -103,15 +103,15 @@ def test_the_range_of_one_logit_lets_its_sign_be_that_of_its_membrane(one_logit,
 
 
 def test_a_prepared_network_of_one_logit_says_both_signs_and_learns(one_logit, vectors):
-    net = quartz_plugin.prepare(one_logit, vectors, t_max=8)
+    net = quartz_plugin.prepare_qat(one_logit, vectors, t_max=8)
     scale, shift = net.output_range
     assert shift - scale < float(one_logit(vectors).min()) * 0.8
     labels = (one_logit(vectors) > 0).float()
-    teacher = quartz_plugin.Teacher(net)
+    teacher = quartz_plugin.DistillationLoss(net)
     optimizer = torch.optim.Adam(net.parameter_groups())
     losses = []
     for step in range(40):
-        loss = teacher.loss(net, vectors, labels, share=0.5, done=step / 40)
+        loss = teacher(net, vectors, labels, alpha=0.5, progress=step / 40)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -225,10 +225,12 @@ def test_pixels_are_distances_and_labels_as_so_many_images_are(segmenter, images
     )
     assert whole.graph.output_scale == pytest.approx(apart.graph.output_scale)
     assert whole.graph.output_shift == pytest.approx(apart.graph.output_shift)
-    nets = [quartz_plugin.prepare(pointwise, given, 4, calibration_method="percentile") for given in (images, points)]
+    nets = [
+        quartz_plugin.prepare_qat(pointwise, given, 4, calibration_method="percentile") for given in (images, points)
+    ]
     labels = torch.randint(5, (40, *PIXELS[1:]))
     losses = [
-        quartz_plugin.Teacher(net, activations=0.0).loss(net, given, of, share=0.3)
+        quartz_plugin.DistillationLoss(net, activations=0.0)(net, given, of, alpha=0.3)
         for net, given, of in zip(nets, (images, points), (labels, labels.flatten().view(-1, 1, 1)), strict=True)
     ]
     torch.testing.assert_close(*losses)
@@ -326,14 +328,14 @@ def test_a_depth_map_has_a_range_for_each_channel(images):
 
 
 def test_a_regression_is_prepared_taught_and_becomes_the_spiking_network(regressor, vectors):
-    net = quartz_plugin.prepare(regressor, vectors, t_max=8, task="regression")
+    net = quartz_plugin.prepare_qat(regressor, vectors, t_max=8, task="regression")
     assert net.task == "regression"
     wanted = regressor(vectors).detach()
-    teacher = quartz_plugin.Teacher(net)
+    teacher = quartz_plugin.DistillationLoss(net)
     optimizer = torch.optim.Adam(net.parameter_groups(3e-3))
     losses = []
     for step in range(60):
-        loss = teacher.loss(net, vectors, wanted, share=0.5, done=step / 60)
+        loss = teacher(net, vectors, wanted, alpha=0.5, progress=step / 60)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -474,7 +476,7 @@ def test_an_untrained_regression_learns_where_it_was_given_the_range_of_its_targ
     torch.manual_seed(1)
     wanted = torch.stack([3 + 2 * vectors[:, 0] * vectors[:, 1], 100 * (vectors[:, 2] - vectors[:, 3])], dim=1)
     ann = nn.Sequential(nn.Linear(6, 32), nn.ReLU(), nn.Linear(32, 2))
-    net = quartz_plugin.prepare(ann, vectors, 16, task="regression")
+    net = quartz_plugin.prepare_qat(ann, vectors, 16, task="regression")
     net.eval().choose_output_range(vectors, wanted)
     scale, shift = net.output_range
     torch.testing.assert_close(shift - scale, wanted.amin(0).double())
@@ -490,7 +492,7 @@ def test_an_untrained_regression_learns_where_it_was_given_the_range_of_its_targ
 
 @pytest.mark.parametrize("last", [nn.ReLU(), nn.ReLU6()])
 def test_the_range_of_a_rectified_regression_is_chosen_by_its_targets(regressor, vectors, last):
-    net = quartz_plugin.prepare(nn.Sequential(*regressor, last), vectors, 8, task="regression")
+    net = quartz_plugin.prepare_qat(nn.Sequential(*regressor, last), vectors, 8, task="regression")
     wanted = last(regressor(vectors)).detach()
     net.eval().choose_output_range(vectors, wanted)
     scale, shift = net.output_range
@@ -503,22 +505,22 @@ def test_the_range_of_a_rectified_regression_is_chosen_by_its_targets(regressor,
 
 @pytest.mark.parametrize("wrap", [nn.Sequential, nn.DataParallel, torch.optim.swa_utils.AveragedModel])
 def test_a_prepared_regression_is_one_within_a_wrapper(regressor, vectors, wrap):
-    net = wrap(quartz_plugin.prepare(regressor, vectors, 8, task="regression").eval())
+    net = wrap(quartz_plugin.prepare_qat(regressor, vectors, 8, task="regression").eval())
     with pytest.raises(ValueError, match="prepared with task='regression'"):
         quartz_plugin.convert(net, vectors)
     assert quartz_plugin.convert(net, vectors, task="regression").graph.task == "regression"
 
 
 def test_masks_may_be_bytes_and_leave_pixels_out(segmenter, images):
-    net = quartz_plugin.prepare(segmenter, images, 8)
+    net = quartz_plugin.prepare_qat(segmenter, images, 8)
     mask = segmenter(images).argmax(1)
-    teacher = quartz_plugin.Teacher(net)
-    expected = teacher.loss(net, images, mask, share=0.5)
+    teacher = quartz_plugin.DistillationLoss(net)
+    expected = teacher(net, images, mask, alpha=0.5)
     net.eval().choose_output_range(images, mask)
     ranges = net.output_range
     for kind in (torch.uint8, torch.int16, torch.int32):
         torch.testing.assert_close(
-            teacher.loss(net, images, mask.to(kind), share=0.0), teacher.loss(net, images, mask, share=0.0)
+            teacher(net, images, mask.to(kind), alpha=0.0), teacher(net, images, mask, alpha=0.0)
         )
         net.choose_output_range(images, mask.to(kind))
         assert net.output_range == ranges
@@ -543,7 +545,7 @@ def test_masks_may_be_bytes_and_leave_pixels_out(segmenter, images):
 def test_an_unknown_task_is_refused(one_logit, vectors):
     for call in (
         lambda: quartz_plugin.convert(one_logit, vectors, task="detection"),
-        lambda: quartz_plugin.prepare(one_logit, vectors, task="detection"),
+        lambda: quartz_plugin.prepare_qat(one_logit, vectors, task="detection"),
         lambda: quartz_plugin.allocate_steps(one_logit, vectors, 60, task="detection"),
     ):
         with pytest.raises(ValueError, match="task must be one of 'classification', 'regression', got 'detection'"):
@@ -551,14 +553,14 @@ def test_an_unknown_task_is_refused(one_logit, vectors):
 
 
 def test_a_prepared_network_takes_raw_inputs_alone_and_finite_targets(regressor, vectors):
-    net = quartz_plugin.prepare(regressor, vectors, 8, task="regression")
-    teacher = quartz_plugin.Teacher(net)
+    net = quartz_plugin.prepare_qat(regressor, vectors, 8, task="regression")
+    teacher = quartz_plugin.DistillationLoss(net)
     for given in (vectors * 4 - 2, (vectors * 255).byte()):
-        for call in (lambda given=given: net(given), lambda given=given: teacher.loss(net, given)):
+        for call in (lambda given=given: net(given), lambda given=given: teacher(net, given)):
             with pytest.raises(ValueError, match="images must"):
                 call()
     with pytest.raises(ValueError, match="labels contain NaN"):
-        teacher.loss(net, vectors, torch.full((300, 3), torch.nan), share=0.5)
+        teacher(net, vectors, torch.full((300, 3), torch.nan), alpha=0.5)
 
 
 @pytest.mark.parametrize(
@@ -579,9 +581,9 @@ def test_labels_that_do_not_fit_are_refused(shape, labels, task):
 
 
 def test_labels_of_one_logit_may_be_what_binary_cross_entropy_takes(one_logit, vectors):
-    net = quartz_plugin.prepare(one_logit, vectors, 4, calibration_method="percentile")
-    teacher = quartz_plugin.Teacher(net, activations=0.0)
+    net = quartz_plugin.prepare_qat(one_logit, vectors, 4, calibration_method="percentile")
+    teacher = quartz_plugin.DistillationLoss(net, activations=0.0)
     labels = torch.randint(2, (300,))
     expected = F.binary_cross_entropy_with_logits(net(vectors), labels.float().unsqueeze(1))
     for given in (labels, labels.float(), labels.unsqueeze(1), F.one_hot(labels, 2).float()):
-        torch.testing.assert_close(teacher.loss(net, vectors, given, share=0.0), expected)
+        torch.testing.assert_close(teacher(net, vectors, given, alpha=0.0), expected)

@@ -13,14 +13,13 @@ from quartz_plugin.coding import window_length, with_plain_numbers
 from quartz_plugin.config import AllocationOptions, ConversionConfig, configured
 from quartz_plugin.convert.calibrate import calibrate
 from quartz_plugin.convert.images import Calibration, chunk_size, chunks, evenly_of, some_of
-from quartz_plugin.convert.pipeline import scale
+from quartz_plugin.convert.pipeline import calibrate_network
 from quartz_plugin.convert.refine.distance import output_distance
 from quartz_plugin.convert.refine.search import run_from
 from quartz_plugin.convert.run import Run
-from quartz_plugin.convert.traced import TracedNetwork
+from quartz_plugin.convert.traced import FoldedNetwork
 from quartz_plugin.functional import fake_quantize
 from quartz_plugin.graph import INPUT
-from quartz_plugin.operators.table import Role
 from quartz_plugin.options import with_options
 from quartz_plugin.precision import exact_arithmetic
 
@@ -95,21 +94,21 @@ def allocate_steps(
     given = torch.cat(batches)
     images = evenly_of(given, SCALE_IMAGES)
     config = configured(options, AllocationOptions, lengths[0] + 1)
-    found = scale(ann, images, config, Run(example_input))
-    draft, images = found.draft, images.to(found.example)
-    if found.trained:
+    found = calibrate_network(ann, images, config, Run(example_input))
+    network, images = found.network, images.to(device=found.network.device, dtype=found.network.dtype)
+    if network.activation_quantizers():
         raise ValueError("the network was trained for windows of its own, and can have no others")
     windows = dict.fromkeys(found.windows, lengths[0])
-    needed = steps_of(draft, windows)
+    needed = steps_of(network, windows)
     if needed > steps:
         raise ValueError(f"steps must be at least {needed}, which the smallest windows take, got {steps}")
-    lost = _lost_by_rounding(draft, images, lengths, config, progress)
+    lost = _lost_by_rounding(network, images, lengths, config, progress)
     while True:
         best: tuple[float, str, int] | None = None
-        now = steps_of(draft, windows)
+        now = steps_of(network, windows)
         for path, length in windows.items():
             for longer in (each for each in lengths if each > length):
-                cost = steps_of(draft, {**windows, path: longer}) - now
+                cost = steps_of(network, {**windows, path: longer}) - now
                 gain = lost[path][length] - lost[path][longer]
                 # Steps that cost nothing count as a hundredth of one.
                 worth = gain / max(cost, 0.01)
@@ -118,39 +117,39 @@ def allocate_steps(
         if best is None:
             break
         windows[best[1]] = best[2]
-    output = str(draft.last.target)
-    signed = draft.role_at(draft.last) is not Role.RECTIFIER
-    layers = [str(node.target) for node in draft.layers()]
+    output = str(network.last.target)
+    signed = network.signed_output
+    layers = [str(node.target) for node in network.layers()]
     return {"output" if signed and path == output else path: windows[path] + 1 for path in (INPUT, *layers)}
 
 
-def steps_of(draft: TracedNetwork, windows: Mapping[str, int]) -> int:
+def steps_of(network: FoldedNetwork, windows: Mapping[str, int]) -> int:
     """Steps of an inference with these windows (path of each layer, and "input" -> steps)."""
-    layers = set(draft.layers())
+    layers = set(network.layers())
     ends: dict[fx.Node, int] = {}
-    for node in draft.module.graph.nodes:
+    for node in network.module.graph.nodes:
         if node.op == "placeholder":
             ends[node] = windows[INPUT]
         elif node.op == "call_module":
             arrival = max(ends[source] for source in node.all_input_nodes)
             ends[node] = arrival + (windows[str(node.target)] if node in layers else 0)
-    last = draft.last
-    signed_half = 0 if draft.role_at(last) is Role.RECTIFIER else windows[str(last.target)]
+    last = network.last
+    signed_half = windows[str(last.target)] if network.signed_output else 0
     return max(ends[node] for node in [*layers]) + signed_half + 1
 
 
 def _lost_by_rounding(
-    draft: TracedNetwork,
+    network: FoldedNetwork,
     images: Tensor,
     lengths: Sequence[int],
     config: ConversionConfig,
     progress: Callable[[int, int], None] | None,
 ) -> dict[str, dict[int, float]]:
     """Path of each layer, and "input" -> length of its window -> how far the output is when it alone is rounded."""
-    layers = draft.layers()
+    layers = network.layers()
     by_length = {
         length: calibrate(
-            draft,
+            network,
             images.split(chunk_size(images)),
             replace(config, calibration_method="least_squares"),
             own={},
@@ -159,28 +158,28 @@ def _lost_by_rounding(
         for length in lengths
     }
     images = some_of(images, DISTANCE_IMAGES)
-    nodes = list(draft.module.graph.nodes)
+    nodes = list(network.module.graph.nodes)
     values: dict[fx.Node, Any] = {}
     lost: dict[str, dict[int, float]] = {}
     with torch.no_grad():
-        run_from(draft.module, nodes, values, images)
-        wanted = values[draft.last]
-        size = by_length[lengths[0]][str(draft.last.target)]
-        shift = torch.as_tensor(draft.output_shift, dtype=torch.float64).to(wanted)
-        measured = [draft.input, *layers]
+        run_from(network.module, nodes, values, images)
+        wanted = values[network.last]
+        size = by_length[lengths[0]].of_layers[str(network.last.target)]
+        shift = torch.as_tensor(by_length[lengths[0]].output_shift, dtype=torch.float64).to(wanted)
+        measured = [network.input, *layers]
         for done, node in enumerate(measured):
             path = INPUT if node.op == "placeholder" else str(node.target)
             behind = nodes[nodes.index(node) + 1 :]
-            signed = node is draft.last and draft.role_at(node) is not Role.RECTIFIER
+            signed = node is network.last and network.signed_output
             lost[path] = {}
             for length in lengths:
                 one = torch.ones((), dtype=torch.float64)
-                own = one if path == INPUT else by_length[length][path]
+                own = one if path == INPUT else by_length[length].of_layers[path]
                 lowest, around = (-length, shift) if signed else (0, 0.0)
                 rounded = fake_quantize(values[node] - around, own.to(values[node]), length, lowest) + around
                 tried = {**values, node: rounded}
-                run_from(draft.module, behind, tried, images)
-                lost[path][length] = float(output_distance(tried[draft.last], wanted, config.task, size))
+                run_from(network.module, behind, tried, images)
+                lost[path][length] = float(output_distance(tried[network.last], wanted, config.task, size))
             if progress is not None:
                 progress(done + 1, len(measured))
     return lost

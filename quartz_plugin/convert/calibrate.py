@@ -8,34 +8,35 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor, fx
 
+from quartz_plugin.calibration_methods import LeastSquares
 from quartz_plugin.config import ConversionConfig, LayerConfig
 from quartz_plugin.convert.processes import of_all_processes, raise_on_all_ranks
+from quartz_plugin.convert.run import Run
 from quartz_plugin.convert.sketches import QuantileSketch, RangeSketch
-from quartz_plugin.convert.traced import TracedNetwork
+from quartz_plugin.convert.traced import FoldedNetwork, Scales
+from quartz_plugin.graph import INPUT
 from quartz_plugin.operators.table import ConversionError, Role, ceiling_of
 from quartz_plugin.task import by_output, number_or_tensor
 
 
 def calibrate(
-    draft: TracedNetwork,
+    network: FoldedNetwork,
     images: Iterable[Tensor],
     config: ConversionConfig,
     own: Mapping[str, LayerConfig],
     windows: Mapping[str, int],
-    known: Mapping[str, Tensor] | None = None,
-    progress: Callable[[int], None] | None = None,
-    distributed: bool = False,
-) -> dict[str, Tensor]:
+    run: Run | None = None,
+) -> Scales:
     """Scales: percentiles of what each ReLU and the output (its size) give on the calibration images.
 
-    With ``config.method.scale`` "least_squares", of the layers without a percentile of their own, the scale at which
-    rounding loses least. A regression's outputs have a scale and a shift each, which is put into the draft.
+    With least squares, of the layers without a percentile of their own, the scale at which rounding loses least.
+    Layers that were trained with an activation have its scale. A regression's outputs have a scale and a shift each.
 
     Activations are counted as they come; memory is that of the network and one chunk of images.
 
     Parameters
     ----------
-    draft : TracedNetwork
+    network : FoldedNetwork
         The folded network, unscaled.
     images : iterable of Tensor
         Chunks ``[n, ...]`` of raw training images; see :func:`chunks`.
@@ -45,18 +46,14 @@ def calibrate(
         Path of a layer -> its own options.
     windows : dict
         Path of a layer -> steps of its window.
-    known : dict, optional
-        Path of a layer -> its scale, where it has been learned.
-    progress : callable, optional
-        Called with the number of images seen so far.
-    distributed : bool
-        Add up the counts of all processes of torch.distributed; each then gets the same scales.
+    run : Run, optional
+        Whether several processes add up their counts, of which each then gets the same scales, and the progress.
 
     Returns
     -------
-    dict
-        Path -> float64 scale, 0-dimensional or ``[C, 1, ...]``; both halves of a pair have the same. A layer that is 0
-        on all images has its upper bound, or else the scale of its sources; it is among ``draft.silent``.
+    Scales
+        Both halves of a pair have the same. A layer that is 0 on all images has its upper bound, or else the scale of
+        its sources; it is among the silent ones.
 
     Raises
     ------
@@ -65,44 +62,51 @@ def calibrate(
     ValueError
         If there are no images, or all of them are 0.
     """
-    scales = dict(known or {})
-    nothing, least_squares = LayerConfig(), config.method.scale == "least_squares"
-    if scales.keys() >= {str(node.target) for node in draft.layers()}:
-        return scales
+    run, nothing = run or Run(), LayerConfig()
+    quantizers = network.activation_quantizers()
+    scales = {path: each.scale.detach().double().cpu() for path, each in quantizers.items() if path != INPUT}
+    shift: float | Tensor = (
+        0.0 if network.output_quantizer is None else number_or_tensor(network.output_quantizer.shift)
+    )
+    silent: set[str] = set()
+    least_squares = config.method.find(LeastSquares) is not None
+    if scales.keys() >= {str(node.target) for node in network.layers()}:
+        return Scales(scales, shift)
     by_channel = {
         str(node.target): (own.get(str(node.target), nothing).granularity or config.granularity) == "channel"
-        for node in draft.layers()
-        if draft.role_at(node) is Role.RECTIFIER
+        for node in network.layers()
+        if network.role_at(node) is Role.RECTIFIER
     }
-    together = raise_on_all_ranks if distributed else nullcontext
+    together = raise_on_all_ranks if run.distributed else nullcontext
     output: RangeSketch | None = None
-    if config.task == "regression" and str(draft.last.target) not in scales:
+    if config.task == "regression" and str(network.last.target) not in scales:
         # The output for a grey image: the same in all processes, and as a rule in the midst of the values.
-        grey = torch.full((1, *draft.input_shape), 0.5, dtype=draft.dtype, device=draft.device)
-        output = RangeSketch(by_output(draft.output(grey).double()).mean(dim=1).cpu())
+        grey = torch.full((1, *network.input_shape), 0.5, dtype=network.dtype, device=network.device)
+        output = RangeSketch(by_output(network.output(grey).double()).mean(dim=1).cpu())
     with together():
-        seen, brightest, sketches = _observe(draft, images, by_channel, scales, output, progress)
-    if distributed:
+        seen, brightest, sketches = _observe(network, images, by_channel, scales, output, run.progress)
+    if run.distributed:
         seen, brightest, sketches = of_all_processes(seen, brightest, sketches)
     if seen == 0:
         raise ValueError("calibration is empty: give at least one batch of training images")
     if brightest == 0.0:
         raise ValueError("calibration is all zero: give training images, with values in [0, 1]")
 
-    for node in draft.layers():
+    for node in network.layers():
         path = str(node.target)
         if path not in sketches:
             continue
         sketch, own_percentile = sketches[path], own.get(path, nothing).percentile
-        shape, ceiling = draft.shape_at(node), ceiling_of(draft.module_at(node))
+        shape, ceiling = network.shape_at(node), ceiling_of(network.module_at(node))
         if isinstance(sketch, RangeSketch):
-            signed = draft.role_at(node) is not Role.RECTIFIER
-            found = sketch.range(own_percentile or config.output_percentile, signed, config.output_shifts)
-            scale, shift = (along_channels(each, shape) for each in found)
+            found = sketch.range(
+                own_percentile or config.output_percentile, network.signed_output, config.output_shifts
+            )
+            scale, shifts = (along_channels(each, shape) for each in found)
             scales[path] = scale if ceiling is None else scale.clamp(max=ceiling)
-            draft.output_shift = number_or_tensor(shift)
+            shift = number_or_tensor(shifts)
             continue
-        is_output = node is draft.last
+        is_output = node is network.last
         if least_squares and own_percentile is None and not is_output:
             scale = sketch.least_squares(windows[path])
         else:
@@ -111,23 +115,23 @@ def calibrate(
         scale = torch.where(scale > 0, scale, sketch.largest)
         scale = torch.where(scale > 0, scale, scale.max())
         if float(scale.max()) == 0.0:
-            draft.silent.add(path)
-            scale = torch.full_like(scale, _scale_in_front(draft, node, scales) if ceiling is None else ceiling)
+            silent.add(path)
+            scale = torch.full_like(scale, _scale_in_front(node, scales) if ceiling is None else ceiling)
         if ceiling is not None:
             scale = scale.clamp(max=ceiling)
         scales[path] = along_channels(scale, shape)
-        if path in draft.pairs:
-            scales[draft.pairs[path]] = scales[path].clone()
-    return scales
+        if path in network.pairs:
+            scales[network.pairs[path]] = scales[path].clone()
+    return Scales(scales, shift, frozenset(silent))
 
 
-def _scale_in_front(draft: TracedNetwork, node: fx.Node, scales: Mapping[str, Tensor]) -> float:
-    """Largest scale of what a layer listens to: that of one which shows none of its own."""
+def _scale_in_front(node: fx.Node, scales: Mapping[str, Tensor]) -> float:
+    """Largest scale of a layer's sources: that of one which shows none of its own."""
     found, pending = 0.0, list(node.all_input_nodes)
     while pending:
         source = pending.pop()
         if source.op == "placeholder":
-            found = max(found, float(draft.input_scale.max()))
+            found = max(found, 1.0)
         elif str(source.target) in scales:
             found = max(found, float(scales[str(source.target)].max()))
         else:
@@ -136,7 +140,7 @@ def _scale_in_front(draft: TracedNetwork, node: fx.Node, scales: Mapping[str, Te
 
 
 def _observe(
-    draft: TracedNetwork,
+    network: FoldedNetwork,
     images: Iterable[Tensor],
     by_channel: Mapping[str, bool],
     known: Mapping[str, Tensor],
@@ -145,25 +149,25 @@ def _observe(
 ) -> tuple[int, float, dict[str, QuantileSketch | RangeSketch]]:
     """Number of images, their largest value, and a sketch of each layer's values; the output's may be given."""
     # Both halves of a pair are scaled by the size of the signed value that they split.
-    lower_halves = set(draft.pairs.values())
+    lower_halves = set(network.pairs.values())
     watched = {
-        node.all_input_nodes[0] if str(node.target) in draft.pairs else node: node
-        for node in draft.layers()
+        node.all_input_nodes[0] if str(node.target) in network.pairs else node: node
+        for node in network.layers()
         if str(node.target) not in lower_halves and str(node.target) not in known
     }
-    last = draft.last
+    last = network.last
     sketches: dict[str, QuantileSketch | RangeSketch] = {}
     for node in watched.values():
         if node is last and output is not None:
             sketches[str(node.target)] = output
             continue
         per_channel = node is not last and by_channel.get(str(node.target), False)
-        channels = draft.shape_at(node)[0] if per_channel else 1
+        channels = network.shape_at(node)[0] if per_channel else 1
         sketches[str(node.target)] = QuantileSketch(channels, 64 if per_channel else 512)
     seen, brightest = 0, 0.0
     for chunk in images:
         brightest = max(brightest, float(chunk.max()))
-        for node, value in draft.run(chunk):
+        for node, value in network.run(chunk):
             if node in watched:
                 path = str(watched[node].target)
                 sketch = sketches[path]

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor, fx
+from dataclasses import replace
 
-from quartz_plugin.convert.traced import TracedNetwork
+import torch
+from torch import fx
+
+from quartz_plugin.convert.traced import CalibratedNetwork, FoldedNetwork
+from quartz_plugin.graph import INPUT
 from quartz_plugin.operators.modules import WEIGHTED, DenseFirstLayer
 from quartz_plugin.operators.table import Affine, ConversionError, Role
 
 
-def dense_nodes(draft: TracedNetwork) -> list[fx.Node]:
+def dense_nodes(network: FoldedNetwork) -> list[fx.Node]:
     """Preprocessing, if any, the first linear map and its ReLU.
 
     Raises
@@ -19,13 +22,13 @@ def dense_nodes(draft: TracedNetwork) -> list[fx.Node]:
         If not one layer with weights, and the ReLU behind it, stand between the image and all the rest.
     """
     found: list[fx.Node] = []
-    node = draft.input
+    node = network.input
     while len(node.users) == 1:
         (node,) = node.users
         if node.op != "call_module":
             break
-        module, weighted = draft.module_at(node), [n for n in found if isinstance(draft.module_at(n), WEIGHTED)]
-        if draft.role_at(node) is Role.RECTIFIER and weighted and node is not draft.last:
+        module, weighted = network.module_at(node), [n for n in found if isinstance(network.module_at(n), WEIGHTED)]
+        if network.role_at(node) is Role.RECTIFIER and weighted and node is not network.last:
             return [*found, node]
         if weighted or not isinstance(module, (Affine, *WEIGHTED)):
             break
@@ -37,37 +40,44 @@ def dense_nodes(draft: TracedNetwork) -> list[fx.Node]:
     )
 
 
-def take_first_layer(
-    draft: TracedNetwork, scales: dict[str, Tensor], windows: dict[str, int], name: str
-) -> DenseFirstLayer:
-    """Take the first layer out of a calibrated network, whose input is from now on what that layer says.
+def compute_first_layer(calibrated: CalibratedNetwork) -> CalibratedNetwork:
+    """Take the first layer out of a calibrated network, to compute on the image: its values are the input from then on.
 
-    `scales` and `windows` lose the layer; the window of the input (`name`) is its own.
+    The input's scale, shape and window are those that the layer had.
     """
-    *before, linear, relu = dense_nodes(draft)
-    like = torch.zeros((), dtype=draft.dtype, device=draft.device)
+    network, windows = calibrated.network, dict(calibrated.windows)
+    of_layers = dict(calibrated.scales.of_layers)
+    *before, linear, relu = dense_nodes(network)
+    like = torch.zeros((), dtype=network.dtype, device=network.device)
     gain, shift = torch.ones_like(like), like
     for node in before:
-        module = draft.module_at(node)
+        module = network.module_at(node)
         assert isinstance(module, Affine)
         gain, shift = gain * module.weight.detach(), shift * module.weight.detach() + module.bias.detach()
-    layer, path = draft.module_at(linear), str(relu.target)
-    scale = scales.pop(path)
-    windows[name] = windows.pop(path)
-    front = DenseFirstLayer(layer.requires_grad_(False), scale.to(like), draft.input_shape, gain, shift)
-    draft.input_shape, draft.input_scale = draft.shape_at(relu), scale.double().cpu()
-    draft.log(str(linear.target), became="computed on the image itself", exact="exact")
-    draft.log(path, became="what the input's spikes say", exact="exact", scale=float(scale.max()))
-    image = draft.input
+    layer, path = network.module_at(linear), str(relu.target)
+    scale = of_layers.pop(path)
+    windows[INPUT] = windows.pop(path)
+    stem = DenseFirstLayer(layer.requires_grad_(False), scale.to(like), network.input_shape, gain, shift)
+    shape = network.shape_at(relu)
+    network.log(str(linear.target), became="computed on the image itself", exact="exact")
+    network.log(path, became="the values that the input's spikes encode", exact="exact", scale=float(scale.max()))
+    image = network.input
     relu.replace_all_uses_with(image)
     for node in (relu, linear, *reversed(before)):
-        if str(node.target) not in draft.traced:
-            draft.report.pop(str(node.target), None)
-        draft.module.graph.erase_node(node)
-    draft.module.delete_all_unused_submodules()
-    draft.module.graph.lint()
-    draft.module.recompile()
-    return front
+        if str(node.target) not in network.traced:
+            network.report.pop(str(node.target), None)
+        network.module.graph.erase_node(node)
+    network.module.delete_all_unused_submodules()
+    network.module.graph.lint()
+    network.module.recompile()
+    return replace(
+        calibrated,
+        network=replace(network, input_shape=shape),
+        scales=replace(calibrated.scales, of_layers=of_layers),
+        windows=windows,
+        input_scale=scale.double().cpu(),
+        dense_stem=stem,
+    )
 
 
-__all__ = ["dense_nodes", "take_first_layer"]
+__all__ = ["compute_first_layer", "dense_nodes"]

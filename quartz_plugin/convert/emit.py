@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,34 +9,17 @@ from torch import fx, nn
 
 from quartz_plugin.convert.rescale import ScaledLayer, ScaledNetwork
 from quartz_plugin.convert.schedule import Schedule
-from quartz_plugin.convert.traced import TracedNetwork
-from quartz_plugin.functional import BiasCode, Rectifier
-from quartz_plugin.graph import ConvertedGraph, Layer, unique_path
+from quartz_plugin.convert.traced import CalibratedNetwork
+from quartz_plugin.graph import INPUT, ConvertedGraph, Layer, unique_path
+from quartz_plugin.graph.synapses import synapse_counts
 from quartz_plugin.neuron import MAX_POOLS, AxonalDelay, FirstSpikeMaxPool, TTFSNeuron
-from quartz_plugin.operators.modules import DenseFirstLayer
 from quartz_plugin.operators.table import ConversionError
 from quartz_plugin.task import number_or_tensor
 
 
-@dataclass(frozen=True)
-class NeuronKind:
-    """Which of the neurons to emit: hold, rectifier and bias code."""
-
-    hold: bool = True
-    rectifier: Rectifier = "spike"
-    bias: BiasCode = "synapse"
-
-
-def emit(
-    draft: TracedNetwork,
-    network: ScaledNetwork,
-    times: Schedule,
-    t_max: int,
-    kind: NeuronKind,
-    settings: dict[str, Any],
-    dense_stem: DenseFirstLayer | None = None,
-) -> ConvertedGraph:
+def emit(calibrated: CalibratedNetwork, network: ScaledNetwork, times: Schedule) -> ConvertedGraph:
     """Build the graph of synapses, pools, delays and neurons, and complete the report."""
+    folded, config = calibrated.network, calibrated.config
     modules: dict[str, nn.Module] = {
         path: FirstSpikeMaxPool(module, init_hidden=True) if isinstance(module, MAX_POOLS) else module
         for path, module in network.modules.items()
@@ -46,17 +28,17 @@ def emit(
         clock = times.clocks[node]
         modules[layer.name] = TTFSNeuron(
             clock.window + 1,
-            hold=kind.hold,
-            rectifier=kind.rectifier if layer.rectified else None,
+            hold=config.hold,
+            rectifier=config.rectifier if layer.rectified else None,
             # A parameter, so that training reaches it; frozen below, as all are.
             bias=None if layer.bias is None else nn.Parameter(layer.bias),
-            bias_code=kind.bias,
+            bias_code=config.bias,
             readout=clock.readout,
             input_window=clock.input_window,
             init_hidden=True,
         )
     for (node, source), steps in times.delays.items():
-        _insert_delay(network, modules, node, source, steps, draft.names())
+        _insert_delay(network, modules, node, source, steps, folded.names())
     network.graph.lint()
     module = fx.GraphModule(modules, network.graph, "SpikingGraph")
     module.eval()
@@ -68,19 +50,24 @@ def emit(
     layers = list(network.layers.values())
     graph = ConvertedGraph(
         module=module,
-        t_max=t_max,
-        input_shape=draft.input_shape,
+        t_max=calibrated.windows[INPUT] + 1,
+        input_shape=folded.input_shape,
         output_scale=number_or_tensor(layers[-1].scale),
         scales={layer.name: layer.scale for layer in layers},
-        settings=settings,
-        dense_stem=dense_stem,
-        output_shift=draft.output_shift,
+        settings=config.to_dict(),
+        dense_stem=calibrated.dense_stem,
+        output_shift=calibrated.scales.output_shift,
     )
     ends = graph.arrivals()
     for layer, emitted in zip(layers, graph.layers, strict=True):
         earliest = min(ends[source] for source in emitted.projection.sources)
-        draft.log(layer.name, **_row(draft, layer, emitted, emitted.neuron.clock.readout - earliest, kind))
-    graph.report = draft.rows()
+        delay = emitted.neuron.clock.readout - earliest
+        folded.log(layer.name, **_row(calibrated, layer, emitted, delay))
+    graph.report = folded.rows()
+    synapses = synapse_counts(graph)
+    for row in graph.report:
+        if (counts := synapses.get(row["module"])) is not None:
+            row["synapses"], row["synapses_factored"] = counts
     return graph
 
 
@@ -99,17 +86,20 @@ def _insert_delay(
     node.replace_input_with(source, delay)
 
 
-def _row(draft: TracedNetwork, scaled: ScaledLayer, layer: Layer, delay: int, kind: NeuronKind) -> dict[str, Any]:
-    """What the report says of a spiking layer."""
-    row = draft.report.get(scaled.name, {})
+def _row(calibrated: CalibratedNetwork, scaled: ScaledLayer, layer: Layer, delay: int) -> dict[str, Any]:
+    """The report's row of a spiking layer."""
+    folded = calibrated.network
+    row = folded.report.get(scaled.name, {})
     exact = row.get("exact") if scaled.rectified else None
     clock = layer.neuron.clock
-    path = scaled.name if scaled.rectified else str(draft.last.target)
-    silent = ", 0 on all calibration images" if path in draft.silent else ""
+    path = scaled.name if scaled.rectified else str(folded.last.target)
+    silent = ", 0 on all calibration images" if path in calibrated.scales.silent else ""
     return {
         "operation": row.get("operation", "signed output"),
         "became": ("spiking layer" if scaled.rectified else "output layer") + silent,
-        "exact": "exact" if kind.hold else (exact or "exact but for early spikes").rpartition("without, ")[2],
+        "exact": "exact"
+        if calibrated.config.hold
+        else (exact or "exact but for early spikes").rpartition("without, ")[2],
         "neurons": int(torch.Size(scaled.shape).numel()),
         "scale": float(scaled.scale.max()),
         "readout": clock.readout,

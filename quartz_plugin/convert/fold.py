@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, fx, nn
 
 from quartz_plugin.activation import TTFSActivation
 from quartz_plugin.config import Linear, Preprocessing
-from quartz_plugin.convert.traced import TracedNetwork
+from quartz_plugin.convert.traced import FoldedNetwork, TracedNetwork
 from quartz_plugin.operators.gains import IntoWeights
 from quartz_plugin.operators.modules import Add
 from quartz_plugin.operators.table import (
@@ -26,16 +27,15 @@ from quartz_plugin.operators.table import (
     norm_as_affine,
     row_of,
 )
-from quartz_plugin.task import number_or_tensor
 
 
 def fold(
-    draft: TracedNetwork,
+    traced: TracedNetwork,
     preprocessing: Preprocessing | None = None,
     linear: Linear = "compose",
     *,
     trainable: bool = False,
-) -> TracedNetwork:
+) -> FoldedNetwork:
     """Drop what does nothing, fold batch norms, put preprocessing in front, and pools behind their ReLU.
 
     The network computes the same as before; only ``preprocessing`` changes what its input means. With
@@ -50,67 +50,71 @@ def fold(
     ValueError
         If `preprocessing` does not fit the input or has a standard deviation of 0.
     """
-    _take_codes(draft)
-    for node, module in draft.steps():
-        if draft.role_at(node) is Role.NOTHING and not (trainable and isinstance(module, DROPOUTS)):
-            draft.log(str(node.target), became=Role.NOTHING.value, exact="exact")
-            draft.remove(node)
+    network = FoldedNetwork(**vars(traced))
+    input_quantizer, output_quantizer = _take_quantizers(network)
+    for node, module in network.steps():
+        if network.role_at(node) is Role.NOTHING and not (trainable and isinstance(module, DROPOUTS)):
+            network.log(str(node.target), became=Role.NOTHING.value, exact="exact")
+            network.remove(node)
     if preprocessing is not None:
         # First of all: what is normalised is no longer the input's spikes.
-        _prepend(draft, preprocessing)
-    for node, module in draft.steps():
+        _prepend(network, preprocessing)
+    for node, module in network.steps():
         if isinstance(module, NORMS):
-            node = _in_front_of_pools(draft, node, module)
+            node = _in_front_of_pools(network, node, module)
             if not trainable:
-                _fold_batch_norm(draft, node, module)
-    _move_pools_behind_relus(draft)
-    _give_sums_neurons_before_pools(draft)
-    _drop_repeated_relus(draft)
-    _move_last_relu_to_the_end(draft)
-    if linear == "pair":
-        _split_into_pairs(draft)
-    draft.module.graph.eliminate_dead_code()
-    draft.module.delete_all_unused_submodules()
-    draft.module.graph.lint()
-    draft.module.recompile()
-    return draft
+                _fold_batch_norm(network, node, module)
+    moved = _move_pools_behind_relus(network)
+    _give_sums_neurons_before_pools(network)
+    _drop_repeated_relus(network)
+    _move_last_relu_to_the_end(network)
+    pairs = _split_into_pairs(network) if linear == "pair" else {}
+    network.module.graph.eliminate_dead_code()
+    network.module.delete_all_unused_submodules()
+    network.module.graph.lint()
+    network.module.recompile()
+    return replace(
+        network, pairs=pairs, moved=moved, input_quantizer=input_quantizer, output_quantizer=output_quantizer
+    )
 
 
-def _take_codes(draft: TracedNetwork) -> None:
+def _take_quantizers(network: TracedNetwork) -> tuple[TTFSActivation | None, TTFSActivation | None]:
     """Take the activations of input and output, which no layer of neurons stands for, out of a trained network."""
-    source = draft.input
+    input_quantizer = output_quantizer = None
+    source = network.input
     if len(source.users) == 1:
         (first,) = source.users
-        code = draft.module_at(first) if first.op == "call_module" else None
-        if isinstance(code, TTFSActivation) and first is not draft.last:
+        code = network.module_at(first) if first.op == "call_module" else None
+        if isinstance(code, TTFSActivation) and first is not network.last:
             if code.signed or not bool((code.scale == 1).all()):
                 raise ConversionError(
                     f"cannot convert {first.target!r}: the input's TTFSActivation must be of scale 1 and not signed"
                 )
-            draft.input_code = code
-            draft.log(str(first.target), became="the input's code", exact="exact")
-            draft.remove(first)
-    code = draft.module_at(draft.last) if draft.steps() else None
+            input_quantizer = code
+            network.log(str(first.target), became="the input's rounding", exact="exact")
+            network.remove(first)
+    code = network.module_at(network.last) if network.steps() else None
     if isinstance(code, TTFSActivation) and code.signed:
-        draft.output_code, draft.output_shift = code, number_or_tensor(code.shift)
-        draft.log(str(draft.last.target), became="the output's code", exact="exact with hold")
-        draft.remove(draft.last)
-    for node, module in draft.steps():
+        output_quantizer = code
+        network.log(str(network.last.target), became="the output's rounding", exact="exact with hold")
+        network.remove(network.last)
+    for node, module in network.steps():
         if isinstance(module, TTFSActivation) and module.signed:
             raise ConversionError(
-                f"cannot convert {node.target!r}: no neurons inside a network say signed values; use signed=False"
+                f"cannot convert {node.target!r}: no neurons inside a network encode signed values; use signed=False"
             )
+    return input_quantizer, output_quantizer
 
 
-def _in_front_of_pools(draft: TracedNetwork, node: fx.Node, norm: nn.BatchNorm1d | nn.BatchNorm2d) -> fx.Node:
+def _in_front_of_pools(network: TracedNetwork, node: fx.Node, norm: nn.BatchNorm1d | nn.BatchNorm2d) -> fx.Node:
     """Move a batch norm of positive weights in front of pooling of signed values: the largest stays the largest."""
     pool = node.all_input_nodes[0]
-    while draft.role_at(pool) is Role.MAX_POOL and len(pool.users) == 1 and bool((_affine(norm)[0] > 0).all()):
+    while network.role_at(pool) is Role.MAX_POOL and len(pool.users) == 1 and bool((_affine(norm)[0] > 0).all()):
         source = pool.all_input_nodes[0]
-        if source in draft.spikes():
+        if source in network.spikes():
             break
-        draft.remove(node)
-        node = draft.insert(str(node.target), norm, source, draft.shape_at(source))
+        network.remove(node)
+        node = network.insert(str(node.target), norm, source, network.shape_at(source))
         pool.replace_input_with(source, node)
         pool = source
     return node
@@ -122,11 +126,11 @@ def _affine(norm: nn.BatchNorm1d | nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
     return norm_as_affine(norm.running_mean, norm.running_var, norm.weight, norm.bias, norm.eps)
 
 
-def _fold_batch_norm(draft: TracedNetwork, node: fx.Node, norm: nn.BatchNorm1d | nn.BatchNorm2d) -> None:
+def _fold_batch_norm(network: TracedNetwork, node: fx.Node, norm: nn.BatchNorm1d | nn.BatchNorm2d) -> None:
     gain, shift = _affine(norm)
     source = node.all_input_nodes[0]
-    before: Any = None if source.op == "placeholder" else draft.module_at(source)
-    shape, dtype = draft.shape_at(source), draft.dtype
+    before: Any = None if source.op == "placeholder" else network.module_at(source)
+    shape, dtype = network.shape_at(source), network.dtype
     channels_first = (-1, *[1] * (len(shape) - 1))
     row = None if before is None else row_of(before)
     weights = row.gain if row is not None and isinstance(row.gain, IntoWeights) else None
@@ -135,41 +139,46 @@ def _fold_batch_norm(draft: TracedNetwork, node: fx.Node, norm: nn.BatchNorm1d |
         old_bias = 0.0 if before.bias is None else before.bias.detach().double()
         before.weight = nn.Parameter(weight.to(dtype), requires_grad=False)
         before.bias = nn.Parameter((old_bias * gain + shift).to(dtype), requires_grad=False)
-        draft.log(str(node.target), became=f"folded into {source.target}", exact="exact")
-        draft.remove(node)
+        network.log(str(node.target), became=f"folded into {source.target}", exact="exact")
+        network.remove(node)
         return
-    draft.replace(node, Affine(gain.view(channels_first).to(dtype), shift.view(channels_first).to(dtype)))
-    draft.log(str(node.target), became="folded into the synapses that follow", exact="exact")
+    network.replace(node, Affine(gain.view(channels_first).to(dtype), shift.view(channels_first).to(dtype)))
+    network.log(str(node.target), became="folded into the synapses that follow", exact="exact")
 
 
-def _move_pools_behind_relus(draft: TracedNetwork) -> None:
-    """``relu(maxpool(x)) = maxpool(relu(x))``: let the neurons fire first, then the first spike win."""
-    for node, relu in draft.steps():
-        if draft.role_at(node) is not Role.RECTIFIER:
+def _move_pools_behind_relus(network: TracedNetwork) -> frozenset[str]:
+    """``relu(maxpool(x)) = maxpool(relu(x))``: let the neurons fire first, then the first spike win.
+
+    Returns the paths of those pools.
+    """
+    behind: set[str] = set()
+    for node, relu in network.steps():
+        if network.role_at(node) is not Role.RECTIFIER:
             continue
-        region, edges = _pooled_region(draft, node)
-        pools = [pool for pool in region if draft.role_at(pool) is Role.MAX_POOL]
+        region, edges = _pooled_region(network, node)
+        pools = [pool for pool in region if network.role_at(pool) is Role.MAX_POOL]
         if not pools:
             continue
         path = str(node.target)
-        draft.remove(node)
+        network.remove(node)
         for count, (source, user) in enumerate(dict.fromkeys(edges)):
-            moved = draft.insert(path, relu if count == 0 else copy.deepcopy(relu), source, draft.shape_at(source))
+            moved = network.insert(path, relu if count == 0 else copy.deepcopy(relu), source, network.shape_at(source))
             user.replace_input_with(source, moved)
-            draft.report.setdefault(str(moved.target), draft.report[path] | {"module": str(moved.target)})
-        draft.moved.update(str(pool.target) for pool in pools)
+            network.report.setdefault(str(moved.target), network.report[path] | {"module": str(moved.target)})
+        behind.update(str(pool.target) for pool in pools)
+    return frozenset(behind)
 
 
-def _pooled_region(draft: TracedNetwork, relu: fx.Node) -> tuple[set[fx.Node], list[tuple[fx.Node, fx.Node]]]:
+def _pooled_region(network: TracedNetwork, relu: fx.Node) -> tuple[set[fx.Node], list[tuple[fx.Node, fx.Node]]]:
     """Max pools and routing of signed values right in front of a ReLU and for it alone, and the edges into them."""
-    spikes = draft.spikes()
+    spikes = network.spikes()
     region: set[fx.Node] = set()
     edges: list[tuple[fx.Node, fx.Node]] = []
     pending = [relu]
     while pending:
         user = pending.pop()
         for source in user.all_input_nodes:
-            passes_on = draft.role_at(source) in (Role.MAX_POOL, Role.ROUTE) and source not in spikes
+            passes_on = network.role_at(source) in (Role.MAX_POOL, Role.ROUTE) and source not in spikes
             if not passes_on or not (region | {relu}).issuperset(source.users):
                 edges.append((source, user))
             elif source not in region:
@@ -179,63 +188,63 @@ def _pooled_region(draft: TracedNetwork, relu: fx.Node) -> tuple[set[fx.Node], l
     return region, [(source, user) for source, user in edges if source not in region]
 
 
-def _give_sums_neurons_before_pools(draft: TracedNetwork) -> None:
+def _give_sums_neurons_before_pools(network: TracedNetwork) -> None:
     """A first spike says the largest of several values only if one spike says each: sums get neurons first."""
-    spikes, positive = draft.spikes(), _never_negative(draft)
-    for node, module in draft.steps():
+    spikes, positive = network.spikes(), _never_negative(network)
+    for node, module in network.steps():
         source = node.all_input_nodes[0]
-        if draft.role_at(node) is Role.MAX_POOL and source not in spikes and source in positive:
-            neurons = draft.insert(f"{node.target}_neurons", nn.ReLU(), source, draft.shape_at(source))
-            draft.log(str(neurons.target), operation=f"neurons for {type(module).__name__}")
+        if network.role_at(node) is Role.MAX_POOL and source not in spikes and source in positive:
+            neurons = network.insert(f"{node.target}_neurons", nn.ReLU(), source, network.shape_at(source))
+            network.log(str(neurons.target), operation=f"neurons for {type(module).__name__}")
             node.replace_input_with(source, neurons)
 
 
-def _never_negative(draft: TracedNetwork) -> set[fx.Node]:
+def _never_negative(network: TracedNetwork) -> set[fx.Node]:
     """Nodes whose values cannot be negative: spikes, and what is averaged or added of such."""
-    positive = draft.spikes()
-    for node, module in draft.steps():
+    positive = network.spikes()
+    for node, module in network.steps():
         if keeps_sign(module) and positive.issuperset(node.all_input_nodes):
             positive.add(node)
     return positive
 
 
-def _drop_repeated_relus(draft: TracedNetwork) -> None:
+def _drop_repeated_relus(network: TracedNetwork) -> None:
     """Drop a ReLU of values that are spikes anyway, and so are not negative."""
-    spikes = draft.spikes()
-    for node, module in draft.steps():
-        if draft.role_at(node) is not Role.RECTIFIER or isinstance(module, TTFSActivation):
+    spikes = network.spikes()
+    for node, module in network.steps():
+        if network.role_at(node) is not Role.RECTIFIER or isinstance(module, TTFSActivation):
             continue
         # A dropped one's input is a node of spikes as well, so they stay the ones that were found.
         if ceiling_of(module) is None and node.all_input_nodes[0] in spikes:
-            draft.log(str(node.target), became="dropped: its input is never negative", exact="exact")
-            draft.remove(node)
+            network.log(str(node.target), became="dropped: its input is never negative", exact="exact")
+            network.remove(node)
 
 
-def _move_last_relu_to_the_end(draft: TracedNetwork) -> None:
+def _move_last_relu_to_the_end(network: TracedNetwork) -> None:
     """A last ReLU is the output layer: whatever merely routes its values goes in front of it."""
-    node, trailing = draft.last, []
-    while draft.role_at(node) is Role.ROUTE and len(node.users) == 1 and len(node.all_input_nodes) == 1:
+    node, trailing = network.last, []
+    while network.role_at(node) is Role.ROUTE and len(node.users) == 1 and len(node.all_input_nodes) == 1:
         trailing.append(node)
         node = node.all_input_nodes[0]
-    if draft.role_at(node) is not Role.RECTIFIER or len(node.users) > 1 or not trailing:
+    if network.role_at(node) is not Role.RECTIFIER or len(node.users) > 1 or not trailing:
         return
-    path, relu, last = str(node.target), draft.module_at(node), trailing[0]
-    draft.remove(node)
-    _insert_behind(last, draft.insert(path, relu, last, draft.shape_at(last)))
+    path, relu, last = str(node.target), network.module_at(node), trailing[0]
+    network.remove(node)
+    _insert_behind(last, network.insert(path, relu, last, network.shape_at(last)))
 
 
-def _prepend(draft: TracedNetwork, preprocessing: Preprocessing) -> None:
-    channels = draft.input_shape[0] if draft.input_shape else 0
+def _prepend(network: TracedNetwork, preprocessing: Preprocessing) -> None:
+    channels = network.input_shape[0] if network.input_shape else 0
     try:
         mean, std = (torch.as_tensor(value, dtype=torch.float64).flatten() for value in preprocessing)
     except (TypeError, ValueError) as error:
         raise ValueError(f"preprocessing must be (mean, std), got {preprocessing!r}") from error
     for what, value in (("mean", mean), ("std", std)):
         if value.numel() not in (1, channels) or not bool(torch.isfinite(value).all()):
-            inputs = ", ".join(["N", *map(str, draft.input_shape)])
+            inputs = ", ".join(["N", *map(str, network.input_shape)])
             of_what = (
                 f"one for all, or one for each of the {channels} channels of inputs [{inputs}]"
-                if len(draft.input_shape) > 1
+                if len(network.input_shape) > 1
                 else f"inputs [{inputs}] have no channels: one for all, or one for each feature"
             )
             raise ValueError(
@@ -243,33 +252,38 @@ def _prepend(draft: TracedNetwork, preprocessing: Preprocessing) -> None:
             )
     if bool((std <= 0).any()):
         raise ValueError(f"preprocessing: std must be positive, got {std.tolist()}")
-    if not draft.steps():
+    if not network.steps():
         return
-    shape = (-1, *[1] * (len(draft.input_shape) - 1))
-    like = torch.zeros((), dtype=draft.dtype, device=draft.device)
+    shape = (-1, *[1] * (len(network.input_shape) - 1))
+    like = torch.zeros((), dtype=network.dtype, device=network.device)
     affine = Affine((1 / std).view(shape).to(like), (-mean / std).view(shape).to(like))
-    node = draft.insert("preprocessing", affine, draft.input, draft.input_shape)
-    _insert_behind(draft.input, node)
-    draft.log(
+    node = network.insert("preprocessing", affine, network.input, network.input_shape)
+    _insert_behind(network.input, node)
+    network.log(
         str(node.target), operation="(x - mean) / std", became="folded into the synapses that follow", exact="exact"
     )
 
 
-def _split_into_pairs(draft: TracedNetwork) -> None:
-    """``x = relu(x) - relu(-x)``: give every signed value that feeds on two layers of neurons, one per sign."""
-    positive, spikes = _never_negative(draft), draft.spikes()
+def _split_into_pairs(network: TracedNetwork) -> dict[str, str]:
+    """``x = relu(x) - relu(-x)``: give every signed value that feeds on two layers of neurons, one per sign.
+
+    Returns the path of the positive half of each -> that of the negative.
+    """
+    positive, spikes = _never_negative(network), network.spikes()
     computed: set[fx.Node] = set()
-    for node, module in draft.steps():
+    pairs: dict[str, str] = {}
+    for node, module in network.steps():
         sums = adds(module) or has_weights(module)
         if node in spikes or not (sums or not computed.isdisjoint(node.all_input_nodes)):
             continue
         computed.add(node)
-        if node not in positive and draft.role_at(node) is not Role.ROUTE and _feeds_on(draft, node):
-            _pair(draft, node)
+        if node not in positive and network.role_at(node) is not Role.ROUTE and _feeds_on(network, node):
+            pairs |= _pair(network, node)
             computed.discard(node)
+    return pairs
 
 
-def _feeds_on(draft: TracedNetwork, node: fx.Node) -> bool:
+def _feeds_on(network: TracedNetwork, node: fx.Node) -> bool:
     """Whether a value goes, routed or not, into synapses that are not its own neurons' alone."""
     users, pending, seen = [], list(node.users), set()
     while pending:
@@ -277,30 +291,30 @@ def _feeds_on(draft: TracedNetwork, node: fx.Node) -> bool:
         if user in seen:
             continue
         seen.add(user)
-        if draft.role_at(user) is Role.ROUTE:
+        if network.role_at(user) is Role.ROUTE:
             pending.extend(user.users)
         else:
             users.append(user)
-    weighted = any(user.op == "call_module" and has_weights(draft.module_at(user)) for user in users)
-    return weighted or (len(users) > 1 and any(draft.role_at(user) is not Role.RECTIFIER for user in users))
+    weighted = any(user.op == "call_module" and has_weights(network.module_at(user)) for user in users)
+    return weighted or (len(users) > 1 and any(network.role_at(user) is not Role.RECTIFIER for user in users))
 
 
-def _pair(draft: TracedNetwork, node: fx.Node) -> None:
-    path, shape = str(node.target), draft.shape_at(node)
+def _pair(network: TracedNetwork, node: fx.Node) -> dict[str, str]:
+    path, shape = str(node.target), network.shape_at(node)
     users = list(node.users)
-    one = torch.ones((), dtype=draft.dtype, device=draft.device)
-    upper = draft.insert(f"{path}_positive", nn.ReLU(), node, shape)
-    flipped = draft.insert(f"{path}_negated", Affine(-one, 0 * one), node, shape)
-    lower = draft.insert(f"{path}_negative", nn.ReLU(), flipped, shape)
-    back = draft.insert(f"{path}_subtracted", Affine(-one, 0 * one), lower, shape)
-    both = draft.insert(f"{path}_pair", Add(), upper, shape)
+    one = torch.ones((), dtype=network.dtype, device=network.device)
+    upper = network.insert(f"{path}_positive", nn.ReLU(), node, shape)
+    flipped = network.insert(f"{path}_negated", Affine(-one, 0 * one), node, shape)
+    lower = network.insert(f"{path}_negative", nn.ReLU(), flipped, shape)
+    back = network.insert(f"{path}_subtracted", Affine(-one, 0 * one), lower, shape)
+    both = network.insert(f"{path}_pair", Add(), upper, shape)
     both.args = (upper, back)
     for user in users:
         user.replace_input_with(node, both)
-    draft.pairs[str(upper.target)] = str(lower.target)
     halves = {upper: "positive half", flipped: "sign", lower: "negative half", back: "sign", both: "sum of the halves"}
     for half, what in halves.items():
-        draft.log(str(half.target), operation=f"{what} of {path}")
+        network.log(str(half.target), operation=f"{what} of {path}")
+    return {str(upper.target): str(lower.target)}
 
 
 def _insert_behind(source: fx.Node, node: fx.Node) -> None:

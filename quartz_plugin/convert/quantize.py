@@ -18,7 +18,8 @@ from torch import Tensor, fx, nn
 
 from quartz_plugin.config import Granularity
 from quartz_plugin.convert.rescale import ScaledNetwork
-from quartz_plugin.functional import BiasCode
+from quartz_plugin.convert.traced import CalibratedNetwork
+from quartz_plugin.graph import INPUT
 from quartz_plugin.operators.modules import WEIGHTED, OneToOne
 from quartz_plugin.operators.table import ConversionError
 
@@ -33,50 +34,37 @@ FINEST = 40
 """Binary places behind the point that a grid may have at most."""
 
 
-def quantize(
-    network: ScaledNetwork,
-    weight_bits: int,
-    granularity: Granularity,
-    bias_code: BiasCode,
-    input_window: int,
-    dtype: torch.dtype,
-    early_windows: int = 1,
-) -> None:
-    """Put all weights and biases of a scaled network, whose averages are sums, on their grids.
+def quantize(network: ScaledNetwork, calibrated: CalibratedNetwork) -> None:
+    """Put all weights and biases of a scaled network, whose averages are sums, on their grids, in place.
 
-    Where `dtype` could not hold every membrane exactly, the network is in float64 from here on.
+    Where the network's type could not hold every membrane exactly, it is in float64 from here on.
 
     Parameters
     ----------
     network : ScaledNetwork
         Changed in place.
-    weight_bits : int
-        Bits of a weight, its sign included.
-    granularity : "layer" or "channel"
-        One grid for each layer's weights, or for each output channel's.
-    bias_code : "synapse" or "spike"
-        A bias spike has the weight 1, which is on the grid; its time says the bias.
-    input_window : int
-        ``S`` of the input.
-    dtype : torch.dtype
-        Type the network computes in.
-    early_windows : int
-        How many windows a level may be: 1 of held neurons; early spikes say more.
+    calibrated : CalibratedNetwork
+        What it was made of. With ``weight_bits`` and ``granularity``: one grid for each layer's weights, or for each
+        output channel's. A bias spike has the weight 1, which is on the grid.
 
     Raises
     ------
     ConversionError
         If no type could hold a membrane exactly.
     """
-    places = {path: _round(module, weight_bits, granularity) for path, module in network.modules.items()}
-    longest = max([input_window, *(layer.window for layer in network.layers.values())])
+    config, weight_bits = calibrated.config, calibrated.config.weight_bits
+    assert weight_bits is not None
+    # A level of held neurons is one window at most; early spikes encode more.
+    early_windows = 1 if config.hold else len(network.layers) + 1
+    places = {path: _round(module, weight_bits, config.granularity) for path, module in network.modules.items()}
+    longest = max([calibrated.windows[INPUT], *(layer.window for layer in network.layers.values())])
     below = _fractional_bits(network, places)
     reach = _largest_currents(network, float(early_windows * longest))
     needed = 0.0
     for node, layer in network.layers.items():
         bits = below[node.all_input_nodes[0]]
         largest = reach[node]
-        if layer.bias is not None and bias_code == "synapse":
+        if layer.bias is not None and config.bias == "synapse":
             # S b is what the membrane gets.
             bits += math.ceil(math.log2(layer.input_window))
             layer.bias = torch.round(layer.bias.double() * 2.0**bits).div(2.0**bits)
@@ -84,7 +72,7 @@ def quantize(
         else:
             largest += early_windows * longest
         needed = max(needed, math.log2(max(largest, 1.0) + 2 * layer.window) + max(bits, 1))
-    exact = next((one for one in (dtype, torch.float64) if needed < EXACT_BITS[one]), None)
+    exact = next((one for one in (calibrated.network.dtype, torch.float64) if needed < EXACT_BITS[one]), None)
     if exact is None:
         raise ConversionError(
             f"weight_bits={weight_bits}: a membrane would need {needed:.0f} bits, and float64 holds 53; "

@@ -13,14 +13,13 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from quartz_plugin.convert.traced import TracedNetwork
+from quartz_plugin.convert.traced import CalibratedNetwork
 from quartz_plugin.graph import INPUT, unique_path
 from quartz_plugin.operators.gains import AsSum, Gain, IntoGain, IntoWeights, Mixed, Moved, Summed, compressed
 from quartz_plugin.operators.modules import OneToOne
@@ -80,37 +79,26 @@ class ScaledNetwork:
     input_shape: tuple[int, ...] = ()
 
 
-def rescale(
-    draft: TracedNetwork, scales: Mapping[str, Tensor], windows: Mapping[str, int], *, average_by_sums: bool = False
-) -> ScaledNetwork:
-    """Scale the synapses between the spiking layers of a folded, checked network.
+def rescale(calibrated: CalibratedNetwork) -> ScaledNetwork:
+    """Scale the synapses between the spiking layers of a calibrated network.
 
-    Parameters
-    ----------
-    draft : TracedNetwork
-        The network.
-    scales : dict
-        Path -> scale of each ReLU and of the output, as :func:`~quartz_plugin.convert.calibrate.calibrate` gives.
-    windows : dict
-        Path of each ReLU and of the output, and "input" -> steps of its window.
-    average_by_sums : bool
-        Let averages add up, and put what they divide by into the weights that follow, as a chip would.
+    With ``weight_bits`` averages add up, and what they divide by goes into the weights that follow, as on a chip.
 
     Raises
     ------
     ConversionError
         If spikes of different scales are pooled together, or an average is no sum in windows of one size.
     """
-    return _Rescaling(draft, scales, windows, average_by_sums).network
+    return _Rescaling(calibrated).network
 
 
 class _Rescaling:
     """Walks the draft once; `gains` and `nodes` are those of what is emitted for each of the draft's nodes."""
 
-    def __init__(
-        self, draft: TracedNetwork, scales: Mapping[str, Tensor], windows: Mapping[str, int], average_by_sums: bool
-    ) -> None:
-        self.draft, self.average_by_sums = draft, average_by_sums
+    def __init__(self, calibrated: CalibratedNetwork) -> None:
+        draft, scales, windows = calibrated.network, calibrated.scales.of_layers, calibrated.windows
+        self.draft, self.average_by_sums = draft, calibrated.config.weight_bits is not None
+        self.output_shift = calibrated.scales.output_shift
         self.names = draft.names()
         self.network = ScaledNetwork(fx.Graph(), {}, {}, draft.input_shape)
         self.scales = {node: scales[str(node.target)].double().cpu() for node in draft.layers()}
@@ -125,7 +113,7 @@ class _Rescaling:
         for node in draft.module.graph.nodes:
             if node.op == "placeholder":
                 self.nodes[node] = self.network.graph.placeholder(INPUT)
-                self.gains[node] = compressed(draft.input_scale / windows[INPUT])
+                self.gains[node] = compressed(calibrated.input_scale / windows[INPUT])
                 self.longest[node] = windows[INPUT]
             elif node.op == "call_module":
                 self.longest[node] = max(self.longest[source] for source in node.all_input_nodes)
@@ -248,7 +236,7 @@ class _Rescaling:
 
     def _bias(self, node: fx.Node, scale: Tensor, ratio: float) -> Tensor | None:
         """``A(0) / s_out``, as small a tensor as says it; an output's is of what it says beyond its shift."""
-        shift = 0.0 if self.draft.role_at(node) is Role.RECTIFIER else self.draft.output_shift
+        shift = 0.0 if self.draft.role_at(node) is Role.RECTIFIER else self.output_shift
         shift = shift.to(self.draft.device) if isinstance(shift, Tensor) else shift
         bias = ((self.biases[node] - shift) * (ratio / scale.to(self.draft.device))).to(self.draft.dtype)
         if not bool(bias.any()):

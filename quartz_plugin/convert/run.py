@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from torch import Tensor
+from torch import Tensor, nn
+
+from quartz_plugin.operators.table import Rule
 
 TuningProgress = Callable[[int, int], None]
 """Called with the steps done so far, and all of them."""
@@ -19,6 +21,7 @@ class Run:
     progress: Callable[[int], None] | None = None
     tuning_progress: TuningProgress | None = None
     distributed: bool = False
+    rules: Mapping[type[nn.Module], Rule] | None = None
 
     def __post_init__(self) -> None:
         for called in (self.progress, self.tuning_progress):

@@ -27,7 +27,7 @@ class Schedule:
     delays: dict[tuple[fx.Node, fx.Node], int]
 
 
-def schedule(network: ScaledNetwork, t_max: int, bias_code: BiasCode = "synapse") -> Schedule:
+def schedule(network: ScaledNetwork, input_window: int, bias_code: BiasCode = "synapse") -> Schedule:
     """Read every layer out as soon as the windows of all its sources have ended, the earlier ones delayed.
 
     Where all windows are alike, a layer's readout is ``l S`` with ``l`` the longest path from the input. With
@@ -38,8 +38,8 @@ def schedule(network: ScaledNetwork, t_max: int, bias_code: BiasCode = "synapse"
     ----------
     network : ScaledNetwork
         The network, with the windows of its layers.
-    t_max : int
-        ``T`` of the input's window.
+    input_window : int
+        Steps of the input's window.
     bias_code : "synapse" or "spike"
         How biases arrive.
     """
@@ -47,7 +47,7 @@ def schedule(network: ScaledNetwork, t_max: int, bias_code: BiasCode = "synapse"
     ends: dict[fx.Node, int] = {}
     for node in network.graph.nodes:
         if node.op == "placeholder":
-            ends[node] = Window.of_input(t_max).end
+            ends[node] = Window(0, input_window).end
             continue
         arrival = max(ends[source] for source in node.all_input_nodes)
         layer = network.layers.get(node)

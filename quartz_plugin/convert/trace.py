@@ -302,10 +302,15 @@ class _Builder:
         module = fx.GraphModule(self.modules, self.graph)
         module.graph.eliminate_dead_code()
         module.delete_all_unused_submodules()
-        draft = TracedNetwork(module, tuple(self.examples.shape[1:]), self.examples.dtype, self.examples.device)
-        draft.report = {str(node.target): self.report[str(node.target)] for node, _ in draft.steps()}
-        draft.traced = frozenset(draft.report)
-        return draft
+        paths = [str(node.target) for node in module.graph.nodes if node.op == "call_module"]
+        return TracedNetwork(
+            module,
+            tuple(self.examples.shape[1:]),
+            self.examples.dtype,
+            self.examples.device,
+            report={path: self.report[path] for path in paths},
+            traced=frozenset(paths),
+        )
 
     def _carry_out(self, node: fx.Node, args: Any, kwargs: Any) -> Any:
         """Value of a call."""

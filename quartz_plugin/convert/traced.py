@@ -1,4 +1,4 @@
-"""The network between the stages of conversion."""
+"""Networks between the stages of conversion: traced, folded, calibrated."""
 
 from __future__ import annotations
 
@@ -11,42 +11,29 @@ import torch
 from torch import Tensor, fx, nn
 
 from quartz_plugin.activation import TTFSActivation
+from quartz_plugin.config import ConversionConfig
 from quartz_plugin.graph import INPUT, unique_path
 from quartz_plugin.graph.walk import Step, Walk, plan_walk
-from quartz_plugin.operators.modules import WEIGHTED
+from quartz_plugin.operators.modules import WEIGHTED, DenseFirstLayer
 from quartz_plugin.operators.table import Role, role_of
 
 
-@dataclass
+@dataclass(frozen=True)
 class TracedNetwork:
-    """A traced network on its way, and the log of what became of each module.
+    """A traced network, and the log of what became of each module.
 
     Attributes
     ----------
     module : fx.GraphModule
-        The network so far; every node between input and output calls a module of its own.
+        The network; every node between input and output calls a module of its own.
     input_shape : tuple of int
         One input, without the batch.
     dtype, device
         Those the network computes in.
     report : dict
-        Module path -> row of the report, in the order of the network.
-    pairs : dict
-        Where a signed value is carried by two layers: path of the positive half -> path of the negative.
+        Module path -> row of the report, in the order of the network; every stage logs into it.
     traced : frozenset of str
         Paths that tracing found; what the later stages insert is not among them.
-    moved : set of str
-        Paths of the pools that were moved behind their ReLU.
-    silent : set of str
-        Paths of the layers that were 0 on all calibration images.
-    encodes_image : bool
-        Whether the image itself is said by spikes; False where the first layer computes on it.
-    input_scale : Tensor
-        What an input's value 1 stands for.
-    output_shift : float or Tensor
-        What a signed output's value 0 stands for; of a regression one for each output, ``[outputs, 1, ...]``.
-    input_code, output_code : TTFSActivation or None
-        What the input and a signed output say, where the network was trained so.
     """
 
     module: fx.GraphModule
@@ -54,15 +41,7 @@ class TracedNetwork:
     dtype: torch.dtype
     device: torch.device
     report: dict[str, dict[str, Any]] = field(default_factory=dict)
-    pairs: dict[str, str] = field(default_factory=dict)
     traced: frozenset[str] = frozenset()
-    moved: set[str] = field(default_factory=set)
-    silent: set[str] = field(default_factory=set)
-    encodes_image: bool = True
-    input_scale: Tensor = field(default_factory=lambda: torch.ones((), dtype=torch.float64))
-    output_shift: float | Tensor = 0.0
-    input_code: TTFSActivation | None = None
-    output_code: TTFSActivation | None = None
 
     def steps(self) -> list[tuple[fx.Node, nn.Module]]:
         """The nodes between input and output with their modules, in order."""
@@ -104,16 +83,9 @@ class TracedNetwork:
         return spikes
 
     def layers(self) -> list[fx.Node]:
-        """Nodes that spiking layers say: every rectifier, and the network's last node."""
+        """Nodes whose values spiking layers encode: every rectifier, and the network's last node."""
         last = self.last
         return [node for node, _ in self.steps() if self.role_at(node) is Role.RECTIFIER or node is last]
-
-    def codes(self) -> dict[str, TTFSActivation]:
-        """Path of each layer, and "input" -> what it says, where it was trained to say that."""
-        given = {str(node.target): self.module_at(node) for node in self.layers()}
-        codes = {path: module for path, module in given.items() if isinstance(module, TTFSActivation)}
-        codes |= {} if self.input_code is None else {INPUT: self.input_code}
-        return codes | ({} if self.output_code is None else {str(self.last.target): self.output_code})
 
     def log(self, path: str, **entries: Any) -> None:
         """Note what became of a module."""
@@ -139,7 +111,7 @@ class TracedNetwork:
         return node
 
     def rows(self) -> list[dict[str, Any]]:
-        """The report in the order of the network: what was inserted stands behind what it listens to."""
+        """The report in the order of the network: what was inserted stands behind its sources."""
         rows = dict(self.report)
         order = [path for path in rows if path in self.traced]
         for node, _ in self.steps():
@@ -176,6 +148,85 @@ class TracedNetwork:
         last = self.last
         (value,) = (value for node, value in self.run(images) if node is last)
         return value
+
+
+@dataclass(frozen=True)
+class FoldedNetwork(TracedNetwork):
+    """A network of synapses, routing, pools and rectifiers alone.
+
+    Attributes
+    ----------
+    pairs : dict
+        Where a signed value is carried by two layers: path of the positive half -> path of the negative.
+    moved : frozenset of str
+        Paths of the pools that were moved behind their ReLU.
+    input_quantizer, output_quantizer : TTFSActivation or None
+        What rounds the input and a signed output, where the network was trained with them.
+    """
+
+    pairs: dict[str, str] = field(default_factory=dict)
+    moved: frozenset[str] = frozenset()
+    input_quantizer: TTFSActivation | None = None
+    output_quantizer: TTFSActivation | None = None
+
+    def activation_quantizers(self) -> dict[str, TTFSActivation]:
+        """Path of each layer, and "input" -> the activation that it was trained with, where there is one."""
+        given = {str(node.target): self.module_at(node) for node in self.layers()}
+        found = {path: module for path, module in given.items() if isinstance(module, TTFSActivation)}
+        found |= {} if self.input_quantizer is None else {INPUT: self.input_quantizer}
+        return found | ({} if self.output_quantizer is None else {str(self.last.target): self.output_quantizer})
+
+    @property
+    def signed_output(self) -> bool:
+        """Whether the output is no rectifier's."""
+        return self.role_at(self.last) is not Role.RECTIFIER
+
+
+@dataclass(frozen=True)
+class Scales:
+    """Values that 1 stands for, and what is known of them.
+
+    Attributes
+    ----------
+    of_layers : dict
+        Path of each ReLU and of the output -> its scale, float64, 0-dimensional or ``[C, 1, ...]``.
+    output_shift : float or Tensor
+        What a signed output's value 0 stands for; of a regression one for each output, ``[outputs, 1, ...]``.
+    silent : frozenset of str
+        Paths of the layers that were 0 on all calibration images.
+    """
+
+    of_layers: dict[str, Tensor]
+    output_shift: float | Tensor = 0.0
+    silent: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class CalibratedNetwork:
+    """A folded network with all that its spiking network needs to know.
+
+    Attributes
+    ----------
+    network : FoldedNetwork
+        The network.
+    scales : Scales
+        Of its layers.
+    windows : dict
+        Path of each ReLU and of the output, and "input" where spikes encode the input -> steps of its window.
+    config : ConversionConfig
+        The options, without what was left out of them.
+    input_scale : Tensor
+        What an input's value 1 stands for.
+    dense_stem : DenseFirstLayer or None
+        The first layer, where it computes on the image itself and is no more part of the network.
+    """
+
+    network: FoldedNetwork
+    scales: Scales
+    windows: dict[str, int]
+    config: ConversionConfig
+    input_scale: Tensor = field(default_factory=lambda: torch.ones((), dtype=torch.float64))
+    dense_stem: DenseFirstLayer | None = None
 
 
 class _Biases(Walk):

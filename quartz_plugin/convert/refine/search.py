@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from quartz_plugin.convert.fake_quant import insert_fake_quant
 from quartz_plugin.convert.images import some_of
 from quartz_plugin.convert.refine.distance import output_distance
 from quartz_plugin.convert.run import TuningProgress
-from quartz_plugin.convert.traced import TracedNetwork
+from quartz_plugin.convert.traced import FoldedNetwork, Scales
 from quartz_plugin.graph import call_node
 from quartz_plugin.task import Task
 
@@ -26,51 +27,51 @@ FACTORS = (0.5, 0.6, 0.7, 0.8, 0.9, 1.12, 1.26)
 
 
 def search_scales(
-    draft: TracedNetwork,
-    scales: Mapping[str, Tensor],
+    network: FoldedNetwork,
+    scales: Scales,
     windows: Mapping[str, int],
     images: Tensor,
     task: Task,
     progress: TuningProgress,
-) -> dict[str, Tensor]:
+) -> Scales:
     """Multiply one layer's scales after the other by what brings the network's output nearest to the ANN's.
 
     Nearest is least in :func:`output_distance`.
     """
     images = some_of(images, SEARCH_IMAGES)
-    module = insert_fake_quant(draft, scales, windows)
-    found = {path: scale.clone() for path, scale in scales.items()}
+    module = insert_fake_quant(network, scales, windows)
+    found = {path: scale.clone() for path, scale in scales.of_layers.items()}
     nodes = list(module.graph.nodes)
-    layers = [n for n in nodes if n.op == "call_module" and str(n.target) in found and _is_code(module, n)]
+    layers = [n for n in nodes if n.op == "call_module" and str(n.target) in found and _is_quantizer(module, n)]
     (last,) = nodes[-1].all_input_nodes
-    size = scales[str(draft.last.target)]
+    size = scales.of_layers[str(network.last.target)]
     with torch.no_grad():
-        wanted = draft.output(images)
+        wanted = network.output(images)
         values: dict[fx.Node, Any] = {}
         run_from(module, nodes, values, images)
         least = float(output_distance(values[last], wanted, task, size))
         kept = values
         for done, layer in enumerate(layers):
             path, place = str(layer.target), nodes.index(layer)
-            code = module.get_submodule(path)
-            assert isinstance(code, TTFSActivation)
+            quantizer = module.get_submodule(path)
+            assert isinstance(quantizer, TTFSActivation)
             best = 1.0
             for factor in FACTORS:
-                code.log_scale.add_(math.log(factor))
+                quantizer.log_scale.add_(math.log(factor))
                 tried = dict(values)
                 run_from(module, nodes[place:], tried, images)
-                code.log_scale.sub_(math.log(factor))
+                quantizer.log_scale.sub_(math.log(factor))
                 if (distance := float(output_distance(tried[last], wanted, task, size))) < least:
                     least, best, kept = distance, factor, tried
             if best != 1.0:
-                code.log_scale.add_(math.log(best))
-                found[path] = code.scale.double().cpu()
+                quantizer.log_scale.add_(math.log(best))
+                found[path] = quantizer.scale.double().cpu()
                 values = kept
             progress(done + 1, len(layers))
-    return found
+    return replace(scales, of_layers=found)
 
 
-def _is_code(module: fx.GraphModule, node: fx.Node) -> bool:
+def _is_quantizer(module: fx.GraphModule, node: fx.Node) -> bool:
     return isinstance(module.get_submodule(str(node.target)), TTFSActivation)
 
 

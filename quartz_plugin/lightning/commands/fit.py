@@ -149,5 +149,5 @@ def _for_few_steps(
 ) -> FewStepsClassifier:
     """Prepare an ANN to be trained for few steps, its scales started from training images."""
     images = datamodule.training_images(datamodule.calibration_images)
-    network = quartz_plugin.prepare(model.network, images, preprocessing=model.preprocessing, **options)
+    network = quartz_plugin.prepare_qat(model.network, images, preprocessing=model.preprocessing, **options)
     return FewStepsClassifier(model, network, **training)

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from quartz_plugin.convert.refine.learning import adam
 from quartz_plugin.lightning.modules.base import EvaluatedClassifier, has_2d_convolutions
 from quartz_plugin.lightning.notes import SPIKES
-from quartz_plugin.training import Teacher, TrainableNetwork, structure_of
+from quartz_plugin.training import DistillationLoss, TrainableNetwork, structure_of
 
 RANGE_IMAGES, RANGE_VALUES = 1000, 1 << 25
 """The latest training images, by which the output's range is chosen, and the most values they may have."""
@@ -36,7 +36,7 @@ class FewStepsClassifier(EvaluatedClassifier):
 
     Attributes
     ----------
-    teacher : tuple of Teacher
+    teacher : tuple of DistillationLoss
         The trained ANN; empty where there is none. In a tuple, since its weights are not this module's.
     """
 
@@ -53,7 +53,7 @@ class FewStepsClassifier(EvaluatedClassifier):
         super().__init__(network, ann.classes, ann.label_smoothing)
         self.fitted_on, self.class_names, self.untrained = ann.fitted_on, ann.class_names, ann.untrained
         self.cost_images = ann.cost_images
-        self.teacher: tuple[Teacher, ...] = () if ann.fitted_on is None else (Teacher(network),)
+        self.teacher: tuple[DistillationLoss, ...] = () if ann.fitted_on is None else (DistillationLoss(network),)
         self.distillation, self.relative_lr, self.mixup = distillation, relative_lr, mixup
         # The latest batches it was trained on, and whether it has been since the output's range was chosen.
         self._seen: list[tuple[Tensor, Tensor]] = []
@@ -74,13 +74,11 @@ class FewStepsClassifier(EvaluatedClassifier):
         (teacher,) = self.teacher
         if self.mixup:
             images, labels = mixed(images, F.one_hot(labels, self.classes).to(images.dtype), self.mixup)
-        return teacher.to(images.device).loss(
-            self.network,
-            images,
-            labels,
-            share=self.distillation,
-            done=self.global_step / max(1, int(self.trainer.estimated_stepping_batches)),
+        progress = self.global_step / max(1, int(self.trainer.estimated_stepping_batches))
+        loss: Tensor = teacher.to(images.device)(
+            self.network, images, labels, alpha=self.distillation, progress=progress
         )
+        return loss
 
     def on_validation_start(self) -> None:
         """While it is trained, set the output's range to what serves best by now."""
