@@ -26,7 +26,7 @@ class CalibrationStep:
 
 
 class ScaleRule(CalibrationStep):
-    """Where a layer's scale comes from; a method has one."""
+    """A source of the layers' scales; a method has one."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Search(ScaleRule):
 
 
 class Refinement(CalibrationStep):
-    """What may follow once scales are there."""
+    """A step that may follow once scales are there."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ TUNING = frozenset(name for name, each in STEPS.items() if issubclass(each, Tuni
 """Names of the steps that learn."""
 
 BEST = "least_squares+distill+output"
-"""What the measurements in README recommend."""
+"""The method that the measurements in README recommend."""
 
 
 @dataclass(frozen=True)
@@ -210,7 +210,7 @@ class CalibrationMethod:
 
     @property
     def needs_images(self) -> bool:
-        """Whether the images are looked at more than once."""
+        """True where the images are looked at more than once."""
         return self.find(Search) is not None or self.find(Refinement) is not None
 
     def numbers(self) -> dict[str, Any]:

@@ -310,7 +310,7 @@ class ConversionConfig:
 
     @property
     def output_shifts(self) -> Shifts:
-        """Which outputs of a regression may have a range that does not lie around 0."""
+        """Outputs of a regression that may have a range that does not lie around 0: all, those far from it, or none."""
         return "none" if self.bias == "spike" else "all" if self.hold else "far"
 
     @classmethod

@@ -90,7 +90,7 @@ class SpikingNetwork(nn.Module):
         return engines.run(self.graph, images, engine, record)
 
     def values_to_encode(self, images: Tensor) -> Tensor:
-        """What to give :func:`~quartz_plugin.encode` where the network is stepped by hand.
+        """Values for :func:`~quartz_plugin.encode` where the network is stepped by hand.
 
         The images ``[B, ...]`` themselves, or with ``first_layer="dense"`` the first layer's values, in [0, 1].
 
@@ -111,7 +111,7 @@ class SpikingNetwork(nn.Module):
         return self.graph.values_to_encode(images)
 
     def decode(self, output_spikes: Tensor) -> Tensor:
-        """Logits that the output spikes of a network stepped by hand say.
+        """Logits that the output spikes of a network stepped by hand encode.
 
         Parameters
         ----------
@@ -163,7 +163,7 @@ class SpikingNetwork(nn.Module):
 
     @property
     def report(self) -> Report:
-        """What became of every module; prints as a table."""
+        """A row for every module, with what became of it; prints as a table."""
         return Report(self.graph.report)
 
     def save(self, path: str | PathLike[str]) -> None:

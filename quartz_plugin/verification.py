@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import torch
@@ -14,17 +14,18 @@ from quartz_plugin.convert.images import chunk_size
 from quartz_plugin.convert.trace import trace
 from quartz_plugin.engines.result import SimulationResult
 from quartz_plugin.network import SpikingNetwork
+from quartz_plugin.operators.table import Rule
 from quartz_plugin.precision import exact_arithmetic
 from quartz_plugin.tables import format_table
 from quartz_plugin.task import by_output, decide
 
 WRONG = 0.25
-"""Relative deviation from which on a layer is said to have gone wrong."""
+"""Relative deviation from which on a layer has gone wrong."""
 
 
 @dataclass(frozen=True)
 class LayerDeviation:
-    """How far one layer is from the ANN's.
+    """Distance of one layer from the ANN's.
 
     Attributes
     ----------
@@ -35,7 +36,7 @@ class LayerDeviation:
     relative : float
         Mean deviation as a share of the mean size of the ANN's values.
     saturated : float
-        Share of the ANN's values above the layer's scale, which no held neuron can say.
+        Share of the ANN's values above the layer's scale, which no held neuron can encode.
     early : float
         Share of the neurons that fired before their readout.
     silent : float
@@ -53,7 +54,7 @@ class LayerDeviation:
 
 @dataclass(frozen=True)
 class OutputError:
-    """How far one output of a regression is from the ANN's.
+    """Distance of one output of a regression from the ANN's.
 
     Attributes
     ----------
@@ -104,7 +105,7 @@ class Verification:
         return next((layer for layer in self.layers if layer.relative > WRONG), None)
 
     def diagnosis(self) -> str:
-        """Where it starts to go wrong, and what to try, in one sentence."""
+        """Name the layer where it starts to go wrong, and what to try, in one sentence."""
         wrong = self.first_wrong
         if wrong is None:
             return f"no layer deviates by more than {100 * WRONG:.0f} % of the size of its values"
@@ -146,10 +147,17 @@ class Verification:
 
 
 @exact_arithmetic()
-def verify(ann: nn.Module, snn: SpikingNetwork, images: Tensor, *, engine: str = "auto") -> Verification:
+def verify(
+    ann: nn.Module,
+    snn: SpikingNetwork,
+    images: Tensor,
+    *,
+    engine: str = "auto",
+    rules: Mapping[type[nn.Module], Rule] | None = None,
+) -> Verification:
     """Compare a spiking network with the ANN it was converted from, layer by layer.
 
-    Both see the same raw images, with the preprocessing that ``convert`` was told of: one that was forgotten
+    Both see the same raw images, with the preprocessing that ``convert`` was given: one that was forgotten
     there cannot be noticed here. Compare accuracies on labelled images for that.
 
     Parameters
@@ -162,6 +170,8 @@ def verify(ann: nn.Module, snn: SpikingNetwork, images: Tensor, *, engine: str =
         ``[B, ...]``, raw values in [0, 1]; at least one.
     engine : str
         As in :meth:`SpikingNetwork.run`.
+    rules : dict, optional
+        Those that :func:`~quartz_plugin.convert` was given.
 
     Raises
     ------
@@ -181,7 +191,7 @@ def verify(ann: nn.Module, snn: SpikingNetwork, images: Tensor, *, engine: str =
     sums = {layer.name: _Sums() for layer in snn.graph.layers}
     agreeing = ties = decisions = 0
     errors = _ErrorSums()
-    for name, value, result in values_side_by_side(ann, snn, images, engine):
+    for name, value, result in values_side_by_side(ann, snn, images, engine, rules):
         if name is not None:
             sums[name].add(name, value, result, snn.graph.scales[name])
         elif snn.graph.task == "regression":
@@ -197,7 +207,11 @@ def verify(ann: nn.Module, snn: SpikingNetwork, images: Tensor, *, engine: str =
 
 
 def values_side_by_side(
-    ann: nn.Module, snn: SpikingNetwork, images: Tensor, engine: str = "auto"
+    ann: nn.Module,
+    snn: SpikingNetwork,
+    images: Tensor,
+    engine: str = "auto",
+    rules: Mapping[type[nn.Module], Rule] | None = None,
 ) -> Iterator[tuple[str | None, Tensor, SimulationResult]]:
     """Yield each layer's name, the ANN's values there and the simulation of the same images, some images at a time.
 
@@ -209,7 +223,7 @@ def values_side_by_side(
     if len(images) == 0:
         raise ValueError("verify needs at least one image")
     example = images[:1].to(device=graph.device, dtype=graph.dtype)
-    network = fold(trace(ann, example), graph.config.preprocessing, graph.config.linear)
+    network = fold(trace(ann, example, rules), graph.config.preprocessing, graph.config.linear)
     ends, last = network.layers(), network.last
     if graph.dense_stem is not None:
         ends = ends[1:]
@@ -276,7 +290,7 @@ class _ErrorSums:
 
 @dataclass
 class _Sums:
-    """What is summed up over the images of one layer."""
+    """Sums over the images of one layer."""
 
     values: int = 0
     distance: float = 0.0

@@ -67,9 +67,11 @@ class TestEarlierNames:
 
 def test_a_network_is_traced_once_a_call(ann, images):
     def traces(call):
-        with mock.patch.object(pipeline, "trace", wraps=pipeline.trace) as one:
-            with mock.patch.object(qat, "trace", wraps=qat.trace) as other:
-                result = call()
+        with (
+            mock.patch.object(pipeline, "trace", wraps=pipeline.trace) as one,
+            mock.patch.object(qat, "trace", wraps=qat.trace) as other,
+        ):
+            result = call()
         return one.call_count + other.call_count, result
 
     assert traces(lambda: quartz_plugin.convert(ann, images, 4))[0] == 1
@@ -104,7 +106,13 @@ def test_rules_may_be_given_for_one_call(images):
     nn.init.constant_(ann[0].bias, 2.0)
     with torch.no_grad():
         scaled.weight.mul_(2)
-    snn = quartz_plugin.convert(ann, images, 64, rules={Doubled: lambda module: nn.Sequential(nn.ReLU(), scaled)})
+    rules = {Doubled: lambda module: nn.Sequential(nn.ReLU(), scaled)}
+    quartz_plugin.check_convertible(ann, images, rules=rules)
+    snn = quartz_plugin.convert(ann, images, 64, rules=rules)
     assert float((snn(images) - ann(images)).detach().abs().max()) < 0.2
+    assert quartz_plugin.verify(ann, snn, images, rules=rules).first_wrong is None
+    net = quartz_plugin.prepare_qat(ann, images, 64, rules=rules).eval()
+    assert torch.allclose(net(images), net.to_spiking()(images), atol=1e-5)
+    assert quartz_plugin.allocate_steps(ann, images, 40, rules=rules).keys() == {"input", "1.0", "output"}
     with pytest.raises(quartz_plugin.ConversionError):
         quartz_plugin.convert(ann, images)

@@ -20,6 +20,7 @@ from quartz_plugin.convert.run import Run
 from quartz_plugin.convert.traced import FoldedNetwork
 from quartz_plugin.functional import fake_quantize
 from quartz_plugin.graph import INPUT
+from quartz_plugin.operators.table import Rule
 from quartz_plugin.options import with_options
 from quartz_plugin.precision import exact_arithmetic
 
@@ -41,6 +42,7 @@ def allocate_steps(
     choices: Sequence[int] = CHOICES,
     example_input: Tensor | None = None,
     progress: Callable[[int, int], None] | None = None,
+    rules: Mapping[type[nn.Module], Rule] | None = None,
     **options: Unpack[AllocationOptions],
 ) -> dict[str, int]:
     """Spend a number of steps on the layers where they help most.
@@ -52,7 +54,7 @@ def allocate_steps(
 
     Parameters
     ----------
-    ann, calibration, example_input
+    ann, calibration, example_input, rules
         As in :func:`~quartz_plugin.convert`; scales are those of least squares. Of the images, evenly spread, 1,024
         are looked at for scales, and 256 for distances, fewer where they are large.
     {options}
@@ -94,7 +96,7 @@ def allocate_steps(
     given = torch.cat(batches)
     images = evenly_of(given, SCALE_IMAGES)
     config = configured(options, AllocationOptions, lengths[0] + 1)
-    found = calibrate_network(ann, images, config, Run(example_input))
+    found = calibrate_network(ann, images, config, Run(example_input, rules=rules))
     network, images = found.network, images.to(device=found.network.device, dtype=found.network.dtype)
     if network.activation_quantizers():
         raise ValueError("the network was trained for windows of its own, and can have no others")

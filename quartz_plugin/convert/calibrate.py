@@ -15,7 +15,7 @@ from quartz_plugin.convert.run import Run
 from quartz_plugin.convert.sketches import QuantileSketch, RangeSketch
 from quartz_plugin.convert.traced import FoldedNetwork, Scales
 from quartz_plugin.graph import INPUT
-from quartz_plugin.operators.table import ConversionError, Role, ceiling_of
+from quartz_plugin.operators.table import ConversionError, ceiling_of
 from quartz_plugin.task import by_output, number_or_tensor
 
 
@@ -62,29 +62,14 @@ def calibrate(
     ValueError
         If there are no images, or all of them are 0.
     """
-    run, nothing = run or Run(), LayerConfig()
-    quantizers = network.activation_quantizers()
-    scales = {path: each.scale.detach().double().cpu() for path, each in quantizers.items() if path != INPUT}
-    shift: float | Tensor = (
-        0.0 if network.output_quantizer is None else number_or_tensor(network.output_quantizer.shift)
-    )
-    silent: set[str] = set()
-    least_squares = config.method.find(LeastSquares) is not None
-    if scales.keys() >= {str(node.target) for node in network.layers()}:
-        return Scales(scales, shift)
-    by_channel = {
-        str(node.target): (own.get(str(node.target), nothing).granularity or config.granularity) == "channel"
-        for node in network.layers()
-        if network.role_at(node) is Role.RECTIFIER
-    }
-    together = raise_on_all_ranks if run.distributed else nullcontext
-    output: RangeSketch | None = None
-    if config.task == "regression" and str(network.last.target) not in scales:
-        # The output for a grey image: the same in all processes, and as a rule in the midst of the values.
-        grey = torch.full((1, *network.input_shape), 0.5, dtype=network.dtype, device=network.device)
-        output = RangeSketch(by_output(network.output(grey).double()).mean(dim=1).cpu())
-    with together():
-        seen, brightest, sketches = _observe(network, images, by_channel, scales, output, run.progress)
+    run, quantizers = run or Run(), network.activation_quantizers()
+    known = {path: each.scale.detach().double().cpu() for path, each in quantizers.items() if path != INPUT}
+    shift = 0.0 if network.output_quantizer is None else number_or_tensor(network.output_quantizer.shift)
+    if known.keys() >= {str(node.target) for node in network.layers()}:
+        return Scales(known, shift)
+    sketches = _sketches(network, config, own, known)
+    with raise_on_all_ranks() if run.distributed else nullcontext():
+        seen, brightest = _observe(network, images, sketches, run.progress)
     if run.distributed:
         seen, brightest, sketches = of_all_processes(seen, brightest, sketches)
     if seen == 0:
@@ -92,37 +77,63 @@ def calibrate(
     if brightest == 0.0:
         raise ValueError("calibration is all zero: give training images, with values in [0, 1]")
 
+    scales, silent = dict(known), set()
     for node in network.layers():
         path = str(node.target)
-        if path not in sketches:
+        if (sketch := sketches.get(path)) is None:
             continue
-        sketch, own_percentile = sketches[path], own.get(path, nothing).percentile
-        shape, ceiling = network.shape_at(node), ceiling_of(network.module_at(node))
+        percentile, ceiling = own.get(path, NOTHING).percentile, ceiling_of(network.module_at(node))
         if isinstance(sketch, RangeSketch):
-            found = sketch.range(
-                own_percentile or config.output_percentile, network.signed_output, config.output_shifts
-            )
-            scale, shifts = (along_channels(each, shape) for each in found)
-            scales[path] = scale if ceiling is None else scale.clamp(max=ceiling)
-            shift = number_or_tensor(shifts)
-            continue
-        is_output = node is network.last
-        if least_squares and own_percentile is None and not is_output:
-            scale = sketch.least_squares(windows[path])
+            percentile = percentile or config.output_percentile
+            scale, middle = sketch.range(percentile, network.signed_output, config.output_shifts)
+            shift = number_or_tensor(along_channels(middle, network.shape_at(node)))
         else:
-            scale = sketch.quantile(own_percentile or (config.output_percentile if is_output else config.percentile))
-        # A channel seldom active has a percentile of 0: its largest value then; a dead one takes the layer's.
-        scale = torch.where(scale > 0, scale, sketch.largest)
-        scale = torch.where(scale > 0, scale, scale.max())
+            scale = _scale_of(sketch, config, percentile, windows[path], node is network.last)
         if float(scale.max()) == 0.0:
             silent.add(path)
             scale = torch.full_like(scale, _scale_in_front(node, scales) if ceiling is None else ceiling)
-        if ceiling is not None:
-            scale = scale.clamp(max=ceiling)
-        scales[path] = along_channels(scale, shape)
+        scale = scale if ceiling is None else scale.clamp(max=ceiling)
+        scales[path] = along_channels(scale, network.shape_at(node))
         if path in network.pairs:
             scales[network.pairs[path]] = scales[path].clone()
     return Scales(scales, shift, frozenset(silent))
+
+
+NOTHING = LayerConfig()
+"""Options of a layer that has none of its own."""
+
+
+def _sketches(
+    network: FoldedNetwork, config: ConversionConfig, own: Mapping[str, LayerConfig], known: Mapping[str, Tensor]
+) -> dict[str, QuantileSketch | RangeSketch]:
+    """An empty sketch for each layer whose scale is not known; both halves of a pair share one."""
+    sketches: dict[str, QuantileSketch | RangeSketch] = {}
+    for node in network.layers():
+        path = str(node.target)
+        if path in known or path in network.pairs.values():
+            continue
+        if node is network.last and config.task == "regression":
+            # The output for a grey image: the same in all processes, and as a rule in the midst of the values.
+            grey = torch.full((1, *network.input_shape), 0.5, dtype=network.dtype, device=network.device)
+            sketches[path] = RangeSketch(by_output(network.output(grey).double()).mean(dim=1).cpu())
+            continue
+        granularity = own.get(path, NOTHING).granularity or config.granularity
+        by_channel = granularity == "channel" and node is not network.last
+        sketches[path] = QuantileSketch(network.shape_at(node)[0] if by_channel else 1, 64 if by_channel else 512)
+    return sketches
+
+
+def _scale_of(
+    sketch: QuantileSketch, config: ConversionConfig, percentile: float | None, window: int, is_output: bool
+) -> Tensor:
+    """Scale of each channel; 0 where all values are."""
+    if config.method.find(LeastSquares) is not None and percentile is None and not is_output:
+        scale = sketch.least_squares(window)
+    else:
+        scale = sketch.quantile(percentile or (config.output_percentile if is_output else config.percentile))
+    # A channel seldom active has a percentile of 0: its largest value then; a dead one takes the layer's.
+    scale = torch.where(scale > 0, scale, sketch.largest)
+    return torch.where(scale > 0, scale, scale.max())
 
 
 def _scale_in_front(node: fx.Node, scales: Mapping[str, Tensor]) -> float:
@@ -142,28 +153,17 @@ def _scale_in_front(node: fx.Node, scales: Mapping[str, Tensor]) -> float:
 def _observe(
     network: FoldedNetwork,
     images: Iterable[Tensor],
-    by_channel: Mapping[str, bool],
-    known: Mapping[str, Tensor],
-    output: RangeSketch | None,
+    sketches: Mapping[str, QuantileSketch | RangeSketch],
     progress: Callable[[int], None] | None,
-) -> tuple[int, float, dict[str, QuantileSketch | RangeSketch]]:
-    """Number of images, their largest value, and a sketch of each layer's values; the output's may be given."""
+) -> tuple[int, float]:
+    """Count the layers' values in their sketches; returns the number of images and their largest value."""
     # Both halves of a pair are scaled by the size of the signed value that they split.
-    lower_halves = set(network.pairs.values())
     watched = {
         node.all_input_nodes[0] if str(node.target) in network.pairs else node: node
         for node in network.layers()
-        if str(node.target) not in lower_halves and str(node.target) not in known
+        if str(node.target) in sketches
     }
     last = network.last
-    sketches: dict[str, QuantileSketch | RangeSketch] = {}
-    for node in watched.values():
-        if node is last and output is not None:
-            sketches[str(node.target)] = output
-            continue
-        per_channel = node is not last and by_channel.get(str(node.target), False)
-        channels = network.shape_at(node)[0] if per_channel else 1
-        sketches[str(node.target)] = QuantileSketch(channels, 64 if per_channel else 512)
     seen, brightest = 0, 0.0
     for chunk in images:
         brightest = max(brightest, float(chunk.max()))
@@ -183,7 +183,7 @@ def _observe(
         seen += len(chunk)
         if progress is not None:
             progress(seen)
-    return seen, brightest, sketches
+    return seen, brightest
 
 
 def along_channels(values: Tensor, shape: tuple[int, ...]) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from quartz_plugin.activation import TTFSActivation
-from quartz_plugin.config import Linear, Preprocessing
+from quartz_plugin.config import ConversionConfig, Linear, Preprocessing
 from quartz_plugin.convert.traced import FoldedNetwork, TracedNetwork
 from quartz_plugin.operators.gains import IntoWeights
 from quartz_plugin.operators.modules import Add
@@ -32,7 +32,7 @@ from quartz_plugin.operators.table import (
 def fold(
     traced: TracedNetwork,
     preprocessing: Preprocessing | None = None,
-    linear: Linear = "compose",
+    linear: Linear = ConversionConfig.linear,
     *,
     trainable: bool = False,
 ) -> FoldedNetwork:

@@ -49,7 +49,7 @@ def chunks(calibration: Calibration, size: int | None = None) -> Iterator[Tensor
 
 
 def chunk_size(images: Tensor) -> int:
-    """How many of these images are computed with at a time: at most 64, fewer where they are large.
+    """Number of these images that are computed with at a time: at most 64, fewer where they are large.
 
     Examples
     --------

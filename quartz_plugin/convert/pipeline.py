@@ -191,7 +191,7 @@ def check_convertible(
     ann: nn.Module,
     example_input: Tensor,
     preprocessing: Preprocessing | None = None,
-    linear: Linear = "compose",
+    linear: Linear = ConversionConfig.linear,
     *,
     rules: Mapping[type[nn.Module], Rule] | None = None,
 ) -> None:

@@ -93,7 +93,7 @@ def _round(module: nn.Module, weight_bits: int, granularity: Granularity) -> int
     by_channel = granularity == "channel" and not isinstance(module, nn.ConvTranspose1d | nn.ConvTranspose2d | OneToOne)
     magnitude = weight.abs()
     magnitude = magnitude.flatten(1).amax(1).view(-1, *[1] * (weight.dim() - 1)) if by_channel else magnitude.max()
-    # A channel without weights needs no grid, and one that is nearly dead none finer than would tell in the others.
+    # A channel without weights needs no grid, and one that is nearly dead none finer than counts in the others.
     places = torch.floor(torch.log2(largest / magnitude)).masked_fill(magnitude == 0, FINEST)
     places = places.clamp(max=min(FINEST, float(places.min()) + CHANNELS_APART))
     rounded = torch.round(weight * 2**places).clamp(-largest, largest) / 2**places

@@ -15,7 +15,7 @@ TuningProgress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Run:
-    """What one call of :func:`convert` is given beside its options."""
+    """Arguments of one call, beside its options; see :func:`~quartz_plugin.convert`."""
 
     example_input: Tensor | None = None
     progress: Callable[[int], None] | None = None

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from torch import fx
 
 from quartz_plugin.coding import NeuronClock, Window
+from quartz_plugin.config import ConversionConfig
 from quartz_plugin.convert.rescale import ScaledNetwork
 from quartz_plugin.functional import BiasCode
 
@@ -27,7 +28,7 @@ class Schedule:
     delays: dict[tuple[fx.Node, fx.Node], int]
 
 
-def schedule(network: ScaledNetwork, input_window: int, bias_code: BiasCode = "synapse") -> Schedule:
+def schedule(network: ScaledNetwork, input_window: int, bias_code: BiasCode = ConversionConfig.bias) -> Schedule:
     """Read every layer out as soon as the windows of all its sources have ended, the earlier ones delayed.
 
     Where all windows are alike, a layer's readout is ``l S`` with ``l`` the longest path from the input. With

@@ -144,7 +144,7 @@ class TracedNetwork:
         return walk.biases
 
     def output(self, images: Tensor) -> Tensor:
-        """What the network gives on `images`."""
+        """Output of the network on `images`."""
         last = self.last
         (value,) = (value for node, value in self.run(images) if node is last)
         return value
@@ -178,7 +178,7 @@ class FoldedNetwork(TracedNetwork):
 
     @property
     def signed_output(self) -> bool:
-        """Whether the output is no rectifier's."""
+        """True where the output is no rectifier's."""
         return self.role_at(self.last) is not Role.RECTIFIER
 
 

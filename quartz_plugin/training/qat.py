@@ -24,7 +24,7 @@ from quartz_plugin.convert.trace import trace
 from quartz_plugin.convert.traced import FoldedNetwork, Scales
 from quartz_plugin.graph import INPUT
 from quartz_plugin.operators.modules import WEIGHTED
-from quartz_plugin.operators.table import NORMS, ConversionError
+from quartz_plugin.operators.table import NORMS, ConversionError, Rule
 from quartz_plugin.options import UNSET, with_options
 from quartz_plugin.precision import exact_arithmetic
 from quartz_plugin.task import Task, check_task
@@ -42,6 +42,7 @@ def prepare_qat(
     *,
     example_input: Tensor | None = None,
     progress: Callable[[int], None] | None = None,
+    rules: Mapping[type[nn.Module], Rule] | None = None,
     **options: Unpack[TrainingOptions],
 ) -> TrainableNetwork:
     r"""Make a network that trains with the rounding of its spikes, from an ANN, trained or not.
@@ -53,7 +54,7 @@ def prepare_qat(
     ----------
     ann : nn.Module
         As in :func:`~quartz_plugin.convert`; not modified.
-    calibration, example_input, progress
+    calibration, example_input, progress, rules
         As in :func:`~quartz_plugin.convert`.
     {options}
 
@@ -94,7 +95,7 @@ def prepare_qat(
             f"calibration_method={config.calibration_method!r} changes weights, which is what training does; give "
             '"percentile", "least_squares" or "search", with "+output" if wanted'
         )
-    run = Run(example_input, progress)
+    run = Run(example_input, progress, rules=rules)
     traced, images = trace_network(ann, calibration, run)
     folded = check(fold(copy.deepcopy(traced), config.preprocessing, trainable=True))
     calibrated = calibrate_traced(ann, traced, images, config, run)

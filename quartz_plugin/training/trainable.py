@@ -238,7 +238,7 @@ def earlier_name(path: str) -> str:
 
 
 def _take_earlier_names(net: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
-    """Rename what a state dict of an earlier version calls a code."""
+    """Rename what a state dict of an earlier version names otherwise."""
     assert isinstance(net, TrainableNetwork)
     for path in net.activation_quantizers():
         earlier, now = f"{prefix}network.{earlier_name(path)}.", f"{prefix}network.{path}."

@@ -1,8 +1,8 @@
-r"""Tune, between calibrate and rescale: scales, biases and weights that suit the rounding, without labels.
+r"""Refine, between calibrate and rescale: scales, biases and weights that suit the rounding, without labels.
 
-Held neurons encode :math:`s/S\, clip(\lfloor S y / s + 1/2 \rfloor, 0, S)`, so the spiking network is the ANN with clipped
-and rounded activations, and what is known of quantised networks holds for it: scales that a search finds, biases that
-make up for the mean error of rounding (arXiv:1906.04721), layers that learn to give what the ANN's gave
+Held neurons encode :math:`s/S\, clip(\lfloor S y / s + 1/2 \rfloor, 0, S)`, so the spiking network is the ANN with
+clipped and rounded activations, and what is known of quantised networks holds for it: scales that a search finds,
+biases that make up for the mean error of rounding (arXiv:1906.04721), layers that learn to give what the ANN's gave
 (arXiv:2102.05426, arXiv:1902.08153). All of it sees unlabelled training images only, and changes numbers alone: what is
 emitted afterwards is a network like any other.
 """
@@ -62,7 +62,7 @@ def refine(
     wanted = torch.cat([network.output(chunk) for chunk in ranged.split(chunk_size(images))])
     wanted = decide(wanted) if task == "classification" else wanted
     if method.find(Search):
-        scales = search_scales(network, scales, windows, images, task, progress)
+        scales = search_scales(network, scales, windows, images, config, progress)
     if method.find(BiasCorrection):
         correct_biases(network, scales, windows, images)
     if method.find(OutputRange):

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from quartz_plugin.task import Task, class_scores
 
 TEMPERATURE = 4.0
-"""That of what is learned: an ANN that is sure of its training images says little else at 1."""
+"""Temperature in learning: at 1 an ANN that is sure of its training images shows little but its decisions."""
 
 
 NO_DISTANCE = 1e-6

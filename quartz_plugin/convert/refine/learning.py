@@ -16,7 +16,9 @@ from quartz_plugin.operators.table import NORMS
 def parameter_groups(
     module: nn.Module, learning_rate: float, *, weights: bool = True, unequal: nn.Module | None = None
 ) -> list[dict[str, Any]]:
-    """What Adam learns of a rounded network, and how fast: a layer's parameters in proportion to its weights' size.
+    """Parameters that Adam learns of a rounded network, with their rates.
+
+    A layer's are in proportion to its weights' size.
 
     Adam moves every parameter as far as every other, so with one rate for all, layers of small weights would be lost
     first. The network is left with gradients on for these parameters alone.

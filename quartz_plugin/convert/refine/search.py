@@ -11,19 +11,19 @@ import torch
 from torch import Tensor, fx
 
 from quartz_plugin.activation import TTFSActivation
+from quartz_plugin.config import ConversionConfig
 from quartz_plugin.convert.fake_quant import insert_fake_quant
 from quartz_plugin.convert.images import some_of
 from quartz_plugin.convert.refine.distance import output_distance
 from quartz_plugin.convert.run import TuningProgress
 from quartz_plugin.convert.traced import FoldedNetwork, Scales
 from quartz_plugin.graph import call_node
-from quartz_plugin.task import Task
 
 SEARCH_IMAGES = 256
 """Images that the search looks at."""
 
 FACTORS = (0.5, 0.6, 0.7, 0.8, 0.9, 1.12, 1.26)
-"""What the search multiplies a layer's scales by, besides leaving them alone."""
+"""Factors that the search tries on a layer's scales, besides 1."""
 
 
 def search_scales(
@@ -31,7 +31,7 @@ def search_scales(
     scales: Scales,
     windows: Mapping[str, int],
     images: Tensor,
-    task: Task,
+    config: ConversionConfig,
     progress: TuningProgress,
 ) -> Scales:
     """Multiply one layer's scales after the other by what brings the network's output nearest to the ANN's.
@@ -44,7 +44,7 @@ def search_scales(
     nodes = list(module.graph.nodes)
     layers = [n for n in nodes if n.op == "call_module" and str(n.target) in found and _is_quantizer(module, n)]
     (last,) = nodes[-1].all_input_nodes
-    size = scales.of_layers[str(network.last.target)]
+    task, size = config.task, scales.of_layers[str(network.last.target)]
     with torch.no_grad():
         wanted = network.output(images)
         values: dict[fx.Node, Any] = {}
