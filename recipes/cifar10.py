@@ -28,11 +28,15 @@ from quartz_plugin.lightning import CIFAR10Data, ImageClassifier, QuartzCLI
 class CIFAR10Classifier(ImageClassifier):
     """A network for 32 x 32 images, trained with SGD and a cosine schedule after a warm-up.
 
-    Args:
-        arch: vgg_cifar10, vgg11_bn_cifar10 or resnet20 (quartz_plugin.lightning), any classification model of
-            torchvision, or the import path of your own class.
-        weight_decay: SGD's; not for biases and batch norms.
-        options: Those of ImageClassifier.
+    Parameters
+    ----------
+    arch : str
+        vgg_cifar10, vgg11_bn_cifar10 or resnet20 (quartz_plugin.lightning), any classification model of
+        torchvision, or the import path of your own class.
+    weight_decay : float
+        SGD's; not for biases and batch norms.
+    **options
+        Those of ImageClassifier.
     """
 
     # VGG11 with batch norm, percentile 99 (arXiv:2309.16795).

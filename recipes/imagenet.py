@@ -34,9 +34,12 @@ from quartz_plugin.lightning import FolderData, ImageClassifier, QuartzCLI
 class ImageNetClassifier(ImageClassifier):
     """A network for images in folders, trained with SGD and a cosine schedule after a warm-up.
 
-    Args:
-        cost_images: Costs are counted on so many of the test images, evenly spread; null counts on all.
-        options: Those of ImageClassifier.
+    Parameters
+    ----------
+    cost_images : int, optional
+        Costs are counted on so many of the test images, evenly spread; null counts on all.
+    **options
+        Those of ImageClassifier.
     """
 
     # VGG11, percentile 99, on the full validation set (arXiv:2309.16795).

@@ -24,10 +24,14 @@ from quartz_plugin.lightning import Classifier, Measured, MNISTData, QuartzCLI, 
 class MNISTClassifier(Classifier):
     """The paper's network: conv6@5, pool, conv12@5, pool, conv120@4, fc10; 4,354 neurons.
 
-    Args:
-        weights: State dict (.safetensors or .pt) or checkpoint to start from.
-        lr: Highest learning rate of the cycle.
-        weight_decay: AdamW's weight decay.
+    Parameters
+    ----------
+    weights : str, optional
+        State dict (.safetensors or .pt) or checkpoint to start from.
+    lr : float
+        Highest learning rate of the cycle.
+    weight_decay : float
+        AdamW's weight decay.
     """
 
     # What the paper's authors found with this network (arXiv:2309.16795): percentile 99 for accuracy and operations.

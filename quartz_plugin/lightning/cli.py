@@ -107,6 +107,8 @@ def _put_own_options_first(parser: Any) -> None:
 
     def place(group: Any) -> int:
         named = [option for action in group._group_actions for option in action.option_strings]
+        if group.title == "Linked arguments":
+            return 1
         return max((n for n, name in enumerate(("model", "data", "trainer"), 1) if f"--{name}" in named), default=0)
 
     parser._action_groups.sort(key=place)

@@ -25,21 +25,36 @@ from quartz_plugin.plot.style import pyplot
 class Benchmark:
     """Options of a benchmark.
 
-    Args:
-        networks: mnist, vgg11, resnet20, squeezenet, or several: '[mnist,vgg11]'.
-        t_max: The T to convert at, one or several.
-        batch_size: Images in a batch.
-        threads: Threads of torch and of the event engine.
-        repeats: Rounds; each round runs everything once.
-        data: Folder laid out like ../shared, with real images and trained weights; without it both are random.
-        calibration_images: Training images to calibrate on, with --data; else the random images themselves.
-        percentile: Of each ReLU's values, and of the logits' size, that becomes the value 1.
-        slow: Also step and loop where it takes long: at T = 128 and above, and in the larger networks at every T.
-        memory: Also measure peak memory, of each contender in a process of its own.
-        test_pass: Also time the recipes' test of all test images, with all metrics and with costs of one image.
-        csv: File for the table.
-        plot: File for the picture.
-        seed: Of the random weights and images.
+    Parameters
+    ----------
+    networks : str | Sequence[str]
+        mnist, vgg11, resnet20, squeezenet, or several: '[mnist,vgg11]'.
+    t_max : int | Sequence[int]
+        The T to convert at, one or several.
+    batch_size : int
+        Images in a batch.
+    threads : int
+        Threads of torch and of the event engine.
+    repeats : int
+        Rounds; each round runs everything once.
+    data : str, optional
+        Folder laid out like ../shared, with real images and trained weights; without it both are random.
+    calibration_images : int
+        Training images to calibrate on, with --data; else the random images themselves.
+    percentile : float
+        Of each ReLU's values, and of the logits' size, that becomes the value 1.
+    slow : bool
+        Also step and loop where it takes long: at T = 128 and above, and in the larger networks at every T.
+    memory : bool
+        Also measure peak memory, of each contender in a process of its own.
+    test_pass : bool
+        Also time the recipes' test of all test images, with all metrics and with costs of one image.
+    csv : str
+        File for the table.
+    plot : str
+        File for the picture.
+    seed : int
+        Of the random weights and images.
     """
 
     networks: str | Sequence[str] = "mnist"

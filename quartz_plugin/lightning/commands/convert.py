@@ -34,15 +34,24 @@ class Convert(CommandTrainer):
     ) -> SpikingNetwork:
         """Turn a checkpoint (or --model.weights) into a spiking network in one .safetensors file.
 
-        Args:
-            model: The classifier.
-            datamodule: Its data; calibrated on training images only.
-            ckpt_path: Checkpoint that fit wrote; without it the model is taken as it is.
-            output: File to write; default snn.safetensors in the trainer's folder. convert.csv lies beside it.
-            total_steps: Steps that an inference may take: windows are then chosen for each layer, in place of t_max.
-            verify_images: Training images on which the spiking network is compared with the ANN; 0 for none.
-            all_figures: Print every module and layer; they stand in convert.csv in any case.
-            conversion: Options of the conversion.
+        Parameters
+        ----------
+        model : Classifier
+            The classifier.
+        datamodule : ClassificationData
+            Its data; calibrated on training images only.
+        ckpt_path : str, optional
+            Checkpoint that fit wrote; without it the model is taken as it is.
+        output : str, optional
+            File to write; default snn.safetensors in the trainer's folder. convert.csv lies beside it.
+        total_steps : int, optional
+            Steps that an inference may take: windows are then chosen for each layer, in place of t_max.
+        verify_images : int
+            Training images on which the spiking network is compared with the ANN; 0 for none.
+        all_figures : bool
+            Print every module and layer; they stand in convert.csv in any case.
+        **conversion
+            Options of the conversion.
         """
         trained = load_trained(model, ckpt_path, datamodule)
         path = self.file(output, "snn.safetensors")

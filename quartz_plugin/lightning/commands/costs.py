@@ -37,14 +37,22 @@ class Costs(CommandTrainer):
 
         Each T is converted with the paper's neuron (forced zeros) and with silent zeros.
 
-        Args:
-            model: The classifier.
-            datamodule: Its data; calibrated on training images only.
-            ckpt_path: Checkpoint that fit wrote; without it the model is taken as it is (--model.weights).
-            rate_steps: Steps of the rate-coded networks, made of the same ANN and normalisation.
-            loihi_t_max: The T to map to Loihi, with the paper's neuron.
-            output: CSV file to write; default costs.csv in the trainer's folder, pictures beside it.
-            conversion: Options of the conversions.
+        Parameters
+        ----------
+        model : Classifier
+            The classifier.
+        datamodule : ClassificationData
+            Its data; calibrated on training images only.
+        ckpt_path : str, optional
+            Checkpoint that fit wrote; without it the model is taken as it is (--model.weights).
+        rate_steps : list[int]
+            Steps of the rate-coded networks, made of the same ANN and normalisation.
+        loihi_t_max : list[int]
+            The T to map to Loihi, with the paper's neuron.
+        output : str, optional
+            CSV file to write; default costs.csv in the trainer's folder, pictures beside it.
+        **conversion
+            Options of the conversions.
         """
         trained = load_trained(model, ckpt_path, datamodule)
         path = self.file(output, "costs.csv")

@@ -28,13 +28,20 @@ class Figures(CommandTrainer):
     ) -> None:
         """Draw a sweep: error against T_max, steps, operations and energy, with the figures of the paper and of others.
 
-        Args:
-            model: The classifier, which knows the published figures.
-            datamodule: Not used.
-            sweep: CSV file that sweep wrote; default sweep.csv in the trainer's folder.
-            calibrated: JSON files that test wrote of networks that convert tuned, on the same images.
-            trained: The same, of networks trained with t_max.
-            output: Folder for the pictures; default the file's.
+        Parameters
+        ----------
+        model : Classifier
+            The classifier, which knows the published figures.
+        datamodule : ClassificationData
+            Not used.
+        sweep : str, optional
+            CSV file that sweep wrote; default sweep.csv in the trainer's folder.
+        calibrated : list[str], optional
+            JSON files that test wrote of networks that convert tuned, on the same images.
+        trained : list[str], optional
+            The same, of networks trained with t_max.
+        output : str, optional
+            Folder for the pictures; default the file's.
         """
         path = self.file(sweep, "sweep.csv")
         if not path.is_file():

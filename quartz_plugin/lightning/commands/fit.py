@@ -50,21 +50,33 @@ class Fit(CommandTrainer):
     ) -> Any:
         """Train the network, or, with t_max, the spiking network; one that cannot be converted is refused at the start.
 
-        Args:
-            model: The classifier.
-            train_dataloaders: Not used on the command line.
-            val_dataloaders: Not used on the command line.
-            datamodule: Its data.
-            ckpt_path: Checkpoint to go on from, as after a run that was cut off: last.ckpt in the trainer's folder.
-            t_max: Train with the rounding of spikes, for this T, or one by layer ('{"default": 4, "input": 32}'); from
-                scratch or from an ANN's weights (--model.weights, a checkpoint too). The best network is then also
-                written as snn.safetensors.
-            relative_lr: Adam's highest learning rate with t_max, as a share of the size of each layer's weights and
-                scale; it stands in place of the model's own rate and decay.
-            distillation: Share of the loss, with t_max, that asks for the ANN's outputs instead of the labels, where
-                there is a trained ANN; it then teaches its activations, too.
-            mixup: Where an ANN teaches, mix a random share of another image into each, this at most (arXiv:1710.09412).
-            conversion: Options of the network that is trained with t_max.
+        Parameters
+        ----------
+        model : EvaluatedClassifier
+            The classifier.
+        train_dataloaders : DataLoader, optional
+            Not used on the command line.
+        val_dataloaders : DataLoader, optional
+            Not used on the command line.
+        datamodule : ClassificationData
+            Its data.
+        ckpt_path : str, optional
+            Checkpoint to go on from, as after a run that was cut off: last.ckpt in the trainer's folder.
+        t_max : int | dict[str, int], optional
+            Train with the rounding of spikes, for this T, or one by layer ('{"default": 4, "input": 32}');
+            from scratch or from an ANN's weights (--model.weights, a checkpoint too). The best network is
+            then also written as snn.safetensors.
+        relative_lr : float
+            Adam's highest learning rate with t_max, as a share of the size of each layer's weights and
+            scale; it stands in place of the model's own rate and decay.
+        distillation : float
+            Share of the loss, with t_max, that asks for the ANN's outputs instead of the labels, where
+            there is a trained ANN; it then teaches its activations, too.
+        mixup : float
+            Where an ANN teaches, mix a random share of another image into each, this at most
+            (arXiv:1710.09412).
+        **conversion
+            Options of the network that is trained with t_max.
         """
         training = {"relative_lr": relative_lr, "distillation": distillation, "mixup": mixup}
         _check_training(training)

@@ -36,13 +36,20 @@ class Predict(CommandTrainer):
     ) -> list[dict[str, Any]]:
         """Classify image files: the most likely classes, the step of the decision, and a picture of the spikes.
 
-        Args:
-            model: The classifier.
-            datamodule: Its data; a spiking network's file holds itself how images are prepared.
-            images: An image file, or several: '[a.jpg, b.jpg]'.
-            snn: File that convert wrote; without it the ANN answers (--ckpt_path or --model.weights).
-            ckpt_path: Checkpoint of the ANN that fit wrote.
-            top: How many classes to show.
+        Parameters
+        ----------
+        model : Classifier
+            The classifier.
+        datamodule : ClassificationData
+            Its data; a spiking network's file holds itself how images are prepared.
+        images : str | list[str]
+            An image file, or several: '[a.jpg, b.jpg]'.
+        snn : str, optional
+            File that convert wrote; without it the ANN answers (--ckpt_path or --model.weights).
+        ckpt_path : str, optional
+            Checkpoint of the ANN that fit wrote.
+        top : int
+            How many classes to show.
         """
         trained, network = load_both(model, snn, ckpt_path, datamodule)
         images = [images] if isinstance(images, str) else images

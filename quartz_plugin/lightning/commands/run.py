@@ -27,11 +27,16 @@ class Run(Fit, Convert):
     def run(self, model: Classifier, datamodule: Any, all_figures: bool = False, **conversion: Any) -> None:
         """Fit, convert, test, and end with one table and four pictures.
 
-        Args:
-            model: The classifier.
-            datamodule: Its data.
-            all_figures: Print all figures; they stand in test.json and test.csv in any case.
-            conversion: Options of the conversion.
+        Parameters
+        ----------
+        model : Classifier
+            The classifier.
+        datamodule : ClassificationData
+            Its data.
+        all_figures : bool
+            Print all figures; they stand in test.json and test.csv in any case.
+        **conversion
+            Options of the conversion.
         """
         root = Path(self.default_root_dir)
         options = options_with_defaults("run", conversion)

@@ -47,14 +47,21 @@ class Sweep(CommandTrainer):
     ) -> None:
         """Convert at every combination of T_max, percentile and neuron, and test each: a CSV, a table, pictures.
 
-        Args:
-            model: The classifier.
-            datamodule: Its data; calibrated on training images only.
-            ckpt_path: Checkpoint that fit wrote; without it the model is taken as it is (--model.weights).
-            output: File to write; default sweep.csv in the trainer's folder, pictures beside it.
-            resume: Take the rows of that file that are of this network, these images and these options, and leave the
-                others in it; without it the file is written anew.
-            conversion: Options of the conversions.
+        Parameters
+        ----------
+        model : Classifier
+            The classifier.
+        datamodule : ClassificationData
+            Its data; calibrated on training images only.
+        ckpt_path : str, optional
+            Checkpoint that fit wrote; without it the model is taken as it is (--model.weights).
+        output : str, optional
+            File to write; default sweep.csv in the trainer's folder, pictures beside it.
+        resume : bool
+            Take the rows of that file that are of this network, these images and these options, and leave
+            the others in it; without it the file is written anew.
+        **conversion
+            Options of the conversions.
         """
         trained = load_trained(model, ckpt_path, datamodule)
         refuse_few_steps(trained, "sweep converts an ANN at several T")

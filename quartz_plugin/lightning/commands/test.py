@@ -31,16 +31,27 @@ class Evaluate(CommandTrainer):
     ) -> Any:
         """Test an ANN checkpoint (--ckpt_path) or a converted network (--snn), or both side by side.
 
-        Args:
-            model: The classifier.
-            dataloaders: Not used on the command line.
-            ckpt_path: Checkpoint of the ANN that fit wrote.
-            verbose: Print the figures.
-            datamodule: Its data.
-            snn: File that convert wrote; with --ckpt_path or --model.weights its agreement with the ANN is measured.
-            engine: How the spiking network is simulated: auto, analytic (hold only), event (a CPU) or stepped.
-            output: File for the figures, .json or .csv; default test.json and test.csv in the trainer's folder.
-            all_figures: Print all figures; they stand in the files in any case.
+        Parameters
+        ----------
+        model : EvaluatedClassifier
+            The classifier.
+        dataloaders : DataLoader, optional
+            Not used on the command line.
+        ckpt_path : str, optional
+            Checkpoint of the ANN that fit wrote.
+        verbose : bool
+            Print the figures.
+        datamodule : ClassificationData
+            Its data.
+        snn : str, optional
+            File that convert wrote; with --ckpt_path or --model.weights its agreement with the ANN is
+            measured.
+        engine : Literal['auto', 'analytic', 'event', 'stepped']
+            How the spiking network is simulated: auto, analytic (hold only), event (a CPU) or stepped.
+        output : str, optional
+            File for the figures, .json or .csv; default test.json and test.csv in the trainer's folder.
+        all_figures : bool
+            Print all figures; they stand in the files in any case.
         """
         if not isinstance(model, EvaluatedClassifier) or datamodule is None:
             return super().test(model, dataloaders, ckpt_path, verbose, datamodule)

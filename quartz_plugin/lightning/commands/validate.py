@@ -22,12 +22,18 @@ class Validate(CommandTrainer):
     ) -> Any:
         """Loss and accuracy of the network on the validation images.
 
-        Args:
-            model: The classifier.
-            dataloaders: Not used on the command line.
-            ckpt_path: Checkpoint that fit wrote; without it the model is taken as it is (--model.weights).
-            verbose: Print the figures.
-            datamodule: Its data.
+        Parameters
+        ----------
+        model : EvaluatedClassifier
+            The classifier.
+        dataloaders : DataLoader, optional
+            Not used on the command line.
+        ckpt_path : str, optional
+            Checkpoint that fit wrote; without it the model is taken as it is (--model.weights).
+        verbose : bool
+            Print the figures.
+        datamodule : ClassificationData
+            Its data.
         """
         if isinstance(model, EvaluatedClassifier):
             model, ckpt_path = load_trained(model, ckpt_path, datamodule), None

@@ -21,15 +21,23 @@ CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog
 class CIFAR10Data(FolderData):
     """CIFAR-10, 32 x 32: as torchvision stores it (downloaded unless it is there), or as folders of images.
 
-    Args:
-        root: Folder with cifar-10-batches-py in it, or to download that into; or a folder as FolderData takes it,
-            with train, val and test; "demo" draws 1,000 small images of 10 classes.
-        size: Height and width of what the network sees.
-        resize: The shorter side before the central size x size pixels are taken.
-        batch_size: Images in a batch, of each process.
-        augment: Training images: "shift" (by an eighth, mirrored), "crop" (random size and place, mirrored) or "none".
-        cache: Keep decoded images in memory.
-        options: Those of FolderData.
+    Parameters
+    ----------
+    root : str, optional
+        Folder with cifar-10-batches-py in it, or to download that into; or a folder as FolderData takes it,
+        with train, val and test; "demo" draws 1,000 small images of 10 classes.
+    size : int
+        Height and width of what the network sees.
+    resize : int
+        The shorter side before the central size x size pixels are taken.
+    batch_size : int
+        Images in a batch, of each process.
+    augment : Literal['crop', 'shift', 'none']
+        Training images: "shift" (by an eighth, mirrored), "crop" (random size and place, mirrored) or "none".
+    cache : bool
+        Keep decoded images in memory.
+    **options
+        Those of FolderData.
     """
 
     def __init__(

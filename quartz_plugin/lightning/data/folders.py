@@ -32,17 +32,28 @@ class FolderData(ClassificationData):
     validation), or ``CLASS/*`` alone, of which a fifth is set aside for testing, always the same. Classes are those of
     the training folders. Where nothing else is for validation, a part of the training images is.
 
-    Args:
-        root: Folder of the images; "demo" draws 1,000 small ones of 10 classes.
-        size: Height and width of what the network sees; default 224, and 64 for the demo.
-        resize: The shorter side before the central size x size pixels are taken; default 8/7 of size.
-        batch_size: Images in a batch, of each process.
-        validation_share: Share of the training images set aside for validation.
-        calibration_images: Training images that conversion takes its percentiles from, evenly over classes, at most.
-        augment: Training images: "crop" (random size and place, mirrored), "shift" (by an eighth, mirrored) or "none".
-        crop_share: Smallest share of an image that a random crop shows.
-        cache: Keep decoded images in memory.
-        num_workers: Processes that load data; null for up to 8 where a GPU computes, and none on a CPU.
+    Parameters
+    ----------
+    root : str, optional
+        Folder of the images; "demo" draws 1,000 small ones of 10 classes.
+    size : int, optional
+        Height and width of what the network sees; default 224, and 64 for the demo.
+    resize : int, optional
+        The shorter side before the central size x size pixels are taken; default 8/7 of size.
+    batch_size : int
+        Images in a batch, of each process.
+    validation_share : float
+        Share of the training images set aside for validation.
+    calibration_images : int
+        Training images that conversion takes its percentiles from, evenly over classes, at most.
+    augment : Literal['crop', 'shift', 'none']
+        Training images: "crop" (random size and place, mirrored), "shift" (by an eighth, mirrored) or "none".
+    crop_share : float
+        Smallest share of an image that a random crop shows.
+    cache : bool
+        Keep decoded images in memory.
+    num_workers : int, optional
+        Processes that load data; null for up to 8 where a GPU computes, and none on a CPU.
     """
 
     def __init__(

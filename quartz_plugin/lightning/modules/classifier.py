@@ -97,21 +97,34 @@ class Classifier(EvaluatedClassifier):
 class ImageClassifier(Classifier):
     """A network by name, trained with SGD and a cosine schedule after a warm-up.
 
-    Args:
-        arch: resnet20, vgg_cifar10, vgg11_bn_cifar10 or mobilenet_v1 (quartz_plugin.lightning), any classification
-            model of torchvision, or the import path of your own class.
-        weights: A .safetensors or .pt file, a checkpoint, or the name of torchvision's published weights (DEFAULT) to
-            start from. Of another number of classes, they serve to fit from, with a fresh last layer.
-        arch_arguments: What the network's constructor takes besides the number of classes.
-        classes: Number of classes; those of the data.
-        mean: What the network expects its input normalised by, for each channel; [] for images as they are.
-        std: The same.
-        lr: Highest learning rate.
-        momentum: SGD's, after Nesterov.
-        weight_decay: SGD's; not for biases and batch norms.
-        warmup_epochs: Epochs in which the learning rate rises to lr; then it falls to 0 along a cosine.
-        label_smoothing: Share of the target spread over all classes.
-        cost_images: Costs are counted on so many of the test images, evenly spread; by default on all.
+    Parameters
+    ----------
+    arch : str
+        resnet20, vgg_cifar10, vgg11_bn_cifar10 or mobilenet_v1 (quartz_plugin.lightning), any classification
+        model of torchvision, or the import path of your own class.
+    weights : str, optional
+        A .safetensors or .pt file, a checkpoint, or the name of torchvision's published weights (DEFAULT) to
+        start from. Of another number of classes, they serve to fit from, with a fresh last layer.
+    arch_arguments : dict[str, Any], optional
+        What the network's constructor takes besides the number of classes.
+    classes : int
+        Number of classes; those of the data.
+    mean : list[float]
+        What the network expects its input normalised by, for each channel; [] for images as they are.
+    std : list[float]
+        The same.
+    lr : float
+        Highest learning rate.
+    momentum : float
+        SGD's, after Nesterov.
+    weight_decay : float
+        SGD's; not for biases and batch norms.
+    warmup_epochs : float
+        Epochs in which the learning rate rises to lr; then it falls to 0 along a cosine.
+    label_smoothing : float
+        Share of the target spread over all classes.
+    cost_images : int, optional
+        Costs are counted on so many of the test images, evenly spread; by default on all.
     """
 
     def __init__(
