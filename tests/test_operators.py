@@ -16,6 +16,8 @@ from torch.nn import functional as F
 
 import quartz_plugin
 from quartz_plugin import ConversionError
+from quartz_plugin.convert.symbolic import Tracer
+from quartz_plugin.convert.trace import trace
 from quartz_plugin.costs import InferenceCounts
 from quartz_plugin.operators.table import FUNCTIONS, OPERATORS, PAGE, RULES, Role, operator_table
 
@@ -173,7 +175,9 @@ EXAMPLES = {
 @pytest.mark.parametrize("target", FUNCTIONS, ids=lambda target: getattr(target, "__name__", f".{target}"))
 def test_every_function_of_the_table_becomes_exact_spikes(target):
     net = Around(EXAMPLES[target])
-    targets = [node.target for node in torch.fx.symbolic_trace(net.eval()).graph.nodes]
+    # Not torch's own tracer, which before 2.7 takes no symbols in a tuple of sizes.
+    tracer = Tracer(torch.rand(3, 2, 6, 6), torch.rand(1, 2, 6, 6))
+    targets = [node.target for node in tracer.trace(net.eval()).nodes]
     # torch.fx writes `x += y` as `x = x + y`.
     traced = {operator.iadd: operator.add, operator.isub: operator.sub, operator.imul: operator.mul}
     traced |= {operator.itruediv: operator.truediv}
@@ -245,6 +249,17 @@ class Doubled(nn.Module):
         return x * self.factor if x.sum() > -1e9 else x
 
 
+class Scaled(nn.Module):
+    """Times a number, which torch.fx can trace."""
+
+    def __init__(self, factor):
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x):
+        return x * self.factor
+
+
 @pytest.fixture
 def rules():
     before = dict(RULES)
@@ -280,6 +295,38 @@ class TestRules:
         quartz_plugin.register_rule(Doubled, lambda module: 3)
         with pytest.raises(TypeError, match=r"rule registered for Doubled must return a torch.nn.Module, got int"):
             quartz_plugin.convert(nn.Sequential(nn.Linear(4, 4), Doubled()), torch.rand(20, 4))
+
+    def test_can_be_given_for_one_conversion_and_come_before_registered_ones(self, rules):
+        net, images = nn.Sequential(nn.Linear(4, 4), Doubled()), torch.rand(20, 4)
+        with pytest.raises(ConversionError, match=r"torch\.fx cannot trace"):
+            trace(net, images[:1])
+        doubled = {Doubled: lambda module: Scaled(module.factor)}
+        assert trace(net, images[:1], doubled).output(images).equal(net(images).detach())
+        quartz_plugin.check_convertible(net, images, rules=doubled)
+        assert Doubled not in RULES
+        quartz_plugin.register_rule(Doubled, lambda module: Scaled(3.0))
+        with pytest.raises(ConversionError, match="a registered rule is not the module it stands for"):
+            trace(net, images[:1])
+        trace(net, images[:1], doubled)
+
+    def test_can_be_taken_back(self, rules):
+        net, images = nn.Sequential(nn.Linear(4, 4), Doubled()), torch.rand(20, 4)
+        quartz_plugin.register_rule(Doubled, lambda module: Scaled(module.factor))
+        trace(net, images[:1])
+        quartz_plugin.unregister_rule(Doubled)
+        with pytest.raises(ConversionError, match=r"torch\.fx cannot trace"):
+            trace(net, images[:1])
+        for unknown in (Doubled, 3):
+            with pytest.raises(KeyError, match="no rule is registered for"):
+                quartz_plugin.unregister_rule(unknown)
+
+    @pytest.mark.parametrize(
+        ("given", "message"),
+        [([Doubled], "rules must be a dict"), ({3: nn.ReLU}, "module_class"), ({nn.ReLU: 3}, "rule must take")],
+    )
+    def test_bad_ones_given_for_one_conversion_are_refused(self, given, message):
+        with pytest.raises(TypeError, match=message):
+            trace(nn.Linear(2, 2), torch.rand(1, 2), given)
 
     @pytest.mark.parametrize(("arguments", "says"), [((3, nn.ReLU), "module_class"), ((nn.ReLU, 3), "rule must take")])
     def test_bad_ones_are_refused(self, rules, arguments, says):

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, fx, nn
 
 from quartz_plugin.coding import plain
@@ -43,7 +44,9 @@ class Tracer(fx.Tracer):
     proxy_buffer_attributes = False
 
     def __init__(self, *inputs: Tensor) -> None:
-        super().__init__(param_shapes_constant=True)
+        super().__init__(autowrap_functions=(torch.reshape,), param_shapes_constant=True)
+        # Torch before 2.7 takes no symbol in a tuple of sizes, so the call is noted where it stands.
+        self._autowrap_search.append(torch)
         self.failed_in: str | None = None
         self.called: list[tuple[str, nn.Module]] = []
         self._inputs = inputs
