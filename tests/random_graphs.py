@@ -547,6 +547,7 @@ class _Writer:
             (f"{name}.contiguous()", True),
             (f"{name}[:, 1:]", True),
             (f"{name}[:, ::2]", True),
+            (f"torch.roll({name}, {self.pick(1, 2, -1)}, {self.pick(1, -1)})", False),
         ]
         if len(shape) == 3:
             channels, height, width = shape
@@ -558,6 +559,7 @@ class _Writer:
                 (f"{name}.permute(0, 2, 1, 3)", True),
                 (f"{name}.flatten(2)", True),
                 (f"{name}.flatten(1)", True),
+                (f"{name}.roll((1, -2), dims=({self.pick(1, 2)}, 3))", False),
                 (f"F.pad({name}, (1, 0, 0, 1))", False),
                 (f"F.pad({name}, (-1, 1))", False),
                 (f"F.pad({name}, (1, 1, 0, 0), mode='reflect')", False),

@@ -141,6 +141,8 @@ EXAMPLES = {
     "transpose": lambda net, x: x.transpose(-1, 1),
     torch.swapaxes: lambda net, x: torch.swapaxes(x, 1, 2),
     "swapaxes": lambda net, x: x.swapaxes(2, 3),
+    torch.roll: lambda net, x: torch.roll(x, (1, -2), (1, -1)),
+    "roll": lambda net, x: x.roll(shifts=2, dims=3),
     torch.chunk: lambda net, x: torch.chunk(x, 3, 2)[1],
     "chunk": lambda net, x: x.chunk(2, dim=1)[0],
     torch.split: lambda net, x: torch.split(x, [1, 3], 1)[1],
@@ -749,6 +751,12 @@ def test_a_padding_that_torch_itself_lays_out_wrongly_is_refused():
     conv = nn.Conv2d(2, 4, 3, padding="same", padding_mode="reflect", dilation=(2,))
     with pytest.raises(ConversionError, match=r"'0' \(Conv2d\): torch pads it unevenly.*give dilation=\(2, 2\)"):
         quartz_plugin.convert(nn.Sequential(conv, nn.ReLU()), torch.rand(3, 2, 6, 6))
+
+
+@pytest.mark.parametrize("arguments", [(1,), (1, 0), ((1, 1), (0, 1))])
+def test_rolls_that_mix_the_batch_are_refused(arguments):
+    with pytest.raises(ConversionError, match=r"'roll' \(roll\).*mixes the batch"):
+        assert_converts(Around(lambda net, x: torch.roll(x, *arguments)))
 
 
 @pytest.mark.parametrize(

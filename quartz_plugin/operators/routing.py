@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -162,6 +163,55 @@ _ORDERS: Rows = {
     nn.ChannelShuffle: _route(
         {"groups": whole(1)}, _relate_shuffle, functions={build_module(nn.ChannelShuffle): [F.channel_shuffle]}
     ),
+}
+
+
+class Roll(nn.Module):
+    """Moves units along dimensions, and those that leave at the end back to the front.
+
+    Parameters
+    ----------
+    shifts, dims : sequence of int
+        By how many places, and along which dimensions, each 1 or more.
+
+    Examples
+    --------
+    >>> Roll([1], [1])(torch.tensor([[1.0, 2.0, 3.0]]))
+    tensor([[3., 1., 2.]])
+    """
+
+    def __init__(self, shifts: Sequence[int], dims: Sequence[int]) -> None:
+        super().__init__()
+        self.shifts, self.dims = tuple(shifts), tuple(dims)
+        if len(self.shifts) != len(self.dims) or not all(type(dim) is int and dim >= 1 for dim in self.dims):
+            raise ValueError(f"a roll needs a shift for each dimension, which is 1 or more, got {shifts} and {dims}")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Roll."""
+        return x.roll(self.shifts, self.dims)
+
+    def extra_repr(self) -> str:
+        """Show shifts and dimensions."""
+        return f"shifts={self.shifts}, dims={self.dims}"
+
+
+def _build_roll(append: Append, input: Value, shifts: Any, dims: Any = ()) -> Value:
+    shifts, dims = (tuple(each) if isinstance(each, tuple | list) else (each,) for each in (shifts, dims))
+    if not dims:
+        # Torch flattens the batch with the rest.
+        raise Refusal(BATCH)
+    return append(Roll(shifts, [unit_dim(dim, input) for dim in dims]), input)
+
+
+def _relate_roll(relation: Relation, module: Any, place: int, shapes: Sequence[Sequence[int]]) -> None:
+    for shift, dim in zip(module.shifts, module.dims, strict=True):
+        relation.along(dim - 1, partial(torch.roll, shifts=shift, dims=1))
+
+
+_ROLLS: Rows = {
+    Roll: _route(
+        {"shifts": listed(-MOST), "dims": listed(1)}, _relate_roll, functions={_build_roll: [torch.roll, "roll"]}
+    )
 }
 
 
@@ -417,7 +467,7 @@ _BORDERS: Rows = {
     nn.ConstantPad2d: _pad("constant", 2, with_value=True),
 }
 
-ROWS: Rows = _SHAPES | _ORDERS | _PARTS | _UPSAMPLES | _BORDERS
+ROWS: Rows = _SHAPES | _ORDERS | _ROLLS | _PARTS | _UPSAMPLES | _BORDERS
 
 
 def _changes_no_relation(relation: Relation, module: Any, place: int, shapes: Sequence[Sequence[int]]) -> None:
