@@ -478,6 +478,15 @@ class _Writer:
         else:
             self.write(f"{name}.mean(3, keepdim=True)", [source], kind, path="mean", run=source.run)
 
+    def add_up(self):
+        """Sums along a dimension, as of an ordinal or a quantile network's steps."""
+        source = self.value(lambda v: v.run < 3)
+        if source is None:
+            return
+        kind, dim = "signed" if source.kind == "signed" else "positive", self.pick(*range(1, 1 + len(source.shape)), -1)
+        text = self.pick(f"{source.name}.cumsum({dim})", f"torch.cumsum({source.name}, dim={dim})")
+        self.write(text, [source], kind, path="cumsum", run=source.run + 1)
+
     def average_rows(self, source):
         """Of a sequence or a vector, which torch takes for a map without channels as well."""
         kind, rank = "signed" if source.kind == "signed" else "positive", self.rank(source)
@@ -594,7 +603,7 @@ class _Writer:
     OPERATIONS = (
         *(["rectify"] * 5 + ["weigh"] * 4 + ["branch"] * 4 + ["join"] * 3 + ["concatenate"] * 3),
         *("bottleneck", "normalise", "compute_with_constants", "max_pool", "max_pool", "max_pool_before_relu"),
-        *("average", "route", "route", "split", "reshape", "reshape", "reshape"),
+        *("average", "add_up", "route", "route", "split", "reshape", "reshape", "reshape"),
     )
 
     def end(self):

@@ -1,4 +1,4 @@
-"""Operations that put neighbouring units together: averages, which are synapses, and max pooling of first spikes."""
+"""Operations that put units together by fixed weights, which are synapses, and max pooling of first spikes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from quartz_plugin.operators.linear_map import LinearMap, Shape3, as_convolution
 from quartz_plugin.operators.modules import Mean, Permute, Reshape, per_dimension
 from quartz_plugin.operators.relation import Relation
 from quartz_plugin.operators.row import Operator, Relate, Role, Rows
-from quartz_plugin.operators.settings import FLAG, Settings, listed, sizes, whole_or_none
+from quartz_plugin.operators.settings import FLAG, Settings, listed, sizes, whole, whole_or_none
 from quartz_plugin.operators.spelling import spell_space
 from quartz_plugin.operators.synapses import scale
 from quartz_plugin.operators.tracing import Append, Build, Value, build_module, unit_dim
@@ -224,6 +224,73 @@ _MEAN = Operator(
 )
 
 
+# Cumulative sums
+
+MOST_SUMMED = 2**12
+"""Channels, up to which their cumulative sum is seen as a matrix; beyond, it is stepped."""
+
+
+class CumulativeSum(nn.Module):
+    """Sum of each unit and all in front of it along a dimension.
+
+    Parameters
+    ----------
+    dim : int
+        Dimension, 1 or more: the batch stays apart.
+
+    Examples
+    --------
+    >>> CumulativeSum(1)(torch.ones(1, 4))
+    tensor([[1., 2., 3., 4.]])
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        if type(dim) is not int or dim < 1:
+            raise ValueError(f"a dimension of a sample's units is 1 or more (0 is the batch), got {dim!r}")
+        self.dim = dim
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Add up."""
+        return x.cumsum(self.dim)
+
+    def extra_repr(self) -> str:
+        """Show the dimension."""
+        return f"dim={self.dim}"
+
+
+def _build_cumulative_sum(append: Append, input: Value, dim: int) -> Value:
+    return append(CumulativeSum(unit_dim(dim, input)), input)
+
+
+def _relate_cumulative_sum(relation: Relation, module: Any, place: int, shapes: Sequence[Sequence[int]]) -> None:
+    relation.along(module.dim - 1, lambda m: m.cumsum(1))
+
+
+def _cumulative_sum_as_map(module: Any, shape: Shape3, out_shape: torch.Size) -> LinearMap | None:
+    channels = shape[0]
+    if module.dim == 1:
+        if channels > MOST_SUMMED:
+            return None
+        return LinearMap(weight=torch.ones(channels, channels, dtype=torch.float64).tril().view(channels, -1, 1, 1))
+    # A kernel as long as the dimension, which reaches back alone; a sequence's only one is the width.
+    size, along_width = out_shape[module.dim - 1], module.dim == len(out_shape)
+    kernel, padding = ((1, size), (0, size - 1)) if along_width else ((size, 1), (size - 1, 0))
+    return LinearMap(weight=torch.ones(channels, 1, *kernel, dtype=torch.float64), padding=padding, groups=channels)
+
+
+_CUMULATIVE_SUM = Operator(
+    role=Role.SYNAPSE,
+    how=_AVERAGE,
+    functions={_build_cumulative_sum: [torch.cumsum, "cumsum"]},
+    settings={"dim": whole(1)},
+    relate=_relate_cumulative_sum,
+    form=as_convolution(_cumulative_sum_as_map),
+    gain=Mixed(lambda module: [module.dim - 1]),
+    keeps_sign=True,
+)
+
+
 # Max pooling
 
 
@@ -303,13 +370,14 @@ ROWS: Rows = {
     nn.AdaptiveAvgPool1d: _adaptive_average(nn.AdaptiveAvgPool1d, 1, F.adaptive_avg_pool1d),
     nn.AdaptiveAvgPool2d: _adaptive_average(nn.AdaptiveAvgPool2d, 2, F.adaptive_avg_pool2d),
     Mean: _MEAN,
+    CumulativeSum: _CUMULATIVE_SUM,
     nn.MaxPool1d: _max_pool(nn.MaxPool1d, 1, F.max_pool1d),
     nn.MaxPool2d: _max_pool(nn.MaxPool2d, 2, F.max_pool2d),
     nn.AdaptiveMaxPool1d: _max_pool(nn.AdaptiveMaxPool1d, 1, F.adaptive_max_pool1d, adaptive=True),
     nn.AdaptiveMaxPool2d: _max_pool(nn.AdaptiveMaxPool2d, 2, F.adaptive_max_pool2d, adaptive=True),
 }
 
-AVERAGES = tuple(kind for kind, row in ROWS.items() if row.role is Role.SYNAPSE)
+AVERAGES = tuple(kind for kind, row in ROWS.items() if isinstance(row.gain, Mixed) and row.gain.as_sum is not None)
 """Modules that average units."""
 
 __all__ = ["AVERAGES", "ROWS"]
