@@ -24,8 +24,8 @@ def check(network: FoldedNetwork) -> FoldedNetwork:
         if role is Role.MAX_POOL and source not in spikes:
             raise ConversionError(
                 f"cannot convert {path!r} ({type(module).__name__}): it pools signed values "
-                f"(from {_first_signed(network, source, spikes)!r}), and a first spike says the largest value only of "
-                "a ReLU's; put a ReLU in front of it, or one behind it that alone listens to it"
+                f"(from {_first_signed(network, source, spikes)!r}), and a first spike encodes the largest value "
+                "only of a ReLU's; put a ReLU in front of it, or one behind it that alone takes its values"
             )
         network.log(path, exact=OPERATORS[type(module)].exact)
         if network.report[path].get("became") is None:

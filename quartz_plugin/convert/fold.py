@@ -46,7 +46,7 @@ def fold(
     Raises
     ------
     ConversionError
-        If a TTFSActivation stands where no neurons can say its values.
+        If a TTFSActivation stands where no neurons can encode its values.
     ValueError
         If `preprocessing` does not fit the input or has a standard deviation of 0.
     """
@@ -189,7 +189,7 @@ def _pooled_region(network: TracedNetwork, relu: fx.Node) -> tuple[set[fx.Node],
 
 
 def _give_sums_neurons_before_pools(network: TracedNetwork) -> None:
-    """A first spike says the largest of several values only if one spike says each: sums get neurons first."""
+    """A first spike encodes the largest of several values only if one spike encodes each: sums get neurons first."""
     spikes, positive = network.spikes(), _never_negative(network)
     for node, module in network.steps():
         source = node.all_input_nodes[0]
@@ -284,7 +284,7 @@ def _split_into_pairs(network: TracedNetwork) -> dict[str, str]:
 
 
 def _feeds_on(network: TracedNetwork, node: fx.Node) -> bool:
-    """Whether a value goes, routed or not, into synapses that are not its own neurons' alone."""
+    """Check whether a value goes, routed or not, into synapses that are not its own neurons' alone."""
     users, pending, seen = [], list(node.users), set()
     while pending:
         user = pending.pop()

@@ -43,7 +43,7 @@ _BACKWARD_HOOKS = ("_backward_hooks", "_backward_pre_hooks")
 
 _STATISTICS = ("running_mean", "running_var")
 _TENSORS = ("weight", "bias", *_STATISTICS)
-"""What the modules of the table compute with."""
+"""Tensors that the modules of the table compute with."""
 
 
 def copy_of(ann: nn.Module) -> nn.Module:
@@ -82,7 +82,7 @@ def copy_of(ann: nn.Module) -> nn.Module:
 
 
 def computes_weights(ann: nn.Module) -> bool:
-    """Whether a network computes weights before its layers, or may: it is hooked or parametrised."""
+    """Check whether a network computes weights before its layers, or may: it is hooked or parametrised."""
     return any(module._forward_pre_hooks or parametrize.is_parametrized(module) for module in ann.modules())
 
 

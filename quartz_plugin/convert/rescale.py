@@ -1,6 +1,6 @@
 r"""Stage 5, rescale: synapses between levels, and the bias of every neuron.
 
-Between the spikes stands an affine map ``A`` (one or more modules, shared where several layers listen to it).
+Between the spikes stands an affine map ``A`` (one or more modules, shared where it leads to several layers).
 Neurons get the bias ``A(0) / s_out``, a map over positions where padding or preprocessing makes it one; the
 synapses get ``A``'s linear part, times ``s_in / s_out`` and ``S_out / S_in``, put into the weights that are there.
 
@@ -143,7 +143,7 @@ class _Rescaling:
                 self.gains[node] = self._moved(module, sources, rule)
 
     def _rule(self, node: fx.Node) -> Gain:
-        """How a gain passes through the module at a node; one that merely moves spikes here keeps them."""
+        """The way a gain passes through the module at a node; one that merely moves spikes here keeps them."""
         rule = row_of_class(type(self.draft.module_at(node))).gain
         if self.draft.role_at(node) is Role.ROUTE and not isinstance(rule, Moved):
             return Moved()
@@ -179,7 +179,7 @@ class _Rescaling:
         return self.average_by_sums and rule.as_sum is not None
 
     def _as_sum(self, node: fx.Node, module: nn.Module, rule: Mixed) -> AsSum:
-        """What adds up where a module averages, and the routing before and behind it."""
+        """A module that adds up where a module averages, and the routing before and behind it."""
         assert rule.as_sum is not None
         shape = self.draft.shape_at(node.all_input_nodes[0])
         found = rule.as_sum(module, shape, self.draft.shape_at(node))
@@ -191,7 +191,7 @@ class _Rescaling:
         return found
 
     def _share(self, node: fx.Node, module: nn.Module, rule: Mixed) -> Tensor:
-        """What a sum in each window is to be multiplied by to be the average; 1 where averages are averages."""
+        """The factor that makes an average of a sum in each window; 1 where averages are averages."""
         if not self._adds_up(rule):
             return ONE
         shape = self.draft.shape_at(node.all_input_nodes[0])
@@ -212,7 +212,7 @@ class _Rescaling:
         return source
 
     def _weighed(self, source: fx.Node, weight: Tensor, name: str) -> fx.Node:
-        """What is emitted for `source`, times a weight; behind one synapse a unit, unless the weight is 1."""
+        """The node emitted for `source`, times a weight; behind one synapse a unit, unless the weight is 1."""
         if bool((weight == 1).all()):
             return self.nodes[source]
         like = torch.zeros((), dtype=self.draft.dtype, device=self.draft.device)
@@ -235,7 +235,7 @@ class _Rescaling:
         )
 
     def _bias(self, node: fx.Node, scale: Tensor, ratio: float) -> Tensor | None:
-        """``A(0) / s_out``, as small a tensor as says it; an output's is of what it says beyond its shift."""
+        """``A(0) / s_out``, as small a tensor as holds it; an output's lacks its shift."""
         shift = 0.0 if self.draft.role_at(node) is Role.RECTIFIER else self.output_shift
         shift = shift.to(self.draft.device) if isinstance(shift, Tensor) else shift
         bias = ((self.biases[node] - shift) * (ratio / scale.to(self.draft.device))).to(self.draft.dtype)
@@ -285,7 +285,7 @@ class _Rescaling:
         return compressed(rule.behind(module, full)[0])
 
     def _wanted_gains(self) -> dict[fx.Node, Tensor | None]:
-        """Gain that would save a value its own weights on the way to the one layer that listens to it."""
+        """Gain that would save a value its own weights on the way to its only target layer."""
         wanted: dict[fx.Node, Tensor | None] = {}
         for node in reversed(self.draft.module.graph.nodes):
             gains = [self._wanted_by(user, node, wanted) for user in node.users]
@@ -334,7 +334,7 @@ def _routed_back(gain: Tensor, module: nn.Module, before: tuple[int, ...], behin
 
 
 def _proportional(gains: list[Tensor | None]) -> bool:
-    """Whether one of several gains by channel serves all, but for one number each."""
+    """Check whether one of several gains by channel serves all, but for one number each."""
     first = gains[0] if gains else None
     if first is None or first.dim() == 0:
         return False
@@ -342,7 +342,7 @@ def _proportional(gains: list[Tensor | None]) -> bool:
 
 
 def along_outputs(module: nn.Module, gain: Tensor) -> bool:
-    """Tell whether a gain on the outputs of a layer is one number for each row of its weights."""
+    """Check whether a gain on the outputs of a layer is one number for each row of its weights."""
     return _weights_of(module).along_outputs(module, gain)
 
 

@@ -21,7 +21,7 @@ from quartz_plugin.convert.intake import first_line
 from quartz_plugin.graph import call_node
 from quartz_plugin.operators.table import OPERATORS, REASONS, SHAPE_ATTRIBUTES, SHAPE_QUERIES, ConversionError
 
-_REPLACED = "its forward has been replaced on this one module, so that its class does not tell; write a class for it"
+_REPLACED = "its forward has been replaced on this one module, so that its class is another; write a class for it"
 _QUANTISED = "it holds quantised weights; convert the float network it was made from (weight_bits=8 rounds its weights)"
 
 
@@ -59,7 +59,7 @@ class Tracer(fx.Tracer):
         return super().create_arg(plain(a) if whole or isinstance(a, np.generic) else a)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        """Whether a module is not looked into."""
+        """Check whether a module is not looked into."""
         return type(m) in OPERATORS or super().is_leaf_module(m, module_qualified_name)
 
     def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
@@ -99,17 +99,17 @@ class Tracer(fx.Tracer):
         return bool(self.answer(obj, "branch on"))
 
     def iter(self, obj: Any) -> Iterator[Any]:
-        """Answer a ``for``: shapes tell how many pieces there are."""
+        """Answer a ``for``: shapes decide how many pieces there are."""
         count = self.answer(obj, "iterate over", len)
         return (obj[index] for index in range(count))
 
     def answer(self, obj: fx.Proxy, doing: str, question: Callable[[Any], Any] | None = None) -> Any:
-        """Value of a proxy, or what `question` finds of it, where shapes tell.
+        """Value of a proxy, or what `question` finds of it, where shapes decide.
 
         Raises
         ------
         _Unanswered
-            Where the values of tensors, or the size of the batch, would.
+            Where the values of tensors, or the size of the batch, would decide.
         """
         if question is None and obj.node in value_dependent(self.graph):
             raise _Unanswered(f"must not {doing} the values of tensors")
@@ -153,11 +153,11 @@ def _running_modules() -> Iterator[None]:
 
 
 class _Unanswered(Exception):  # noqa: N818
-    """What a forward must not ask."""
+    """A question that a forward must not ask."""
 
 
 class _Answering:
-    """What Python asks of a number, answered by the tracer."""
+    """Questions of Python to a number, answered by the tracer."""
 
     tracer: Tracer
 
@@ -237,7 +237,7 @@ def value_dependent(graph: fx.Graph) -> set[fx.Node]:
 
 
 def reason_against(module: nn.Module) -> str | None:
-    """Say why a module that is not looked into is refused; None if it is not, "" if it merely is not in the table."""
+    """Reason against a module that is not looked into; None if there is none, "" if it merely is not in the table."""
     row = OPERATORS.get(type(module))
     if "forward" in vars(module):
         return _REPLACED
@@ -265,7 +265,7 @@ def refusal(where: str, operation: str, reason: str | None) -> str:
 
 
 def _settings(module: nn.Module) -> dict[str, Any]:
-    """What a module computes with besides tensors and modules."""
+    """Settings that a module computes with besides tensors and modules."""
     plain = (int, float, str, tuple, list, type(None), fx.Proxy)
     return {
         name: value

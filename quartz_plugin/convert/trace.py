@@ -218,7 +218,7 @@ def _check_known(root: nn.Module, graph: fx.Graph, paths: dict[fx.Node, str], dy
 
 
 def _ends_network(root: nn.Module, node: fx.Node) -> bool:
-    """Whether a node's values reach the output in their own order: routed, or through functions that keep it."""
+    """Check whether a node's values reach the output in their own order: routed, or through functions that keep it."""
     for user in node.users:
         if user.op == "output":
             continue
@@ -239,7 +239,7 @@ def _described(output: fx.Node) -> str:
 
 
 def _run(network: nn.Module, examples: Tensor) -> Tensor:
-    """Run the network itself; what torch says of an unfit input becomes our error."""
+    """Run the network itself; an error of torch about an unfit input becomes ours."""
     try:
         out = network(examples)
     except (RuntimeError, ValueError, IndexError, TypeError, AssertionError) as error:

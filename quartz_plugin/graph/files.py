@@ -45,7 +45,7 @@ _WHAT_DAMAGE_RAISES = (
 )
 
 MOST_CHARACTERS = 500
-"""Of what a message tells of a file, which may hold names of any length."""
+"""Length of a message about a file, which may hold names of any length."""
 
 _PLAIN_MODULE = nn.Module()
 _DEEPEST = 50
@@ -173,7 +173,7 @@ def _build(header: dict[str, Any], tensors: dict[str, Tensor]) -> ConvertedGraph
         if path not in modules or path in built:
             raise ValueError(f"no module {path!r}, or it is called twice")
         if not isinstance(inputs, list) or not inputs or any(source not in built for source in inputs):
-            raise ValueError(f"{path!r} listens to {inputs!r}, which are no modules before it")
+            raise ValueError(f"{path!r} takes values of {inputs!r}, which are no modules before it")
         last = graph.call_module(path, tuple(built[source] for source in inputs))
         built[path] = last
     if len(built) != len(modules) + 1:
@@ -321,7 +321,7 @@ def _rebuild_dense_stem(entry: dict[str, Any] | None, own: dict[str, Tensor]) ->
 
 
 def _are_finite(given: Any) -> bool:
-    """Whether these are a finite number or a list of some."""
+    """Check that these are a finite number or a list of some."""
     numbers = given if isinstance(given, list) else [given]
     return all(type(each) in (int, float) and math.isfinite(each) for each in numbers) and bool(numbers)
 

@@ -152,7 +152,7 @@ class _TooManyProbesError(Exception):
 def fan_out(
     projection: Projection, shapes: dict[fx.Node, torch.Size], most_probes: int | None = None
 ) -> dict[fx.Node, Tensor]:
-    """How many neurons each source unit reaches: its weight synapses, an entry of the composed map each.
+    """Number of neurons that each source unit reaches: its weight synapses, an entry of the composed map each.
 
     Parameters
     ----------

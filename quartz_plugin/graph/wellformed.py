@@ -1,4 +1,4 @@
-"""What a network is like that conversion made: settings of its modules, roles, clocks, shapes.
+"""Checks that a network is like one that conversion made: settings of its modules, roles, clocks, shapes.
 
 Files are checked by it, before one is written and after one is read: what stands here runs in every engine.
 """
@@ -31,17 +31,17 @@ DTYPES = (torch.float32, torch.float64)
 
 
 def may_stand_alone(row: Operator) -> bool:
-    """Tell whether a network calls modules of this row; max pools stand inside of FirstSpikeMaxPool."""
+    """Check whether a network calls modules of this row; max pools stand inside of FirstSpikeMaxPool."""
     return row.role is not Role.MAX_POOL
 
 
 def pools_first_spikes(row: Operator) -> bool:
-    """Tell whether a FirstSpikeMaxPool may hold modules of this row."""
+    """Check whether a FirstSpikeMaxPool may hold modules of this row."""
     return row.role is Role.MAX_POOL
 
 
 def mixes_by_weights(row: Operator) -> bool:
-    """Tell whether modules of this row have weights of their own that mix units."""
+    """Check whether modules of this row have weights of their own that mix units."""
     return isinstance(row.gain, IntoWeights)
 
 
@@ -112,14 +112,14 @@ def _check_calls(module: fx.GraphModule) -> None:
         called.add(str(node.target))
         row = row_of(each)
         if taken not in (range(1, 2) if row is None else row.inputs):
-            raise ValueError(f"{node.target!r} ({type(each).__name__}) cannot listen to {taken} modules")
+            raise ValueError(f"{node.target!r} ({type(each).__name__}) cannot take {taken} inputs")
     for node in module.graph.nodes:
         if node.op != "output" and not node.users:
-            raise ValueError(f"nobody listens to {str(node.target)!r}")
+            raise ValueError(f"{str(node.target)!r} has no target: no module takes its values")
 
 
 def _check_neurons(graph: ConvertedGraph) -> None:
-    """All neurons are of one kind, only the last may be without a rectifier, and each hears whole windows."""
+    """All neurons are of one kind, only the last may be without a rectifier, and whole windows reach each."""
     layers = graph.layers
     kind = (layers[0].neuron.p.hold, layers[0].neuron.p.bias_code, graph.config.rectifier)
     windows: dict[fx.Node, Window] = {}
@@ -217,11 +217,11 @@ def _check_pools(module: fx.GraphModule, shapes: Mapping[fx.Node, torch.Size]) -
     """First spikes are pooled of spikes: from neurons or the input, and merely routed on the way."""
     spikes = {node for node in module.graph.nodes if is_spike_source(module, node)}
     for node, each in module_nodes(module):
-        heard, shape = spikes.issuperset(node.all_input_nodes), shapes[node.all_input_nodes[0]]
+        from_spikes, shape = spikes.issuperset(node.all_input_nodes), shapes[node.all_input_nodes[0]]
         if isinstance(each, FirstSpikeMaxPool):
-            if not heard:
+            if not from_spikes:
                 raise ValueError(f"{node.target!r} pools currents, and only of spikes the first is the largest")
-        elif heard and moves_spikes(each, shape):
+        elif from_spikes and moves_spikes(each, shape):
             spikes.add(node)
 
 
@@ -254,7 +254,7 @@ def _check_dense_stem(graph: ConvertedGraph, front: DenseFirstLayer) -> None:
 
 
 def _broadcasts(tensor: Tensor, shape: Sequence[int]) -> bool:
-    """Whether a tensor is one number, or fits units of this shape without making more of them."""
+    """Check whether a tensor is one number, or fits units of this shape without making more of them."""
     try:
         return bool(torch.broadcast_shapes(tensor.shape, tuple(shape)) == tuple(shape))
     except RuntimeError:

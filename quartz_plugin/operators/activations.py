@@ -54,7 +54,7 @@ def ceiling_of(rectifier: nn.Module) -> float | None:
 
 
 _CLIPPED = "a layer of TTFSNeuron whose value 1 is at most the upper bound (lower bounds other than 0: refused)"
-_CLIPPED_EXACT = "exact with hold; without, an early spike can say more than the bound"
+_CLIPPED_EXACT = "exact with hold; without, an early spike can encode more than the bound"
 
 DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.AlphaDropout)
 
@@ -110,7 +110,7 @@ ROWS: Rows = {
         },
     ),
     TTFSActivation: _neurons(
-        "a layer of TTFSNeuron that says the values of the activation (hold only)", "exact with hold"
+        "a layer of TTFSNeuron that encodes the values of the activation (hold only)", "exact with hold"
     ),
     nn.Dropout: _dropped(functions={_build_dropout: [F.dropout, F.dropout1d, F.dropout2d, F.alpha_dropout]}),
     **rows_of(DROPOUTS[1:], _dropped()),

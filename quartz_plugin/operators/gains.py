@@ -74,7 +74,7 @@ class Mixed:
     as_sum: Callable[[Any, Sequence[int], Sequence[int]], AsSum | None] | None = None
 
     def are_alike(self, module: Any, gain: Tensor) -> bool:
-        """Tell whether all units that the module puts together have the same gain."""
+        """Check whether all units that the module puts together have the same gain."""
         return gain.dim() == 0 or all(gain.shape[dim] == 1 for dim in self.dims(module))
 
     def behind(self, module: Any, gain: Tensor) -> Tensor:
@@ -126,7 +126,7 @@ def compressed(gain: Tensor) -> Tensor:
 
 
 def is_per_channel(gain: Tensor) -> bool:
-    """Tell whether a gain differs between channels alone."""
+    """Check whether a gain differs between channels alone."""
     return gain.dim() == 0 or all(size == 1 for size in gain.shape[1:])
 
 

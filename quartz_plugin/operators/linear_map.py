@@ -33,7 +33,7 @@ class LinearMap:
     weight : Tensor
         ``[outputs, inputs / groups, KH, KW]``.
     stride, padding, dilation : tuple of int
-        As in ``nn.Conv2d``; padding at the top and the left (the output's size says what there is at the other end).
+        As in ``nn.Conv2d``; padding at the top and the left (at the other end the output's size decides).
     groups : int
         As in ``nn.Conv2d``.
     transposed : bool
@@ -272,7 +272,7 @@ def _spread(first: Convolution, second: LinearMap, dim: int) -> Tensor:
 
 
 def _borders_agree(first: Convolution, middle: Shape3, second: LinearMap, out_shape: Shape3) -> bool:
-    """Tell whether the zeros that pad the map between the two are what `first` would compute there: nothing."""
+    """Check whether the zeros that pad the map between the two are what `first` would compute there: nothing."""
     for dim in (0, 1):
         size, last = middle[1 + dim], out_shape[1 + dim] - 1
         reach = (first.kernel[dim] - 1) * first.dilation[dim] - first.padding[dim]

@@ -248,7 +248,7 @@ class DenseFirstLayer(nn.Module):
 
     .. math:: x \mapsto clip(W (g x + h) + b, 0, s) / s
 
-    Its values, from 0 to 1, are what the network's input spikes then say.
+    Its values, from 0 to 1, are encoded by the network's input spikes.
 
     Parameters
     ----------

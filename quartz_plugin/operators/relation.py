@@ -54,7 +54,7 @@ class Relation:
         ]
 
     def units_into(self, parts: Sequence[Sequence[slice]]) -> Tensor | None:
-        """How many units reach each tile of the current tensor.
+        """Number of units that reach each tile of the current tensor.
 
         Parameters
         ----------
@@ -85,7 +85,7 @@ class Relation:
         return total
 
     def matches(self, other: Relation) -> bool:
-        """Tell whether both relate the same dimensions, so that they can be intersected."""
+        """Check whether both relate the same dimensions, so that they can be intersected."""
         same = self.dims == other.dims and self.flat == other.flat and len(self.factors) == len(other.factors)
         return same and all(self.factor(i).shape == other.factor(i).shape for i in range(len(self.factors)))
 

@@ -392,7 +392,7 @@ _UPSAMPLES: Rows = {
 
 # Borders
 
-_PADDED_BY_A_CONSTANT = "it pads with a constant other than 0, which nothing says; pad with 0"
+_PADDED_BY_A_CONSTANT = "it pads with a constant other than 0, which no spike encodes; pad with 0"
 
 _PADS: dict[str, tuple[Any, ...]] = {
     "constant": (nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d),

@@ -53,12 +53,12 @@ def _by_settings(kind: Any, settings: dict[str, Any], weights: Mapping[str, Tens
 
 
 def never(module: Any, shape: Sequence[int]) -> bool:
-    """Tell that a module does more than to move spikes."""
+    """Deny that a module only moves spikes."""
     return False
 
 
 def always(module: Any, shape: Sequence[int]) -> bool:
-    """Tell that a module only moves spikes."""
+    """Confirm that a module only moves spikes."""
     return True
 
 
@@ -122,7 +122,7 @@ class Operator:
     keeps_sign: bool = False
 
     def moves_spikes(self, module: Any, shape: Sequence[int]) -> bool:
-        """Tell whether a module, on units of this shape, only moves spikes, and so may move levels."""
+        """Check whether a module, on units of this shape, only moves spikes, and so may move levels."""
         if self.routes is not None:
             return self.routes(module, shape)
         return self.role is Role.ROUTE and self.refusal(module) is None

@@ -15,7 +15,7 @@ MOST_UNITS = 2**28
 
 @dataclass(frozen=True)
 class Setting:
-    """A setting of a module: what it has to be, and a function that tells whether a JSON value is that."""
+    """A setting of a module: what it has to be, and a check that a JSON value is that."""
 
     expected: str
     fits: Callable[[Any], bool]

@@ -65,7 +65,7 @@ SHAPE_QUERIES: frozenset[Any] = frozenset(
     {getattr, "size", "dim", "ndimension", "numel", "nelement", "stride", "new_zeros", "new_ones"}
     | {torch.zeros_like, torch.ones_like}
 )
-"""What asks for a shape alone, which is known, since a converted network takes inputs of one shape."""
+"""Questions about shapes alone, which are known, since a converted network takes inputs of one shape."""
 SHAPE_ATTRIBUTES = frozenset({"shape", "ndim", "dtype", "device", "is_cuda", "requires_grad"})
 
 
@@ -106,7 +106,7 @@ def role_of(module: nn.Module, shape: Sequence[int]) -> Role:
 
 
 def moves_spikes(module: nn.Module, shape: Sequence[int]) -> bool:
-    """Tell whether a module, on units of this shape (without the batch), only moves spikes.
+    """Check whether a module, on units of this shape (without the batch), only moves spikes.
 
     Examples
     --------
@@ -118,7 +118,7 @@ def moves_spikes(module: nn.Module, shape: Sequence[int]) -> bool:
 
 
 def weighs(module: nn.Module, shape: Sequence[int]) -> bool:
-    """Tell whether a module has synapses of its own between units of this shape (without the batch) and its own.
+    """Check whether a module has synapses of its own between units of this shape (without the batch) and its own.
 
     A sum has none: the synapses are those of what it adds. A module that has no row has a synapse between all units
     that it relates.
@@ -135,19 +135,19 @@ def weighs(module: nn.Module, shape: Sequence[int]) -> bool:
 
 
 def adds(module: nn.Module) -> bool:
-    """Tell whether a module adds several inputs up."""
+    """Check whether a module adds several inputs up."""
     row = row_of(module)
     return row is not None and row.role is Role.SYNAPSE and len(row.inputs) > 1
 
 
 def has_weights(module: nn.Module | None) -> bool:
-    """Tell whether a module mixes units by weights of its own, with a bias or without."""
+    """Check whether a module mixes units by weights of its own, with a bias or without."""
     row = None if module is None else row_of(module)
     return row is not None and isinstance(row.gain, IntoWeights)
 
 
 def keeps_sign(module: nn.Module) -> bool:
-    """Tell whether a module's value is never negative where its inputs are not."""
+    """Check whether a module's value is never negative where its inputs are not."""
     row = row_of(module)
     return row is not None and (row.keeps_sign or row.role is Role.ROUTE)
 
