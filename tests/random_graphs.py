@@ -33,7 +33,7 @@ from torch.nn.utils import parametrizations, prune
 
 import quartz_plugin
 from quartz_plugin import AxonalDelay, FirstSpikeMaxPool, TTFSNeuron
-from quartz_plugin.operators.modules import WEIGHTED
+from quartz_plugin.operators.table import WEIGHTED
 
 _WORDS = {"torch": torch, "F": F, "operator": operator}
 

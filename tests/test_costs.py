@@ -27,8 +27,9 @@ from quartz_plugin.costs.counts import (
 )
 from quartz_plugin.costs.spikes import early_spike_counts, spike_counts, sums_of_steps, zero_spike_counts
 from quartz_plugin.engines.event import count_changes
-from quartz_plugin.operators.modules import WEIGHTED, Add, OneToOne
+from quartz_plugin.operators.modules import Add, OneToOne
 from quartz_plugin.operators.pooling import AVERAGES, CumulativeSum
+from quartz_plugin.operators.table import WEIGHTED
 
 MAPS = (*WEIGHTED, *AVERAGES, CumulativeSum, OneToOne)
 FEW = settings(SOME, max_examples=max(1, settings().max_examples // 2))

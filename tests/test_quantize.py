@@ -14,8 +14,9 @@ from torch import nn
 
 import quartz_plugin
 from quartz_plugin import ConversionError
-from quartz_plugin.operators.modules import WEIGHTED, OneToOne
+from quartz_plugin.operators.modules import OneToOne
 from quartz_plugin.operators.pooling import AVERAGES
+from quartz_plugin.operators.table import WEIGHTED
 
 
 @st.composite

@@ -9,8 +9,8 @@ from torch import fx
 
 from quartz_plugin.convert.traced import CalibratedNetwork, FoldedNetwork
 from quartz_plugin.graph import INPUT
-from quartz_plugin.operators.modules import WEIGHTED, DenseFirstLayer
-from quartz_plugin.operators.table import Affine, ConversionError, Role
+from quartz_plugin.operators.modules import DenseFirstLayer
+from quartz_plugin.operators.table import WEIGHTED, Affine, ConversionError, Role
 
 
 def dense_nodes(network: FoldedNetwork) -> list[fx.Node]:

@@ -20,8 +20,8 @@ from quartz_plugin.config import Granularity
 from quartz_plugin.convert.rescale import ScaledNetwork
 from quartz_plugin.convert.traced import CalibratedNetwork
 from quartz_plugin.graph import INPUT
-from quartz_plugin.operators.modules import WEIGHTED, OneToOne
-from quartz_plugin.operators.table import ConversionError
+from quartz_plugin.operators.modules import OneToOne
+from quartz_plugin.operators.table import ConversionError, has_weights
 
 EXACT_BITS = {torch.float32: 24, torch.float64: 53}
 """Bits of the whole numbers that each type holds without a gap."""
@@ -84,9 +84,9 @@ def quantize(network: ScaledNetwork, calibrated: CalibratedNetwork) -> None:
         layer.bias = None if layer.bias is None else layer.bias.to(exact)
 
 
-def _round(module: nn.Module, weight_bits: int, granularity: Granularity) -> int:
+def _round(module: Any, weight_bits: int, granularity: Granularity) -> int:
     """Round a module's weights to their grids; how many binary places behind the point the finest of them has."""
-    if not isinstance(module, (*WEIGHTED, OneToOne)):
+    if not (has_weights(module) or isinstance(module, OneToOne)):
         return 0
     weight = module.weight.detach().double()
     largest = 2 ** (weight_bits - 1) - 1

@@ -14,8 +14,8 @@ from quartz_plugin.activation import TTFSActivation
 from quartz_plugin.config import ConversionConfig
 from quartz_plugin.graph import INPUT, unique_path
 from quartz_plugin.graph.walk import Step, Walk, plan_walk
-from quartz_plugin.operators.modules import WEIGHTED, DenseFirstLayer
-from quartz_plugin.operators.table import Role, role_of
+from quartz_plugin.operators.modules import DenseFirstLayer
+from quartz_plugin.operators.table import WEIGHTED, Role, role_of
 
 
 @dataclass(frozen=True)
@@ -266,4 +266,5 @@ class _Biases(Walk):
         if module.bias is None:
             return self._zeros(step.node)
         shape, bias = self.network.shape_at(step.node), module.bias.detach().double()
-        return (bias if isinstance(module, nn.Linear) else bias.view(-1, *[1] * (len(shape) - 1))).expand(1, *shape)
+        value: Tensor = bias if isinstance(module, nn.Linear) else bias.view(-1, *[1] * (len(shape) - 1))
+        return value.expand(1, *shape)

@@ -9,9 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-WEIGHTED = (nn.Conv1d, nn.Conv2d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.Linear)
-"""Modules whose weights mix units."""
-
 
 def per_dimension(value: Any, rank: int) -> tuple[Any, ...]:
     """A setting for each of `rank` dimensions; torch takes one for all of them, alone or in a sequence.
@@ -300,7 +297,6 @@ def _unit_dim(dim: int) -> int:
 
 
 __all__ = [
-    "WEIGHTED",
     "Add",
     "Affine",
     "Concatenate",

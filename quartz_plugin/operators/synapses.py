@@ -434,7 +434,10 @@ ROWS: Rows = {
     Add: _ADD,
 }
 
+WEIGHTED: tuple[Any, ...] = tuple(kind for kind, row in ROWS.items() if isinstance(row.gain, IntoWeights))
+"""Modules whose weights mix units."""
+
 EMITTED: Rows = {OneToOne: _ONE_TO_ONE}
 """Rows of modules that conversion alone makes."""
 
-__all__ = ["EMITTED", "NORMS", "ROWS", "norm_as_affine", "scale"]
+__all__ = ["EMITTED", "NORMS", "ROWS", "WEIGHTED", "norm_as_affine", "scale"]

@@ -26,7 +26,7 @@ from quartz_plugin.operators.refused import INSIDE, MONOTONE, MONOTONE_OUTPUT, R
 from quartz_plugin.operators.row import Operator, Role, Rows
 from quartz_plugin.operators.rules import RULES, Rule, register_rule, rules_with, unregister_rule
 from quartz_plugin.operators.spelling import spell_plainly
-from quartz_plugin.operators.synapses import NORMS, norm_as_affine
+from quartz_plugin.operators.synapses import NORMS, WEIGHTED, norm_as_affine
 from quartz_plugin.operators.tracing import Append, Build, ConversionError, Refusal, Value, call
 
 OPERATORS: Rows = synapses.ROWS | pooling.ROWS | routing.ROWS | activations.ROWS
@@ -288,6 +288,7 @@ __all__ = [
     "RULES",
     "SHAPE_ATTRIBUTES",
     "SHAPE_QUERIES",
+    "WEIGHTED",
     "Affine",
     "Append",
     "ConversionError",

@@ -23,8 +23,7 @@ from quartz_plugin.convert.run import Run
 from quartz_plugin.convert.trace import trace
 from quartz_plugin.convert.traced import FoldedNetwork, Scales
 from quartz_plugin.graph import INPUT
-from quartz_plugin.operators.modules import WEIGHTED
-from quartz_plugin.operators.table import NORMS, ConversionError, Rule
+from quartz_plugin.operators.table import NORMS, WEIGHTED, ConversionError, Rule
 from quartz_plugin.options import UNSET, with_options
 from quartz_plugin.precision import exact_arithmetic
 from quartz_plugin.task import Task, check_task

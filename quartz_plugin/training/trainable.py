@@ -24,7 +24,8 @@ from quartz_plugin.convert.sketches import RangeSketch
 from quartz_plugin.functional import Rectifier
 from quartz_plugin.graph import INPUT
 from quartz_plugin.network import SpikingNetwork
-from quartz_plugin.operators.modules import WEIGHTED, in_eval_mode
+from quartz_plugin.operators.modules import in_eval_mode
+from quartz_plugin.operators.table import WEIGHTED
 from quartz_plugin.precision import exact_arithmetic
 from quartz_plugin.task import CLASSIFICATION, Task, by_output, number_or_tensor
 from quartz_plugin.training.labels import labels_for

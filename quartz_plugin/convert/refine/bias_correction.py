@@ -13,8 +13,7 @@ from quartz_plugin.convert.images import evenly_of
 from quartz_plugin.convert.traced import FoldedNetwork, Scales
 from quartz_plugin.functional import fake_quantize
 from quartz_plugin.graph import INPUT, call_node
-from quartz_plugin.operators.modules import WEIGHTED
-from quartz_plugin.operators.table import Affine, Role
+from quartz_plugin.operators.table import WEIGHTED, Affine, Role
 
 LAYER_VALUES = 1 << 27
 """Values of the largest layer that are held at once where all images go through one layer after the other."""

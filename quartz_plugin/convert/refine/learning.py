@@ -9,8 +9,7 @@ import torch
 from torch import nn
 
 from quartz_plugin.activation import TTFSActivation
-from quartz_plugin.operators.modules import WEIGHTED
-from quartz_plugin.operators.table import NORMS
+from quartz_plugin.operators.table import NORMS, WEIGHTED
 
 
 def parameter_groups(

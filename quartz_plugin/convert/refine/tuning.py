@@ -29,7 +29,7 @@ from quartz_plugin.convert.refine.search import SEARCH_IMAGES
 from quartz_plugin.convert.rescale import along_outputs, scaled_weight
 from quartz_plugin.convert.run import TuningProgress
 from quartz_plugin.convert.traced import FoldedNetwork, Scales
-from quartz_plugin.operators.modules import WEIGHTED
+from quartz_plugin.operators.table import WEIGHTED
 from quartz_plugin.task import Task, number_or_tensor
 from quartz_plugin.warn import warn
 
