@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import copy
-import inspect
-import keyword
-import operator
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
+from quartz_plugin.convert.build import Builder, function_name
 from quartz_plugin.convert.intake import carry_out_hooks, copy_of, first_line, hooks_of, make_plain
 from quartz_plugin.convert.symbolic import Tracer, class_name, reason_against, refusal, symbolic, value_dependent
 from quartz_plugin.convert.traced import TracedNetwork
 from quartz_plugin.graph import INPUT, unique_path
-from quartz_plugin.operators.modules import Reshape
 from quartz_plugin.operators.table import (
     FUNCTIONS,
     INSIDE,
@@ -24,18 +19,11 @@ from quartz_plugin.operators.table import (
     MONOTONE_OUTPUT,
     OPERATORS,
     REASONS,
-    Append,
     ConversionError,
-    Refusal,
     Role,
     Rule,
-    Value,
-    call,
-    has_weights,
     rules_with,
-    spell_out,
 )
-from quartz_plugin.operators.tracing import BATCH
 from quartz_plugin.precision import exact_arithmetic
 
 Rules = Mapping[type[nn.Module], Rule]
@@ -94,7 +82,7 @@ def _trace(ann: nn.Module, examples: Tensor, rules: Rules) -> TracedNetwork:
     root, graph, dynamic, paths = _known_graph(root, name, tracer, rules)
     if wanted is None:
         wanted = _run(copy_of(ann).to(device=examples.device, dtype=examples.dtype), examples[1:].clone())
-    draft = _Builder(root, paths, dynamic, examples).build(graph)
+    draft = Builder(root, paths, dynamic, examples).build(graph)
     traced = draft.output(examples[1:].clone())
     tolerance = 1e-3 * float(wanted.abs().nan_to_num(0.0, posinf=0.0).max()) if wanted.numel() else 0.0
     if wanted.shape != traced.shape or not torch.allclose(wanted, traced, rtol=0, atol=tolerance, equal_nan=True):
@@ -178,7 +166,7 @@ def _paths(root: nn.Module, graph: fx.Graph, dynamic: set[fx.Node]) -> dict[fx.N
             called.add(path)
         elif node.op in ("call_function", "call_method"):
             owner = next((module for module, _ in reversed(node.meta.get("nn_module_stack", {}).values())), "")
-            name = _function_name(node.target)
+            name = function_name(node.target)
             path = unique_path(f"{owner}.{name}" if owner else name, taken)
         else:
             continue
@@ -204,7 +192,7 @@ def _check_known(root: nn.Module, graph: fx.Graph, paths: dict[fx.Node, str], dy
             reason, operation = reason_against(module), class_name(module)
         else:
             reason = None if node.target in FUNCTIONS else REASONS.get(node.target, "")
-            operation = _function_name(node.target)
+            operation = function_name(node.target)
         if reason is not None:
             kind = node.target if node.op != "call_module" else type(module)
             if kind in MONOTONE:
@@ -251,196 +239,3 @@ def _run(network: nn.Module, examples: Tensor) -> Tensor:
     if not isinstance(out, Tensor):
         raise ConversionError(f"the network must return one tensor, it gave {type(out).__name__}")
     return out
-
-
-class _Builder:
-    """Builds the traced network, one module a node, computing the example on the way: it shows shapes and constants.
-
-    Parameters
-    ----------
-    root : nn.Module
-        The network that was traced.
-    paths : dict
-        Node -> its path.
-    dynamic : set of fx.Node
-        Nodes whose values depend on the image.
-    examples : Tensor
-        A batch of inputs.
-    """
-
-    def __init__(self, root: nn.Module, paths: dict[fx.Node, str], dynamic: set[fx.Node], examples: Tensor) -> None:
-        self.root, self.paths, self.dynamic, self.examples = root, paths, dynamic, examples
-        self.graph = fx.Graph()
-        self.modules: dict[str, nn.Module] = {}
-        self.report: dict[str, dict[str, Any]] = {}
-        self.used: set[str] = set()
-
-    def build(self, traced: fx.Graph) -> TracedNetwork:
-        """Carry out every node of the traced graph."""
-        known: dict[fx.Node, Any] = {}
-        result: Any = None
-        # Found first: modules that are carried out are no longer in place.
-        in_place = {node for node in traced.nodes if _in_place(self.root, node)}
-        for node in traced.nodes:
-            args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda source: known[source])
-            if node.op == "placeholder":
-                default = node.args[0] if node.args else None
-                known[node] = default if known else Value(self.graph.placeholder(INPUT), self.examples)
-            elif node.op == "output":
-                result = args[0]
-            elif node.op == "get_attr":
-                known[node] = _attribute(self.root, str(node.target))
-            else:
-                known[node] = self._carry_out(node, args, kwargs)
-            if node in in_place:
-                # Whoever uses the changed tensor from here on sees the change.
-                changed = next(iter([*args, *kwargs.values()]))
-                known.update({earlier: known[node] for earlier, value in known.items() if value is changed})
-        if not isinstance(result, Value):
-            raise ConversionError("the network must have one input tensor and one output tensor")
-        self.graph.output(result.node)
-        module = fx.GraphModule(self.modules, self.graph)
-        module.graph.eliminate_dead_code()
-        module.delete_all_unused_submodules()
-        paths = [str(node.target) for node in module.graph.nodes if node.op == "call_module"]
-        return TracedNetwork(
-            module,
-            tuple(self.examples.shape[1:]),
-            self.examples.dtype,
-            self.examples.device,
-            report={path: self.report[path] for path in paths},
-            traced=frozenset(paths),
-        )
-
-    def _carry_out(self, node: fx.Node, args: Any, kwargs: Any) -> Any:
-        """Value of a call."""
-        operation = _operation(self.root, node)
-        append = self._appender(self.paths[node], operation)
-        try:
-            if node.op != "call_module":
-                return _evaluate(node.target, args, kwargs, node in self.dynamic, append)
-            if node not in self.dynamic:
-                return self.root.get_submodule(str(node.target))(*_tensors(args), **_tensors(kwargs))
-            module = _own_copy(self.root, str(node.target), self.used)
-            return append(module, *_inputs(module, args, kwargs))
-        except Refusal as reason:
-            raise ConversionError(refusal(self.paths[node], operation, str(reason))) from reason
-        except (RuntimeError, ValueError, IndexError, TypeError) as error:
-            why = f"it does not run here: {first_line(error)}"
-            raise ConversionError(refusal(self.paths[node], operation, why)) from error
-
-    def _appender(self, path: str, operation: str) -> Append:
-        def append(module: nn.Module, *inputs: Value) -> Value:
-            like = self.examples
-            module = spell_out(module.eval().to(device=like.device, dtype=like.dtype), inputs[0].tensor.shape)
-            row = OPERATORS[type(module)]
-            refused = row.refusal(module)
-            if refused is not None:
-                raise Refusal(refused)
-            shape = tuple(inputs[0].tensor.shape[1:])
-            if not row.rank or row.rank < len(shape):
-                return self._add(path, operation, module, *inputs)
-            # torch takes it for one image, the batch for its channels.
-            if has_weights(module):
-                raise Refusal(BATCH)
-            channels = self._add(f"{path}_unsqueezed", "unsqueeze", Reshape((1, *shape)), *inputs)
-            pooled = self._add(path, operation, module, channels)
-            return self._add(f"{path}_squeezed", "squeeze", Reshape(pooled.tensor.shape[2:]), pooled)
-
-        return append
-
-    def _add(self, path: str, operation: str, module: nn.Module, *inputs: Value) -> Value:
-        own = unique_path(_safe(path), self.modules)
-        out = module(*(value.tensor for value in inputs))
-        if out.dim() == 0 or len(out) != EXAMPLES:
-            raise Refusal(BATCH)
-        self.modules[own] = module
-        self.report[own] = {"module": own, "operation": operation}
-        node = self.graph.call_module(own, tuple(value.node for value in inputs))
-        node.meta["shape"] = tuple(out.shape[1:])
-        return Value(node, out)
-
-
-def _inputs(module: nn.Module, args: Any, kwargs: Any) -> list[Value]:
-    """The tensors that a module of the table takes."""
-    given = [*args, *kwargs.values()]
-    if len(given) not in OPERATORS[type(module)].inputs or not all(isinstance(each, Value) for each in given):
-        raise Refusal(f"it is called with {len(given)} arguments, and only its input can be carried")
-    return given
-
-
-def _own_copy(root: nn.Module, path: str, used: set[str]) -> nn.Module:
-    """The module at a path, a copy of its own for each call after the first; never in place."""
-    module = root.get_submodule(path)
-    if path in used:
-        module = copy.deepcopy(module)
-    used.add(path)
-    if getattr(module, "inplace", False):
-        module.inplace = False  # type: ignore[assignment]
-    return module
-
-
-def _evaluate(target: Any, args: Any, kwargs: Any, dynamic: bool, append: Append) -> Any:
-    if target is operator.getitem and not isinstance(args[0], Value):
-        return args[0][args[1]]  # a piece of a split tensor, or a size
-    if dynamic:
-        named = {"dim" if name == "axis" else name: value for name, value in kwargs.items()}
-        try:
-            inspect.signature(FUNCTIONS[target].build).bind(append, *args, **named)
-        except TypeError as error:
-            raise Refusal(f"its arguments are not all known here ({error}); write it without") from error
-        return FUNCTIONS[target].build(append, *args, **named)
-    return call(target, *_tensors(args), **_tensors(kwargs))
-
-
-def _tensors(structure: Any) -> Any:
-    """The structure with the example's tensors in place of traced ones, to ask for their shapes."""
-    if isinstance(structure, Value):
-        return structure.tensor
-    if isinstance(structure, tuple | list):
-        return type(structure)(_tensors(part) for part in structure)
-    if isinstance(structure, dict):
-        return {key: _tensors(part) for key, part in structure.items()}
-    return structure
-
-
-_IN_PLACE = {operator.iadd, operator.isub, operator.imul, operator.itruediv}
-
-
-def _in_place(root: nn.Module, node: fx.Node) -> bool:
-    if node.op == "call_module":
-        return bool(getattr(root.get_submodule(str(node.target)), "inplace", False))
-    name = _function_name(node.target)
-    return bool(node.kwargs.get("inplace", False)) or name.endswith("_") or node.target in _IN_PLACE
-
-
-def _attribute(root: nn.Module, path: str) -> Any:
-    value: Any = root
-    for part in path.split("."):
-        value = getattr(value, part)
-    return value.detach() if isinstance(value, Tensor) else value
-
-
-_EMPTY = fx.GraphModule(nn.Module(), fx.Graph())
-
-
-def _safe(path: str) -> str:
-    """A module's path as the code of a graph module can spell it: no keyword of Python, and no name of its own."""
-    first, *rest = [_spelt(name) for name in path.split(".")]
-    return ".".join([first + "_" if hasattr(_EMPTY, first) else first, *rest])
-
-
-def _spelt(name: str) -> str:
-    if keyword.iskeyword(name):
-        return name + "_"
-    return "".join("_" if letter in '"\\' or not letter.isprintable() else letter for letter in name)
-
-
-def _operation(root: nn.Module, node: fx.Node) -> str:
-    if node.op == "call_module":
-        return type(root.get_submodule(str(node.target))).__name__
-    return _function_name(node.target)
-
-
-def _function_name(target: Any) -> str:
-    return target if isinstance(target, str) else getattr(target, "__name__", repr(target))

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from quartz_plugin.operators.constants import scaled
 from quartz_plugin.operators.gains import AsSum, Mixed
 from quartz_plugin.operators.linear_map import LinearMap, Shape3, as_convolution, as_image, pair
 from quartz_plugin.operators.modules import Mean, Permute, Reshape, per_dimension
@@ -18,7 +19,6 @@ from quartz_plugin.operators.relation import Relation
 from quartz_plugin.operators.row import Operator, Relate, Role, Rows
 from quartz_plugin.operators.settings import FLAG, Settings, listed, sizes, whole, whole_or_none
 from quartz_plugin.operators.spelling import spell_space
-from quartz_plugin.operators.synapses import scale
 from quartz_plugin.operators.tracing import Append, Build, Value, build_module, unit_dim
 
 _AVERAGE = "linear, unrounded: part of the synapses that follow"
@@ -175,7 +175,7 @@ def _build_mean(append: Append, input: Value, dim: Any = None, keepdim: bool = F
 
 def _build_total(append: Append, input: Value, dim: Any = None, keepdim: bool = False) -> Value:
     mean = _build_mean(append, input, dim, keepdim)
-    return scale(append, mean, input.tensor[0].numel() / mean.tensor[0].numel())
+    return scaled(append, mean, input.tensor[0].numel() / mean.tensor[0].numel())
 
 
 def _relate_mean(relation: Relation, module: Any, place: int, shapes: Sequence[Sequence[int]]) -> None:

@@ -14,18 +14,13 @@ from torch.nn import functional as F
 from quartz_plugin.neuron import AxonalDelay
 from quartz_plugin.operators.gains import Moved
 from quartz_plugin.operators.linear_map import Terms, same_terms
-from quartz_plugin.operators.modules import Concatenate, Permute, Reshape, Slice, per_dimension
+from quartz_plugin.operators.modules import Concatenate, Permute, Reshape, Slice
 from quartz_plugin.operators.relation import Relation
 from quartz_plugin.operators.row import Operator, Relate, Role, Rows
 from quartz_plugin.operators.settings import (
-    FLAG_OR_NONE,
     MOST,
-    SCALE_FACTOR,
-    SIZE,
-    ZERO,
     Settings,
     listed,
-    one_of,
     whole,
 )
 from quartz_plugin.operators.tracing import BATCH, Append, Build, Refusal, Value, build_module, call, unit_dim
@@ -33,7 +28,7 @@ from quartz_plugin.operators.tracing import BATCH, Append, Build, Refusal, Value
 _ROUTE = "routes spikes (where it mixes the batch with a sample's units: refused)"
 
 
-def _route(settings: Settings, relate: Relate | None, **facets: Any) -> Operator:
+def route(settings: Settings, relate: Relate | None, **facets: Any) -> Operator:
     """A row of a module that only moves spikes; behind a map that weighs it is stepped unless it has a form."""
     given: dict[str, Any] = {"role": Role.ROUTE, "how": _ROUTE, "form": None, "gain": Moved()} | facets
     return Operator(settings=settings, relate=relate, **given)
@@ -101,20 +96,20 @@ _RESHAPES: tuple[Any, ...] = (
 )
 
 _SHAPES: Rows = {
-    nn.Flatten: _route(
+    nn.Flatten: route(
         {"start_dim": whole(1), "end_dim": whole(-MOST)},
         _relate_flatten,
         refusal=_flattens_batch,
         spell=_spell_flatten,
         form=_flattened_terms,
     ),
-    nn.Unflatten: _route(
+    nn.Unflatten: route(
         {"dim": whole(-MOST), "unflattened_size": listed(-1)},
         _relate_reshape,
         refusal=_unflattens_batch,
         spell=_spell_unflatten,
     ),
-    Reshape: _route(
+    Reshape: route(
         {"shape": listed(1)}, _relate_reshape, functions={_build_reshape(target): [target] for target in _RESHAPES}
     ),
 }
@@ -148,19 +143,19 @@ def _relate_shuffle(relation: Relation, module: Any, place: int, shapes: Sequenc
 _PERMUTATIONS = (torch.permute, "permute", torch.transpose, "transpose", torch.swapaxes, "swapaxes")
 
 _ORDERS: Rows = {
-    Permute: _route(
+    Permute: route(
         {"dims": listed(0)},
         _relate_permutation,
         functions={_build_permutation(target): [target] for target in _PERMUTATIONS},
     ),
     # The two between channels and space are no product of relations of single dimensions.
-    nn.PixelShuffle: _route(
+    nn.PixelShuffle: route(
         {"upscale_factor": whole(1)}, None, functions={build_module(nn.PixelShuffle): [F.pixel_shuffle]}
     ),
-    nn.PixelUnshuffle: _route(
+    nn.PixelUnshuffle: route(
         {"downscale_factor": whole(1)}, None, functions={build_module(nn.PixelUnshuffle): [F.pixel_unshuffle]}
     ),
-    nn.ChannelShuffle: _route(
+    nn.ChannelShuffle: route(
         {"groups": whole(1)}, _relate_shuffle, functions={build_module(nn.ChannelShuffle): [F.channel_shuffle]}
     ),
 }
@@ -209,7 +204,7 @@ def _relate_roll(relation: Relation, module: Any, place: int, shapes: Sequence[S
 
 
 _ROLLS: Rows = {
-    Roll: _route(
+    Roll: route(
         {"shifts": listed(-MOST), "dims": listed(1)}, _relate_roll, functions={_build_roll: [torch.roll, "roll"]}
     )
 }
@@ -304,7 +299,7 @@ def _gain_of_part(module: Any, gain: Tensor, place: int, shapes: Sequence[Sequen
 
 
 _PARTS: Rows = {
-    Slice: _route(
+    Slice: route(
         {"dim": whole(1), "start": whole(0), "stop": whole(0), "step": whole(1)},
         _relate_slice,
         functions={
@@ -313,7 +308,7 @@ _PARTS: Rows = {
             _build_getitem: [operator.getitem],
         },
     ),
-    Concatenate: _route(
+    Concatenate: route(
         {"dim": whole(1)},
         _relate_concatenation,
         functions={_build_concatenation: [torch.cat, torch.concat, torch.concatenate], _build_stack: [torch.stack]},
@@ -324,150 +319,7 @@ _PARTS: Rows = {
 }
 
 
-# Copies
-
-
-def _interpolates(upsample: Any) -> str | None:
-    if upsample.mode not in ("nearest", "nearest-exact"):
-        return f'it interpolates (mode={upsample.mode!r}), and only copies of spikes are spikes; use mode="nearest"'
-    return None
-
-
-def _build_interpolation(
-    append: Append,
-    input: Value,
-    size: Any = None,
-    scale_factor: Any = None,
-    mode: str = "nearest",
-    align_corners: bool | None = None,
-    recompute_scale_factor: bool | None = None,
-    antialias: bool = False,
-) -> Value:
-    if recompute_scale_factor:
-        size, scale_factor = F.interpolate(input.tensor, None, scale_factor).shape[2:], None
-    return append(nn.Upsample(size, scale_factor, mode), input)
-
-
-def _spell_upsample(module: Any, shape: Sequence[int]) -> nn.Module:
-    rank = len(shape) - 2
-    if module.recompute_scale_factor:
-        module.size = tuple(module(torch.empty(*shape, device="meta")).shape[2:])
-        module.scale_factor = module.recompute_scale_factor = None
-    if module.size is not None:
-        module.size = per_dimension(module.size, rank)
-    if module.scale_factor is not None:
-        module.scale_factor = tuple(map(float, per_dimension(module.scale_factor, rank)))
-    upsample: nn.Module = module
-    return upsample
-
-
-def _relate_upsample(relation: Relation, module: Any, place: int, shapes: Sequence[Sequence[int]]) -> None:
-    rank = relation.rank() - 1
-    for dim in range(rank):
-        size, factor = (per_dimension(value, rank)[dim] for value in (module.size, module.scale_factor))
-        anew = None if factor is None else module.recompute_scale_factor
-        relation.slide(1 + dim, F.interpolate, size, factor, mode=module.mode, recompute_scale_factor=anew)
-
-
-_COPIES = {"how": "routes copies of spikes (modes but nearest: refused)", "refusal": _interpolates}
-
-_UPSAMPLES: Rows = {
-    nn.Upsample: _route(
-        {
-            "size": SIZE,
-            "scale_factor": SCALE_FACTOR,
-            "mode": one_of("nearest", "nearest-exact"),
-            "recompute_scale_factor": FLAG_OR_NONE,
-        },
-        _relate_upsample,
-        functions={_build_interpolation: [F.interpolate]},
-        spell=_spell_upsample,
-        **_COPIES,
-    ),
-    nn.UpsamplingNearest2d: _route(
-        {"size": SIZE, "scale_factor": SCALE_FACTOR}, _relate_upsample, spell=_spell_upsample, **_COPIES
-    ),
-}
-
-
-# Borders
-
-_PADDED_BY_A_CONSTANT = "it pads with a constant other than 0, which no spike encodes; pad with 0"
-
-_PADS: dict[str, tuple[Any, ...]] = {
-    "constant": (nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d),
-    "reflect": (nn.ReflectionPad1d, nn.ReflectionPad2d),
-    "replicate": (nn.ReplicationPad1d, nn.ReplicationPad2d),
-    "circular": (nn.CircularPad1d, nn.CircularPad2d),
-}
-"""Mode of ``torch.nn.functional.pad`` -> the modules that pad one dimension, two, ... in it."""
-
-
-def _padding_of(mode: str, pads: tuple[int, ...], dims: int) -> nn.Module:
-    """The module that pads as many dimensions as `pads` names, of an input of so many, in torch's mode."""
-    rank = len(pads) // 2
-    if rank >= dims or rank > len(_PADS.get(mode, ())) or rank == 0:
-        raise Refusal(f"it pads {rank} dimensions with mode={mode!r}; padding of units of a sample is routed")
-    module: nn.Module = _PADS[mode][rank - 1](pads)
-    return module
-
-
-def _pads_with_a_constant(pad: Any) -> str | None:
-    return None if getattr(pad, "value", 0) == 0 else _PADDED_BY_A_CONSTANT
-
-
-def _build_pad(
-    append: Append, input: Value, pad: Sequence[int], mode: str = "constant", value: float | None = None
-) -> Value:
-    if value:
-        raise Refusal(_PADDED_BY_A_CONSTANT)
-    return append(_padding_of(mode, tuple(pad), input.tensor.dim()), input)
-
-
-def _pad_with_edges(module: Any, gains: list[Tensor]) -> Tensor:
-    """Pad (or crop) the last dimensions by their edges: nothing spikes in a border, so its gain may be any."""
-    (full,), padding = gains, module.padding
-    # torch counts paddings from the last dimension backwards.
-    for place in range(len(padding) // 2):
-        dim, size = full.dim() - 1 - place, full.shape[full.dim() - 1 - place]
-        index = torch.arange(-padding[2 * place], size + padding[2 * place + 1]).clamp(0, size - 1)
-        full = full.index_select(dim, index)
-    return full
-
-
-def _pad(mode: str, rank: int, with_value: bool = False) -> Operator:
-    def spell(module: Any, shape: Sequence[int]) -> nn.Module:
-        if _pads_with_a_constant(module) is not None:
-            spelled: nn.Module = module
-            return spelled
-        # torch takes any of them for any number of dimensions.
-        return _padding_of(mode, module.padding, len(shape)).train(module.training)
-
-    def relate(relation: Relation, module: Any, place: int, shapes: Sequence[Sequence[int]]) -> None:
-        for index in range(len(module.padding) // 2):
-            pads = module.padding[2 * index : 2 * index + 2]
-            relation.slide(relation.rank() - 1 - index, F.pad, pads, mode=mode)
-
-    constant = mode == "constant"
-    silent = "silent units at the border (constants other than 0: refused)"
-    return _route(
-        {"padding": listed(-MOST, 2 * rank), **({"value": ZERO} if with_value else {})},
-        relate,
-        how=silent if constant else "routes copies of spikes to the border",
-        refusal=_pads_with_a_constant,
-        functions={_build_pad: [F.pad]} if constant and rank == 1 and not with_value else {},
-        spell=spell,
-        gain=Moved(_pad_with_edges) if constant else Moved(),
-    )
-
-
-_BORDERS: Rows = {
-    **{kind: _pad(mode, 1 + place) for mode, kinds in _PADS.items() for place, kind in enumerate(kinds)},
-    nn.ConstantPad1d: _pad("constant", 1, with_value=True),
-    nn.ConstantPad2d: _pad("constant", 2, with_value=True),
-}
-
-ROWS: Rows = _SHAPES | _ORDERS | _ROLLS | _PARTS | _UPSAMPLES | _BORDERS
+ROWS: Rows = _SHAPES | _ORDERS | _ROLLS | _PARTS
 
 
 def _changes_no_relation(relation: Relation, module: Any, place: int, shapes: Sequence[Sequence[int]]) -> None:
@@ -475,7 +327,7 @@ def _changes_no_relation(relation: Relation, module: Any, place: int, shapes: Se
 
 
 EMITTED: Rows = {
-    AxonalDelay: _route({"steps": whole(0)}, _changes_no_relation, how="spikes arrive later", form=same_terms)
+    AxonalDelay: route({"steps": whole(0)}, _changes_no_relation, how="spikes arrive later", form=same_terms)
 }
 """Rows of modules that conversion alone makes."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 import operator
 from collections.abc import Callable, Mapping, Sequence
@@ -12,17 +11,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from quartz_plugin.operators.gains import IntoGain, IntoWeights, Summed, is_per_channel
+from quartz_plugin.operators.constants import scaled, shifted
+from quartz_plugin.operators.gains import IntoWeights, Summed, is_per_channel
 from quartz_plugin.operators.linear_map import LinearMap, Shape3, as_convolution, pair, sum_of_terms
-from quartz_plugin.operators.modules import Add, Affine, OneToOne, per_dimension
+from quartz_plugin.operators.modules import Add, OneToOne, per_dimension
 from quartz_plugin.operators.relation import Relation
-from quartz_plugin.operators.row import Operator, Role, Rows, rows_of
+from quartz_plugin.operators.row import Operator, Role, Rows
 from quartz_plugin.operators.settings import MOST, MOST_UNITS, Settings, one_of, sizes, whole
 from quartz_plugin.operators.spelling import spell_space
-from quartz_plugin.operators.tracing import ATTENTION, Append, Build, Refusal, Value, constant_for
-
-_BATCH_STATISTICS = "it normalises by the statistics of each batch; use track_running_stats=True"
-_PRODUCT = "it multiplies two activations, and synapses are fixed weights: the network is no ReLU network"
+from quartz_plugin.operators.tracing import ATTENTION, Append, Build, Refusal, Value
 
 _WEIGHTED = "weights scaled, bias moved to the neurons; maps in a row act as one"
 
@@ -251,101 +248,6 @@ _LINEAR = Operator(
 )
 
 
-# Batch norms and constants
-
-
-def _uses_batch_statistics(norm: Any) -> str | None:
-    return _BATCH_STATISTICS if norm.running_mean is None else None
-
-
-def norm_as_affine(
-    mean: Tensor, variance: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
-) -> tuple[Tensor, Tensor]:
-    """Weight and bias (float64, ``[channels]``) of a batch norm in eval mode."""
-    gain = torch.rsqrt(variance.detach().double() + eps)
-    if weight is not None:
-        gain = gain * weight.detach().double()
-    shift = -mean.detach().double() * gain
-    if bias is not None:
-        shift = shift + bias.detach().double()
-    return gain, shift
-
-
-def _build_batch_norm(append: Append, *args: Any, **kwargs: Any) -> Value:
-    call = inspect.signature(F.batch_norm).bind(*args, **kwargs)
-    call.apply_defaults()
-    given = call.arguments
-    if given["training"] or given["running_mean"] is None:
-        raise Refusal(_BATCH_STATISTICS)
-    value: Value = given["input"]
-    shape = (-1, *[1] * (value.tensor.dim() - 2))
-    gain, shift = norm_as_affine(*(given[name] for name in ("running_mean", "running_var", "weight", "bias", "eps")))
-    return append(Affine(gain.view(shape).to(value.tensor), shift.view(shape).to(value.tensor)), value)
-
-
-_NORM = Operator(
-    role=Role.SYNAPSE,
-    how="folded into the layer before, or into the synapses that follow; its shift into the neurons' bias "
-    "(without running statistics: refused)",
-    refusal=_uses_batch_statistics,
-    functions={_build_batch_norm: [F.batch_norm]},
-    settings=None,
-    relate=None,
-    form=None,
-    gain=None,
-)
-
-
-def _scaled(append: Append, value: Value, factor: Any) -> Value:
-    factor = constant_for(factor, value)
-    if bool((factor == 1).all()):
-        return value
-    return append(Affine(factor, torch.zeros_like(factor)), value)
-
-
-def _shifted(append: Append, value: Value, shift: Any) -> Value:
-    shift = constant_for(shift, value)
-    if bool((shift == 0).all()):
-        return value
-    return append(Affine(torch.ones_like(shift), shift), value)
-
-
-def _build_product(append: Append, input: Any, other: Any) -> Value:
-    if isinstance(input, Value) and isinstance(other, Value):
-        raise Refusal(_PRODUCT)
-    return _scaled(append, input, other) if isinstance(input, Value) else _scaled(append, other, input)
-
-
-def _build_quotient(append: Append, input: Any, other: Any) -> Value:
-    if isinstance(other, Value):
-        raise Refusal(_PRODUCT.replace("multiplies two", "divides by"))
-    return _scaled(append, input, 1 / torch.as_tensor(other, dtype=torch.float64))
-
-
-def _build_negation(append: Append, input: Value) -> Value:
-    return _scaled(append, input, -1.0)
-
-
-def scale(append: Append, value: Value, factor: float) -> Value:
-    """Let `value` be followed by a factor."""
-    return _scaled(append, value, factor)
-
-
-_CONSTANTS = Operator(
-    role=Role.SYNAPSE,
-    how="by or with constants: folded into the synapses that follow",
-    functions={
-        _build_product: [operator.mul, operator.imul, torch.mul, torch.multiply, "mul", "mul_"],
-        _build_quotient: [operator.truediv, operator.itruediv, torch.div, "div", "div_"],
-        _build_negation: [operator.neg, torch.neg, "neg"],
-    },
-    settings=None,
-    relate=None,
-    form=None,
-    gain=IntoGain(lambda module: module.weight.detach()),
-)
-
-
 # One synapse a unit, and sums
 
 
@@ -390,10 +292,10 @@ def _build_sum(append: Append, input: Any, other: Any, *, alpha: float = 1) -> V
         if input.tensor.shape != other.tensor.shape:
             shapes = f"{list(input.tensor.shape[1:])} and {list(other.tensor.shape[1:])}"
             raise Refusal(f"it adds tensors of different shapes, {shapes}; give both one shape")
-        return append(Add(), input, _scaled(append, other, alpha))
+        return append(Add(), input, scaled(append, other, alpha))
     if isinstance(input, Value):
-        return _shifted(append, input, other * alpha)
-    return _shifted(append, _scaled(append, other, alpha), input)
+        return shifted(append, input, other * alpha)
+    return shifted(append, scaled(append, other, alpha), input)
 
 
 def _build_difference(append: Append, input: Any, other: Any, *, alpha: float = 1) -> Value:
@@ -421,16 +323,12 @@ _ADD = Operator(
     keeps_sign=True,
 )
 
-NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
-
 ROWS: Rows = {
     nn.Conv1d: _convolution(nn.Conv1d, 1, [F.conv1d, torch.conv1d]),
     nn.Conv2d: _convolution(nn.Conv2d, 2, [F.conv2d, torch.conv2d]),
     nn.ConvTranspose1d: _convolution(nn.ConvTranspose1d, 1, [F.conv_transpose1d], transposed=True),
     nn.ConvTranspose2d: _convolution(nn.ConvTranspose2d, 2, [F.conv_transpose2d], transposed=True),
     nn.Linear: _LINEAR,
-    **rows_of(NORMS, _NORM),
-    Affine: _CONSTANTS,
     Add: _ADD,
 }
 
@@ -440,4 +338,4 @@ WEIGHTED: tuple[Any, ...] = tuple(kind for kind, row in ROWS.items() if isinstan
 EMITTED: Rows = {OneToOne: _ONE_TO_ONE}
 """Rows of modules that conversion alone makes."""
 
-__all__ = ["EMITTED", "NORMS", "ROWS", "WEIGHTED", "norm_as_affine", "scale"]
+__all__ = ["EMITTED", "ROWS", "WEIGHTED"]

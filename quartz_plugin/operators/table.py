@@ -1,8 +1,8 @@
 """The table of operators: what each operation of a ReLU network becomes, and all that any stage knows of it.
 
-One row a module class, in the files of the families (synapses, pooling, routing, activations). Tracing turns
-functions and methods into modules that have rows here and refuses what has none; the graph, its files, counts and
-engines look a module's row up by its class. The table that users read is made of it (``operator_table``).
+One row a module class, in the files of the families (synapses, constants, pooling, routing, borders, activations).
+Tracing turns functions and methods into modules that have rows here and refuses what has none; the graph, its files,
+counts and engines look a module's row up by its class. The table that users read is made of it (``operator_table``).
 """
 
 from __future__ import annotations
@@ -18,18 +18,19 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
-from quartz_plugin.operators import activations, pooling, routing, synapses
+from quartz_plugin.operators import activations, borders, constants, pooling, routing, synapses
 from quartz_plugin.operators.activations import DROPOUTS, ceiling_of
+from quartz_plugin.operators.constants import NORMS, norm_as_affine
 from quartz_plugin.operators.gains import IntoWeights
 from quartz_plugin.operators.modules import Affine
 from quartz_plugin.operators.refused import INSIDE, MONOTONE, MONOTONE_OUTPUT, REASONS
 from quartz_plugin.operators.row import Operator, Role, Rows
 from quartz_plugin.operators.rules import RULES, Rule, register_rule, rules_with, unregister_rule
 from quartz_plugin.operators.spelling import spell_plainly
-from quartz_plugin.operators.synapses import NORMS, WEIGHTED, norm_as_affine
+from quartz_plugin.operators.synapses import WEIGHTED
 from quartz_plugin.operators.tracing import Append, Build, ConversionError, Refusal, Value, call
 
-OPERATORS: Rows = synapses.ROWS | pooling.ROWS | routing.ROWS | activations.ROWS
+OPERATORS: Rows = synapses.ROWS | constants.ROWS | pooling.ROWS | routing.ROWS | borders.ROWS | activations.ROWS
 """Rows of the module classes that an ANN may be made of; what stands neither here nor among the functions is refused.
 """
 

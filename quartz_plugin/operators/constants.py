@@ -1,0 +1,114 @@
+"""Operations of one weight and one shift a unit or channel: batch norms, and arithmetic with constants."""
+
+from __future__ import annotations
+
+import inspect
+import operator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from quartz_plugin.operators.gains import IntoGain
+from quartz_plugin.operators.modules import Affine
+from quartz_plugin.operators.row import Operator, Role, Rows, rows_of
+from quartz_plugin.operators.tracing import Append, Refusal, Value, constant_for
+
+_BATCH_STATISTICS = "it normalises by the statistics of each batch; use track_running_stats=True"
+_PRODUCT = "it multiplies two activations, and synapses are fixed weights: the network is no ReLU network"
+
+
+def _uses_batch_statistics(norm: Any) -> str | None:
+    return _BATCH_STATISTICS if norm.running_mean is None else None
+
+
+def norm_as_affine(
+    mean: Tensor, variance: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor]:
+    """Weight and bias (float64, ``[channels]``) of a batch norm in eval mode."""
+    gain = torch.rsqrt(variance.detach().double() + eps)
+    if weight is not None:
+        gain = gain * weight.detach().double()
+    shift = -mean.detach().double() * gain
+    if bias is not None:
+        shift = shift + bias.detach().double()
+    return gain, shift
+
+
+def _build_batch_norm(append: Append, *args: Any, **kwargs: Any) -> Value:
+    call = inspect.signature(F.batch_norm).bind(*args, **kwargs)
+    call.apply_defaults()
+    given = call.arguments
+    if given["training"] or given["running_mean"] is None:
+        raise Refusal(_BATCH_STATISTICS)
+    value: Value = given["input"]
+    shape = (-1, *[1] * (value.tensor.dim() - 2))
+    gain, shift = norm_as_affine(*(given[name] for name in ("running_mean", "running_var", "weight", "bias", "eps")))
+    return append(Affine(gain.view(shape).to(value.tensor), shift.view(shape).to(value.tensor)), value)
+
+
+_NORM = Operator(
+    role=Role.SYNAPSE,
+    how="folded into the layer before, or into the synapses that follow; its shift into the neurons' bias "
+    "(without running statistics: refused)",
+    refusal=_uses_batch_statistics,
+    functions={_build_batch_norm: [F.batch_norm]},
+    settings=None,
+    relate=None,
+    form=None,
+    gain=None,
+)
+
+
+def scaled(append: Append, value: Value, factor: Any) -> Value:
+    """Let a value be followed by a factor, unless that is 1."""
+    factor = constant_for(factor, value)
+    if bool((factor == 1).all()):
+        return value
+    return append(Affine(factor, torch.zeros_like(factor)), value)
+
+
+def shifted(append: Append, value: Value, shift: Any) -> Value:
+    """Let a value be followed by a constant that is added, unless that is 0."""
+    shift = constant_for(shift, value)
+    if bool((shift == 0).all()):
+        return value
+    return append(Affine(torch.ones_like(shift), shift), value)
+
+
+def _build_product(append: Append, input: Any, other: Any) -> Value:
+    if isinstance(input, Value) and isinstance(other, Value):
+        raise Refusal(_PRODUCT)
+    return scaled(append, input, other) if isinstance(input, Value) else scaled(append, other, input)
+
+
+def _build_quotient(append: Append, input: Any, other: Any) -> Value:
+    if isinstance(other, Value):
+        raise Refusal(_PRODUCT.replace("multiplies two", "divides by"))
+    return scaled(append, input, 1 / torch.as_tensor(other, dtype=torch.float64))
+
+
+def _build_negation(append: Append, input: Value) -> Value:
+    return scaled(append, input, -1.0)
+
+
+_CONSTANTS = Operator(
+    role=Role.SYNAPSE,
+    how="by or with constants: folded into the synapses that follow",
+    functions={
+        _build_product: [operator.mul, operator.imul, torch.mul, torch.multiply, "mul", "mul_"],
+        _build_quotient: [operator.truediv, operator.itruediv, torch.div, "div", "div_"],
+        _build_negation: [operator.neg, torch.neg, "neg"],
+    },
+    settings=None,
+    relate=None,
+    form=None,
+    gain=IntoGain(lambda module: module.weight.detach()),
+)
+
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
+
+ROWS: Rows = {**rows_of(NORMS, _NORM), Affine: _CONSTANTS}
+
+__all__ = ["NORMS", "ROWS", "norm_as_affine", "scaled", "shifted"]
