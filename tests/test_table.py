@@ -223,6 +223,41 @@ def test_a_network_with_a_row_that_is_gone_is_not_read(tmp_path):
         quartz_plugin.load(tmp_path / "snn.safetensors")
 
 
+class Own(nn.Module):
+    """Has no row: sums of two paths, the second backwards."""
+
+    def forward(self, a, b):
+        return a + b.flip(-1)
+
+
+def test_a_module_without_a_row_in_a_network_edited_by_hand_is_probed():
+    class Residual(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second, self.last = nn.Linear(4, 6), nn.Linear(6, 6), nn.Linear(6, 3)
+
+        def forward(self, x):
+            x = self.first(x).relu()
+            return self.last((x + self.second(x)).relu())
+
+    images = torch.rand(20, 4)
+    snn = make_exact(quartz_plugin.convert(Residual(), images, 9))
+    snn.graph_module.set_submodule("add", Own())
+    stepped = snn.run(images[:3], engine="stepped")
+    for engine in ("event", "analytic"):
+        assert_same_spikes(snn.run(images[:3], engine=engine).spike_steps, stepped.spike_steps)
+    shapes = unit_shapes(snn.graph)
+    for layer in snn.graph.layers:
+        found, probed = fan_out(layer.projection, shapes), probed_fan_out(layer.projection, shapes)
+        assert all(torch.equal(found[source], probed[source]) for source in probed)
+    counted = InferenceCounts(snn, stepped)
+    assert as_lists(counted["synops"]) == OneByOne(snn, stepped).synops()
+    # The linear map, one synapse a unit for the scale of the other path, and one a unit and input of the module itself.
+    assert as_lists(counted["synops_factored"])[snn.graph.layers[1].name] == [36 + 6 + 12] * 3
+    with pytest.raises(ValueError, match="cannot save 'add': the file format does not know Own"):
+        snn.save("nowhere.safetensors")
+
+
 class TestAnAverageToTheSizeThatIsThere:
     """As in front of a VGG's classifier: it moves spikes, for everything that reads the network."""
 

@@ -79,7 +79,7 @@ class _Reach(LevelWalk):
 
     def at_synapses(self, step: Step) -> Tensor:
         if step.module is not None and weighs(step.module, self.source(step).shape[1:]):
-            reached = with_unit_weights(step.module)(self.source(step))
+            reached = with_unit_weights(step.module)(*(self.values[each] for each in step.arguments or step.sources))
         else:
             reached = super().at_synapses(step)
         reaches: Tensor = (reached > 0).to(reached.dtype)
