@@ -1,4 +1,4 @@
-"""The table of operators: every function, method and module in it, what users add to it, and README's copy."""
+"""The table of operators: every function, method and module in it, what users add to it, and the page that shows it."""
 
 import copy
 import operator

@@ -258,7 +258,7 @@ def class_name(module: nn.Module) -> str:
 def refusal(where: str, operation: str, reason: str | None) -> str:
     """One line: what stands where, and why it cannot be converted."""
     fallback = (
-        "it is not in the table of operators (README.md); replace it, leave it out, "
+        "it is not in the table of operators (quartz_plugin/operators/OPERATORS.md); replace it, leave it out, "
         "or register a rule for its module (quartz_plugin.register_rule)"
     )
     return f"cannot convert {where!r} ({operation}): {reason or fallback}"
