@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -49,7 +48,7 @@ def _run_job(
     plan: ChannelPlan, batch: _Batch, images: range, result: Array, kernel: Any, options: tuple[Any, ...]
 ) -> None:
     spikes = _sorted_spikes(plan, batch, images)
-    direct = plan.direct._replace(levels=batch.direct)
+    direct = plan.direct if plan.direct_convolution is None else plan.direct._replace(levels=batch.direct)
     kernel(result, images.start, plan.tiles, plan.synapses, direct, plan.bias, spikes, options)
 
 
@@ -64,8 +63,7 @@ def run_jobs(jobs: Sequence[Callable[[], None]], threads: int) -> None:
             done.result()
 
 
-@dataclass(frozen=True)
-class _Batch:
+class _Batch(NamedTuple):
     """Levels of a batch's sources, and how their spikes are sorted.
 
     Attributes
@@ -112,19 +110,24 @@ def _sorted_spikes(plan: ChannelPlan, batch: _Batch, images: range) -> SortedSpi
     from quartz_plugin.engines.event.kernels import list_spikes, sort_by_level
 
     most = 1 + len(images) * sum(level[0].size for level in batch.levels)
-    row_start = np.zeros((len(images), plan.rows, 2), np.int64)
-    listed = ListedSpikes(np.empty(most, np.int32), np.empty(most, np.int64), row_start)
-    at = 0
-    for level, convolution, first_row in zip(batch.levels, plan.convolutions, plan.synapses.terms[:, 0], strict=True):
-        at = list_spikes(level, images.start, convolution.first_input, convolution.inputs, at, first_row, listed)
+    row_start = np.zeros(2 * len(images) * plan.rows, np.int64)
+    listed = ListedSpikes(len(images), plan.rows, np.empty(most, np.int32), np.empty(most, np.int64), row_start)
+    count = first_row = 0
+    for level, convolution in zip(batch.levels, plan.convolutions, strict=True):
+        count = list_spikes(level, images.start, convolution.first_input, convolution.inputs, count, first_row, listed)
+        first_row += level.shape[1]
     if batch.stops is None:
-        return _sorted_by_occurring_levels(listed, at, plan.bias.stops)
+        return _sorted_by_occurring_levels(listed, count, plan.bias.stops)
     spikes = SortedSpikes(
+        images=len(images),
+        rows=plan.rows,
         place=np.empty(most, np.int64),
         row_start=row_start,
-        ranked=np.empty((len(images), batch.ranks + 1), np.int64),
+        ranks=batch.ranks + 1,
+        ranked=np.empty(len(images) * (batch.ranks + 1), np.int64),
         distinct=np.empty(len(images), np.int64),
-        starts=np.empty((len(images), plan.rows, batch.ranks + 1), np.int64),
+        has_starts=True,
+        starts=np.empty(len(images) * plan.rows * (batch.ranks + 1), np.int64),
         level=listed.level[:0],
     )
     sort_by_level(listed, batch.stops, spikes)
@@ -134,16 +137,25 @@ def _sorted_spikes(plan: ChannelPlan, batch: _Batch, images: range) -> SortedSpi
 def _sorted_by_occurring_levels(listed: ListedSpikes, count: int, stops: Array) -> SortedSpikes:
     """Sort each row's spikes by level, falling, in memory that grows with the spikes alone."""
     level, place = listed.level[:count], listed.place[:count]
-    images, rows, _ = listed.row_start.shape
     first, behind = listed.row_start.reshape(-1, 2).T
     by_place = np.argsort(first, kind="stable")
     counts = (behind - first)[by_place]
     order = np.lexsort((-level, np.repeat(np.arange(len(counts)), counts)))
-    image_of = np.repeat(by_place // max(1, rows), counts)
-    occurring = [np.unique(np.concatenate([level[image_of == image], stops]))[::-1] for image in range(images)]
+    image_of = np.repeat(by_place // max(1, listed.rows), counts)
+    occurring = [np.unique(np.concatenate([level[image_of == image], stops]))[::-1] for image in range(listed.images)]
     distinct = np.array([len(levels) for levels in occurring], np.int64)
-    ranked = np.zeros((images, 1 + max(distinct, default=0)), np.int64)
+    ranked = np.zeros((listed.images, 1 + max(distinct, default=0)), np.int64)
     for own, levels in zip(ranked, occurring, strict=True):
         own[: len(levels)] = levels
-    starts = np.empty((0, 0, 0), np.int64)
-    return SortedSpikes(place[order], listed.row_start, ranked, distinct, starts, level[order])
+    return SortedSpikes(
+        images=listed.images,
+        rows=listed.rows,
+        place=place[order],
+        row_start=listed.row_start,
+        ranks=ranked.shape[1],
+        ranked=ranked.reshape(-1),
+        distinct=distinct,
+        has_starts=False,
+        starts=np.empty(0, np.int64),
+        level=level[order],
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -35,10 +36,10 @@ class LayerPlan:
     shape: tuple[int, ...]
     ranges: list[ChannelPlan]
 
-    @property
-    def sources(self) -> set[str]:
+    @cached_property
+    def sources(self) -> frozenset[str]:
         """Names of the nodes whose levels are read."""
-        return {source for channel_range in self.ranges for source in channel_range.sources}
+        return frozenset(source for channel_range in self.ranges for source in channel_range.sources)
 
 
 @dataclass(frozen=True)
@@ -122,6 +123,10 @@ class ChannelPlan:
         Those whose spikes are sorted, in the order of `synapses`.
     direct_convolution : Convolution or None
         That whose spikes are looked for at every level.
+    sources : list of str
+        Nodes whose levels are read, in the order of these.
+    rows : int
+        Rows of spikes that are sorted, of all convolutions.
     synapse_count : int
         About how many synapses there are.
     """
@@ -147,6 +152,10 @@ class ChannelPlan:
             None,
         )
         self.convolutions = [c for c in convolutions if c is not self.direct_convolution]
+        self.sources = [c.source for c in self.convolutions]
+        if self.direct_convolution is not None:
+            self.sources.append(self.direct_convolution.source)
+        self.rows = sum(c.source_shape[1] for c in self.convolutions)
         self.synapse_count = (last - first) * height * width * sum(c.weight[0].numel() for c in convolutions)
         self.tiles = tiles_of(self.convolutions, first, last - first, self.spatial, dtype.itemsize)
         self.synapses = synapses_of(self.convolutions, self.tiles, dtype)
@@ -155,17 +164,6 @@ class ChannelPlan:
         clock, lowest = p.clock, p.silent_level
         theta = math.inf if p.hold else clock.threshold
         self.neurons = Neurons(clock.window, theta, lowest, lowest - 1, clock.readout - p.last_step)
-
-    @property
-    def rows(self) -> int:
-        """Rows of spikes that are sorted, of all convolutions."""
-        return sum(c.source_shape[1] for c in self.convolutions)
-
-    @property
-    def sources(self) -> list[str]:
-        """Names of the nodes whose levels are read."""
-        direct = [] if self.direct_convolution is None else [self.direct_convolution]
-        return [c.source for c in [*self.convolutions, *direct]]
 
 
 def _direct_of(convolution: Convolution | None, tiles: Tiles, dtype: torch.dtype) -> Direct:
@@ -185,7 +183,7 @@ def _bias_of(p: TTFSParameters, bias: Tensor | None, tiles: Tiles, dtype: torch.
     """Amount and level of each neuron's bias, laid out as the tiles are; one row where all are alike."""
     if bias is None:
         nothing = torch.zeros(0, dtype=dtype).numpy()
-        return Bias(nothing, nothing, np.zeros(0, np.int64), 0, 0, late=False)
+        return Bias(nothing, nothing, np.zeros(0, np.int64), 0, 0, 0, late=False)
     alike = bool((bias == bias[:, :1]).all())
     bias = bias[:, :1] if alike else bias
     if p.bias_code == "spike":
@@ -193,10 +191,12 @@ def _bias_of(p: TTFSParameters, bias: Tensor | None, tiles: Tiles, dtype: torch.
         bias = torch.ones_like(bias)
     else:
         level = torch.full_like(bias, p.clock.input_window)
+    stops = level[level > 0].long().unique().flip(0).numpy()
     return Bias(
         amount=_laid_out(bias, tiles),
         level=_laid_out(level, tiles),
-        stops=level[level > 0].long().unique().flip(0).numpy(),
+        stops=stops,
+        stop_count=len(stops),
         row_length=0 if alike else tiles.row_length,
         block_length=tiles.row_length * bias.shape[1],
         late=bool((level < 0).any()),

@@ -1,4 +1,4 @@
-"""Records of arrays that the kernels take."""
+"""Records of flat arrays that the kernels take."""
 
 from __future__ import annotations
 
@@ -47,8 +47,10 @@ class Synapses(NamedTuple):
         Of all blocks, flat; `block_length` of each.
     block_length : int
         Weights of a block.
+    term_count : int
+        Convolutions.
     terms : array
-        For each convolution ``[7]``: the row of its first spikes, where its weights start in a block, weights of an
+        Flat ``[term_count, 7]``: the row of its first spikes, where its weights start in a block, weights of an
         input channel, where it starts in `column`, in `channel_at` and in `reach`, and outputs of a group (0: there is
         one group).
     reach : array
@@ -67,6 +69,7 @@ class Synapses(NamedTuple):
 
     weights: Array
     block_length: int
+    term_count: int
     terms: Array
     reach: Array
     reach_row: Array
@@ -108,6 +111,8 @@ class Bias(NamedTuple):
         Weight of each neuron's, and its level, laid out as the tiles are; one row where all are alike.
     stops : array
         Levels above 0 that occur, falling.
+    stop_count : int
+        How many.
     row_length, block_length : int
         From row to row (0 where all are alike) and from block to block.
     late : bool
@@ -117,6 +122,7 @@ class Bias(NamedTuple):
     amount: Array
     level: Array
     stops: Array
+    stop_count: int
     row_length: int
     block_length: int
     late: bool
@@ -149,12 +155,16 @@ class ListedSpikes(NamedTuple):
 
     Attributes
     ----------
+    images, rows : int
+        How many.
     level, place : array
         Of each spike: its level, and ``x << 32 | channel``.
     row_start : array
-        ``[images, rows, 2]``: where the spikes of a row start and end.
+        Flat ``[images, rows, 2]``: where the spikes of a row start and end.
     """
 
+    images: int
+    rows: int
     level: Array
     place: Array
     row_start: Array
@@ -165,21 +175,32 @@ class SortedSpikes(NamedTuple):
 
     Attributes
     ----------
+    images, rows : int
+        How many.
     place : array
         Of each spike, ``x << 32 | channel``.
     row_start : array
-        ``[images, rows, 2]``: where the spikes of a row start and end.
+        Flat ``[images, rows, 2]``: where the spikes of a row start and end.
+    ranks : int
+        Up to so many levels of an image, and one place more.
     ranked, distinct : array
-        Levels of an image that occur or are looked at anyway, falling, and how many.
+        Flat ``[images, ranks]``: levels of an image that occur or are looked at anyway, falling; ``[images]``: how
+        many.
+    has_starts : bool
+        `starts` tells where the spikes of a level are; else `level` does.
     starts : array
-        ``[images, rows, ranks + 1]``: where in a row the spikes of a rank start; empty where `level` tells.
+        Flat ``[images, rows, ranks]``: where in a row the spikes of a rank start.
     level : array
-        Of each spike, where `starts` is empty.
+        Of each spike.
     """
 
+    images: int
+    rows: int
     place: Array
     row_start: Array
+    ranks: int
     ranked: Array
     distinct: Array
+    has_starts: bool
     starts: Array
     level: Array

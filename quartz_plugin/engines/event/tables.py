@@ -128,7 +128,8 @@ class _Tables:
         return Synapses(
             weights=weights,
             block_length=block_length,
-            terms=np.array(self.terms, np.int64).reshape(-1, 7),
+            term_count=len(self.terms),
+            terms=np.array(self.terms, np.int64).flatten(),
             reach=np.array(self.reach, np.int64),
             reach_row=np.array(self.reach_row, np.int64),
             reach_pair=np.array(self.reach_pair, np.int64),

@@ -1,4 +1,7 @@
-"""Loops in vectors of LANES numbers, as instructions of LLVM: arrays do not live in registers in numba."""
+"""Loops in vectors of LANES numbers, as instructions of LLVM: arrays do not live in registers in numba.
+
+Their arrays are pointers, those of :func:`as_pointers`.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +15,30 @@ from numba.extending import intrinsic
 from quartz_plugin.engines.event.constants import CHANNEL_MASK, LANES, REGISTERS
 
 
-def _vector_at(context: Any, builder: Any, array_type: Any, array: Any, index: Any) -> tuple[Any, int]:
-    """Pointer to a vector in a contiguous array, and the alignment of its numbers."""
-    number = context.get_data_type(array_type.dtype)
-    data = context.make_array(array_type)(context, builder, array).data
-    pointer = builder.bitcast(builder.gep(data, [index]), ir.VectorType(number, LANES).as_pointer())
-    return pointer, context.get_abi_sizeof(number)
+@intrinsic
+def as_pointers(typing_context: Any, record: Any) -> Any:
+    """Return the record with pointers to the numbers of its flat arrays in their place.
+
+    numba counts who holds an array each time that a record gives it; pointers cost nothing, and are read and written
+    as arrays are. Who calls must hold the arrays meanwhile.
+    """
+    fields = [types.CPointer(field.dtype) if isinstance(field, types.Array) else field for field in record]
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        values = [
+            context.make_array(field)(context, builder, value).data if isinstance(field, types.Array) else value
+            for field, value in zip(record, cgutils.unpack_tuple(builder, args[0], len(fields)), strict=True)
+        ]
+        return context.make_tuple(builder, signature.return_type, values)
+
+    return types.NamedTuple(fields, record.instance_class)(record), generate
+
+
+def _vector_at(context: Any, builder: Any, pointer_type: Any, pointer: Any, index: Any) -> tuple[Any, int]:
+    """Pointer to a vector of numbers from an index on, and the alignment of its numbers."""
+    number = context.get_data_type(pointer_type.dtype)
+    place = builder.bitcast(builder.gep(pointer, [index]), ir.VectorType(number, LANES).as_pointer())
+    return place, context.get_abi_sizeof(number)
 
 
 def _everywhere(builder: Any, vector: Any, number: Any) -> Any:
@@ -25,17 +46,6 @@ def _everywhere(builder: Any, vector: Any, number: Any) -> Any:
     undefined = ir.Constant(vector, ir.Undefined)
     first = builder.insert_element(undefined, number, ir.Constant(ir.IntType(32), 0))
     return builder.shuffle_vector(first, undefined, ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES))
-
-
-@intrinsic
-def at_index(typing_context: Any, array: Any, index: Any) -> Any:
-    """``array[index]`` of a flat array, for an index that is known not to be negative."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        data = context.make_array(signature.args[0])(context, builder, args[0]).data
-        return builder.load(builder.gep(data, [args[1]]))
-
-    return array.dtype(array, types.intp), generate
 
 
 @intrinsic
@@ -52,8 +62,6 @@ def add_weights(typing_context: Any, i: Any, weights: Any, spikes: Any, pairs: A
         i_, weights_, spikes_, pairs_, run_, span_ = args
         at_, start_, vectors_, stride_ = cgutils.unpack_tuple(builder, run_, 4)
         first_, last_, first_pair_, last_pair_ = cgutils.unpack_tuple(builder, span_, 4)
-        of_pairs = context.make_array(signature.args[3])(context, builder, pairs_).data
-        of_spikes = context.make_array(signature.args[2])(context, builder, spikes_).data
         index_type = vectors_.type
         mask = ir.Constant(index_type, CHANNEL_MASK)
 
@@ -64,7 +72,7 @@ def add_weights(typing_context: Any, i: Any, weights: Any, spikes: Any, pairs: A
             ]
             totals = [cgutils.alloca_once_value(builder, builder.load(place, align=align)) for place, align in places]
             with cgutils.for_range_slice(builder, first_, last_, ir.Constant(index_type, 1)) as (spike, _):
-                channel = builder.and_(builder.load(builder.gep(of_spikes, [spike])), mask)
+                channel = builder.and_(builder.load(builder.gep(spikes_, [spike])), mask)
                 row = builder.add(of, builder.mul(channel, stride_))
                 for k, total in enumerate(totals):
                     offset = builder.add(row, ir.Constant(row.type, k * LANES))
@@ -78,9 +86,9 @@ def add_weights(typing_context: Any, i: Any, weights: Any, spikes: Any, pairs: A
 
         with cgutils.for_range_slice(builder, first_pair_, last_pair_, ir.Constant(index_type, 1)) as (pair, _):
             place = builder.mul(pair, ir.Constant(index_type, 3))
-            to = builder.add(at_, builder.load(builder.gep(of_pairs, [place])))
+            to = builder.add(at_, builder.load(builder.gep(pairs_, [place])))
             place = builder.add(place, ir.Constant(index_type, 1))
-            of = builder.add(start_, builder.load(builder.gep(of_pairs, [place])))
+            of = builder.add(start_, builder.load(builder.gep(pairs_, [place])))
             many = ir.Constant(index_type, REGISTERS)
             whole = builder.udiv(vectors_, many)
             with cgutils.for_range(builder, whole) as loop:
