@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from random_chains import input_train
+from helpers.random_chains import input_train
 from torch import nn
 from torch.nn import functional as F
 

@@ -5,8 +5,8 @@ import re
 
 import pytest
 import torch
+from helpers.random_chains import HELD, NEURONS, SCALES, SOME, chains, fired_levels, t_maxima
 from hypothesis import given
-from random_chains import HELD, NEURONS, SCALES, SOME, chains, fired_levels, t_maxima
 from torch import nn
 
 import quartz_plugin

@@ -1,0 +1,196 @@
+"""Conversion with weight_bits: weights on a grid, and engines that agree bit for bit."""
+
+import math
+
+import pytest
+import torch
+from helpers.conversions import LINEAR, PERCENTILES, T_MAXIMA, assert_same_spikes, engines_of
+from helpers.paths import SHARED
+from helpers.random_chains import MANY, NEURONS
+from helpers.random_graphs import own_windows, pools_mixed_scales, random_nets
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+import quartz_plugin
+from quartz_plugin import ConversionError
+from quartz_plugin.operators.modules import OneToOne
+from quartz_plugin.operators.pooling import AVERAGES
+from quartz_plugin.operators.table import WEIGHTED
+
+
+@st.composite
+def quantized(draw):
+    """A random network on fixed-point weights, any options."""
+    net = draw(random_nets())
+    options = {**draw(NEURONS), "linear": draw(LINEAR), "percentile": draw(PERCENTILES)}
+    options |= {
+        "weight_bits": draw(st.sampled_from([2, 4, 8, 8])),
+        "granularity": draw(st.sampled_from(["layer"] * 3 + ["channel"])),
+    }
+    t_max = draw(T_MAXIMA)
+    try:
+        snn = net.convert(t_max, **options)
+        if draw(st.booleans()):
+            snn = net.convert(t_max, **options, layers=own_windows(draw, snn))
+    except ConversionError as refusal:
+        if not (pools_mixed_scales(net, refusal) or "no fixed weights add up" in str(refusal)):
+            raise
+        return net, None
+    return net, snn
+
+
+@MANY
+@given(quantized())
+def test_all_engines_agree_bit_for_bit(conversion):
+    net, snn = conversion
+    if snn is None:
+        return
+    results = [snn.run(net.images, engine=engine) for engine in engines_of(snn)]
+    for other in results[1:]:
+        assert_same_spikes(other.spike_steps, results[0].spike_steps)
+        assert torch.equal(other.logits, results[0].logits)
+
+
+@pytest.mark.parametrize("granularity", ["layer", "channel"])
+@pytest.mark.parametrize("bits", [2, 5, 8, 16])
+def test_weights_are_whole_numbers_of_so_many_bits_on_a_binary_grid(bits, granularity):
+    torch.manual_seed(1)
+    ann = nn.Sequential(nn.Conv2d(2, 5, 3), nn.ReLU(), nn.AvgPool2d(3), nn.Flatten(), nn.Linear(20, 4))
+    images = torch.rand(20, 2, 8, 8)
+    snn = quartz_plugin.convert(ann, images, weight_bits=bits, granularity=granularity)
+    plain = quartz_plugin.convert(ann, images, granularity=granularity)
+    compared = 0
+    for (path, module), other in zip(snn.graph_module.named_modules(), plain.graph_module.modules(), strict=True):
+        assert not isinstance(module, AVERAGES) or module.divisor_override == 1
+        if not isinstance(module, (*WEIGHTED, OneToOne)):
+            continue
+        rows = module.weight.double() if granularity == "channel" else module.weight.double().unsqueeze(0)
+        for row, original in zip(rows, other.weight.double().reshape(rows.shape), strict=True):
+            grid = 2.0 ** -math.floor(math.log2((2 ** (bits - 1) - 1) / row.abs().max()))
+            # The largest rounded weight may allow a grid twice as fine.
+            assert torch.equal(row / grid, (row / grid).round())
+            assert (row / grid).abs().max() <= 2 ** (bits - 1) - 1
+            if path == "0":
+                assert ((row - original).abs() <= grid).all()
+                compared += 1
+    assert compared == (5 if granularity == "channel" else 1)
+    assert snn.graph.settings["weight_bits"] == bits
+
+
+def test_with_16_bits_the_logits_are_nearly_those_of_free_weights():
+    torch.manual_seed(2)
+    ann = nn.Sequential(nn.Conv1d(2, 6, 3), nn.ReLU(), nn.AvgPool1d(3), nn.Flatten(), nn.Linear(18, 3))
+    images = torch.rand(50, 2, 11)
+    logits = [quartz_plugin.convert(ann, images, 1000, weight_bits=bits)(images) for bits in (16, None)]
+    assert (logits[0] - logits[1]).abs().max() < 0.01 * logits[1].abs().max()
+
+
+def test_a_network_that_float32_cannot_hold_is_made_in_float64():
+    torch.manual_seed(3)
+    wide = nn.Sequential(nn.Linear(3000, 20), nn.ReLU(), nn.Linear(20, 3))
+    assert quartz_plugin.convert(wide, torch.rand(8, 3000), 64, weight_bits=8).graph.dtype == torch.float64
+    small = nn.Sequential(nn.Linear(10, 20), nn.ReLU(), nn.Linear(20, 3))
+    assert quartz_plugin.convert(small, torch.rand(8, 10), 8, weight_bits=8).graph.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    "average",
+    [nn.AdaptiveAvgPool2d(1), nn.AdaptiveAvgPool2d((2, 3)), nn.AvgPool2d(2, 1, padding=1, count_include_pad=False)],
+    ids=str,
+)
+def test_averages_are_sums_whose_share_is_in_the_weights_that_follow(average):
+    torch.manual_seed(4)
+    body = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), average, nn.Flatten())
+    images = torch.rand(30, 1, 6, 6)
+    ann = nn.Sequential(body, nn.Linear(body(images).shape[1], 3))
+    snn = quartz_plugin.convert(ann, images, 2000, percentile=100, weight_bits=16)
+    assert (snn(images) - ann(images)).abs().max() < 0.02 * ann(images).abs().max()
+
+
+@pytest.mark.parametrize("size", [1e-4, 1e-11, 1e-20, 0.0])
+def test_a_channel_that_is_nearly_dead_widens_nothing(size):
+    torch.manual_seed(6)
+    ann, images = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)), torch.rand(20, 6)
+    with torch.no_grad():
+        ann[2].weight[1] *= size
+        ann[2].bias[1] *= size
+    snn = quartz_plugin.convert(ann, images, weight_bits=8, granularity="channel")
+    expected = snn.run(images, engine="stepped")
+    for engine in engines_of(snn):
+        assert_same_spikes(snn.run(images, engine=engine).spike_steps, expected.spike_steps)
+    plain = quartz_plugin.convert(ann, images, granularity="channel")
+    assert (snn(images) - plain(images)).abs().max() <= 2 * snn.graph.output_scale / 15
+
+
+def test_an_average_over_windows_of_several_sizes_is_refused_by_name():
+    torch.manual_seed(1)
+    ann = nn.Sequential(nn.Conv2d(1, 2, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(8, 2))
+    with pytest.raises(ConversionError, match=r"'2' \(AdaptiveAvgPool2d\) with weight_bits.*no fixed weights add up"):
+        quartz_plugin.convert(ann, torch.rand(4, 1, 5, 5), weight_bits=8)
+
+
+@pytest.mark.parametrize("bits", [1, 17, 8.0, True, "8"])
+def test_other_numbers_of_bits_are_refused(bits):
+    with pytest.raises(ValueError, match="weight_bits must be a whole number from 2 to 16"):
+        quartz_plugin.convert(nn.Linear(2, 2), torch.rand(4, 2), weight_bits=bits)
+
+
+def test_a_saved_network_keeps_its_grid(tmp_path):
+    torch.manual_seed(5)
+    ann = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
+    images = torch.rand(10, 1, 6, 6)
+    snn = quartz_plugin.convert(ann, images, weight_bits=8)
+    snn.save(tmp_path / "snn.safetensors")
+    loaded = quartz_plugin.load(tmp_path / "snn.safetensors")
+    assert torch.equal(loaded(images), snn(images))
+    assert loaded.graph.dtype == snn.graph.dtype
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize("options", [{}, {"hold": False}, quartz_plugin.PAPER], ids=str)
+def test_the_papers_network_in_8_bits_keeps_its_accuracy_and_engines_agree(mnist_ann, mnist_train, mnist_test, options):
+    assert SHARED.exists()
+    snn = quartz_plugin.convert(mnist_ann, mnist_train[0][:2000], 16, percentile=99.9, weight_bits=8, **options)
+    images, labels = mnist_test[0][:500], mnist_test[1][:500]
+    results = [snn.run(images, engine=engine) for engine in engines_of(snn)]
+    for other in results[1:]:
+        assert_same_spikes(other.spike_steps, results[0].spike_steps)
+    assert (results[0].logits.argmax(1) == labels).float().mean() >= 0.975
+
+
+SUMS = {
+    "channels": lambda x: x.sum(1),
+    "channels and rows": lambda x: x.sum((1, 2)),
+    "channels and columns": lambda x: x.sum((1, 3), keepdim=True),
+    "all": lambda x: x.sum((1, 2, 3), keepdim=True),
+    "rows": lambda x: x.sum(2),
+    "a vector": lambda x: x.flatten(1).sum(-1, keepdim=True),
+    "a sequence": lambda x: x.flatten(2).sum(2),
+    "blocks": lambda x: x.unflatten(1, (2, 2)).sum((1, 3)),
+    "mean of channels": lambda x: x.mean(1),
+    "mean of blocks": lambda x: x.unflatten(1, (2, 2)).mean((2, 4)),
+}
+
+
+class Summed(nn.Module):
+    def __init__(self, how):
+        super().__init__()
+        self.conv, self.how, self.head = nn.Conv2d(3, 4, 1), how, nn.LazyLinear(3)
+
+    def forward(self, x):
+        return self.head(self.how(self.conv(x).relu()).relu().flatten(1))
+
+
+@pytest.mark.parametrize("options", [{}, {"hold": False}, {"granularity": "channel"}], ids=str)
+@pytest.mark.parametrize("how", SUMS)
+def test_sums_and_means_over_any_dimensions_are_sums_of_spikes(how, options):
+    ann, images = Summed(SUMS[how]).eval(), torch.rand(30, 3, 4, 4)
+    wanted = ann(images).detach()
+    snn = quartz_plugin.convert(ann, images, 257, weight_bits=8, percentile=100, **options)
+    result = snn.run(images[:10], engine="stepped")
+    for engine in engines_of(snn):
+        assert_same_spikes(snn.run(images[:10], engine=engine).spike_steps, result.spike_steps)
+    assert (result.logits - wanted[:10]).abs().max() < 0.05 * wanted.abs().max()
+    averages = [m for m in snn.graph_module.modules() if isinstance(m, AVERAGES)]
+    assert all(m.divisor_override == 1 for m in averages)

@@ -1,0 +1,51 @@
+"""Random networks with what they became, by any options, and how spikes are compared."""
+
+import torch
+from hypothesis import strategies as st
+
+from helpers.random_chains import NEURONS
+from helpers.random_graphs import (
+    make_exact,
+    own_windows,
+    pools_mixed_scales,
+    random_nets,
+)
+from quartz_plugin import ConversionError
+
+T_MAXIMA = st.one_of(st.integers(2, 9), st.sampled_from([16, 17]))
+LINEAR = st.sampled_from(["compose", "pair"])
+PERCENTILES = st.sampled_from([70, 99, 99.9, 100])
+
+
+@st.composite
+def conversions(draw, neurons=NEURONS, exact=False, **nets):
+    """A random network and what it became: any options, often with windows of their own for some layers."""
+    net = draw(random_nets(exact=exact, **nets))
+    options = {**draw(neurons), "linear": draw(LINEAR), "percentile": draw(PERCENTILES)}
+    # Ranges of an output's own, with shifts.
+    options["task"] = draw(st.sampled_from(["classification", "classification", "regression"]))
+    t_max = draw(T_MAXIMA)
+    snn = net.convert(t_max, **options)
+    if draw(st.booleans()):
+        options["layers"] = own_windows(draw, snn)
+    if draw(st.integers(0, 3)) == 3:
+        options["granularity"] = "channel"
+    try:
+        snn = net.convert(t_max, **options)
+    except ConversionError as refusal:
+        # Channels or branches may say 1 of different values, or in windows of different lengths.
+        if not pools_mixed_scales(net, refusal) or not options.keys() & {"layers", "granularity"}:
+            raise
+    return net, make_exact(snn) if exact else snn
+
+
+def engines_of(snn):
+    """The engines that are exact for this network."""
+    return ("stepped", "event", "analytic") if snn.graph.hold else ("stepped", "event")
+
+
+def assert_same_spikes(one, other):
+    assert list(one) == list(other)
+    for name, steps in one.items():
+        assert steps.dtype == torch.int32
+        assert torch.equal(steps, other[name]), name
