@@ -9,7 +9,9 @@ from quartz_plugin.engines import SimulationResult
 from quartz_plugin.network import SpikingNetwork, load
 from quartz_plugin.neuron import AxonalDelay, FirstSpikeMaxPool, TTFSNeuron, reset
 from quartz_plugin.task import decide
-from quartz_plugin.training import DistillationLoss, Teacher, TrainableNetwork, prepare, prepare_qat
+from quartz_plugin.training import DistillationLoss, TrainableNetwork, prepare_qat
+from quartz_plugin.training import Teacher as Teacher  # earlier names, which warn
+from quartz_plugin.training import prepare as prepare
 from quartz_plugin.verification import Verification, verify
 
 __version__ = "0.1.0"
@@ -27,7 +29,6 @@ __all__ = [
     "SpikingNetwork",
     "TTFSActivation",
     "TTFSNeuron",
-    "Teacher",
     "TrainableNetwork",
     "Verification",
     "allocate_steps",
@@ -37,7 +38,6 @@ __all__ = [
     "decode",
     "encode",
     "load",
-    "prepare",
     "prepare_qat",
     "register_rule",
     "reset",
