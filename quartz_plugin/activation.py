@@ -47,11 +47,11 @@ def check_range(scale: Tensor, shift: Tensor, signed: bool) -> None:
 
 
 class TTFSActivation(nn.Module):
-    r"""What held neurons say of their drive: clipped and rounded, with straight-through gradients.
+    r"""Values that held neurons encode for their drive: clipped and rounded, with straight-through gradients.
 
     .. math:: y \mapsto \frac{s}{S}\, clip(\lfloor S y / s + 1/2 \rfloor, lowest, S), \quad S = t_{max} - 1
 
-    It stands in a network where a ReLU stood. :func:`quartz_plugin.convert` makes a spiking layer of it that says
+    It stands in a network where a ReLU stood. :func:`quartz_plugin.convert` makes a spiking layer of it that encodes
     these values, whatever calibration images it is given (arXiv:2309.16795; the learned scale is that of
     arXiv:1902.08153).
 
@@ -62,7 +62,7 @@ class TTFSActivation(nn.Module):
     scale : float or Tensor
         What the value 1 stands for, positive: one number, or one for each channel, ``[C, 1, ...]``.
     signed : bool
-        Say values from ``-scale`` on, as an output does; ``lowest`` is then ``-S``, else 0.
+        Encode values from ``-scale`` on, as an output does; ``lowest`` is then ``-S``, else 0.
     learned : bool
         Let the logarithm of the scale be a parameter. Its gradient is divided by the root of the number of units that
         have it and of ``S``.
@@ -138,5 +138,5 @@ class TTFSActivation(nn.Module):
     def extra_repr(self) -> str:
         """Show the window and the scale."""
         scale = self.scale.detach()
-        said = f"{float(scale):.4g}" if scale.numel() == 1 else f"{tuple(scale.shape)}"
-        return f"t_max={self.t_max}, scale={said}" + (", signed=True" if self.signed else "")
+        shown = f"{float(scale):.4g}" if scale.numel() == 1 else f"{tuple(scale.shape)}"
+        return f"t_max={self.t_max}, scale={shown}" + (", signed=True" if self.signed else "")

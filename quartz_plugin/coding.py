@@ -1,7 +1,7 @@
 r"""The latency code and the clock.
 
 A value :math:`x \in [0, 1]` is one spike at step :math:`\lceil S (1 - x) - 1/2 \rceil` of a window of
-:math:`S = T_{max} - 1` steps. A spike at window step ``k`` says the **level** ``n = S - k``, the value ``n / S``.
+:math:`S = T_{max} - 1` steps. A spike at window step ``k`` encodes the **level** ``n = S - k``, the value ``n / S``.
 
 This is the only file that knows when anything happens.
 
@@ -37,12 +37,12 @@ MOST_TIME = 2**31
 
 
 class Window(NamedTuple):
-    """The steps ``[start, start + length]`` in which the units of one layer say their values.
+    """The steps ``[start, start + length]`` in which the units of one layer encode their values.
 
     Attributes
     ----------
     start : int
-        Global step that says 1.
+        Global step of a spike that encodes 1.
     length : int
         ``S``: steps from the value 1 to the value 0.
 
@@ -63,23 +63,23 @@ class Window(NamedTuple):
 
     @property
     def end(self) -> int:
-        """Global step that says 0."""
+        """Global step of a spike that encodes 0."""
         return self.start + self.length
 
     def level_at(self, step: int) -> int:
-        """Level that a spike at this global step says."""
+        """Level that a spike at this global step encodes."""
         return self.end - step
 
     def step_of(self, level: int) -> int:
-        """Global step at which this level is said."""
+        """Global step of the spike that encodes this level."""
         return self.end - level
 
     def steps_of(self, levels: Tensor) -> Tensor:
-        """Global steps (int32) at which these levels are said; same shape."""
+        """Global steps (int32) of the spikes that encode these levels; same shape."""
         return levels.to(torch.int32, copy=True).neg_().add_(self.end)
 
     def levels_at(self, steps: Tensor, silent: int | None = 0, dtype: torch.dtype = torch.int32) -> Tensor:
-        """Levels said by spikes at these global steps; `silent` where there is none (None: all have spikes)."""
+        """Levels encoded by spikes at these global steps; `silent` where there is none (None: all have spikes)."""
         # Steps beyond 2**24 are whole numbers in int32 alone.
         exact = dtype if self.end < MOST_STEPS else torch.int32
         levels = torch.sub(torch.tensor(self.end, dtype=exact, device=steps.device), steps).to(dtype)
@@ -138,11 +138,11 @@ class NeuronClock(NamedTuple):
 
     @property
     def rectify(self) -> int:
-        """Step at which whoever has not fired says 0."""
+        """Step at which a neuron that has not fired encodes 0."""
         return self.readout + self.window
 
     def last_step(self, signed: bool) -> int:
-        """Last step in which a neuron may fire; `signed` where values down to -1 are said."""
+        """Last step in which a neuron may fire; `signed` where values down to -1 are encoded."""
         return self.readout + (2 if signed else 1) * self.window
 
     def bias_spike_steps(self, bias: Tensor) -> Tensor:
@@ -238,7 +238,7 @@ def check_unit_interval(x: Tensor, what: str = "x") -> Tensor:
     TypeError
         If it is no tensor.
     ValueError
-        Unless it is floating point, with all values in [0, 1] but for :data:`TOLERANCE`; says how to map others.
+        Unless it is floating point, with all values in [0, 1] but for :data:`TOLERANCE`; tells how to map others.
 
     Examples
     --------
@@ -264,7 +264,7 @@ def check_unit_interval(x: Tensor, what: str = "x") -> Tensor:
 
 
 def _how_to_map(x: Tensor, low: float, high: float) -> str:
-    """Say how values from `low` to `high` get into [0, 1], and how the network gets what it was trained on."""
+    """Advice on mapping values from `low` to `high` into [0, 1], and on giving the network what it was trained on."""
     width = high - low
     if not math.isfinite(width):
         return "give finite values"
@@ -356,7 +356,7 @@ def encode(x: Tensor, t_max: int, steps: int | None = None, *, silent_zeros: boo
 
 
 def decode(spikes: Tensor, t_max: int, start: int = 0) -> Tensor:
-    """Values said by the first spike of each unit; the inverse of :func:`encode`.
+    """Values encoded by the first spike of each unit; the inverse of :func:`encode`.
 
     A time has no gradient: a loss on spikes weighs them by their steps instead.
 
@@ -367,12 +367,12 @@ def decode(spikes: Tensor, t_max: int, start: int = 0) -> Tensor:
     t_max : int
         ``T``; at least 2.
     start : int
-        Step that says 1: 0 for the input, ``l * (t_max - 1)`` for layer ``l``.
+        Step of a spike that encodes 1: 0 for the input, ``l * (t_max - 1)`` for layer ``l``.
 
     Returns
     -------
     Tensor
-        ``(S - (first step - start)) / S``, shape ``[B, ...]``; 0 where no spike came. Early spikes say
+        ``(S - (first step - start)) / S``, shape ``[B, ...]``; 0 where no spike came. Early spikes encode
         more than 1, spikes after the window (a signed output) less than 0.
 
     Raises

@@ -6,7 +6,7 @@ r"""The neuron's mathematics: one time step, and the closed form.
     v_t &= v_{t-1} + i_t, \qquad \text{fire once if } v_t \ge \theta = T_{max} - 1/2
 
 and whoever has not fired at the rectifier step fires then (0, the ReLU). At readout
-:math:`v = S (\sum_j w_j x_j + b) = S y`; the membrane then climbs by one a step, so the neuron says
+:math:`v = S (\sum_j w_j x_j + b) = S y`; the membrane then climbs by one a step, so the neuron encodes
 :math:`\lfloor S y + 1/2 \rfloor / S`: that is the closed form.
 
 Backward, the threshold has the slope of a surrogate. A loss that weighs the spike of step t by :math:`c_t` has, for a
@@ -78,12 +78,12 @@ class TTFSParameters(NamedTuple):
         No spike before readout.
     rectifier : "spike", "silent" or None
         At the rectifier step, who has not fired fires ("spike", the paper's) or is switched off ("silent").
-        None: an output, which may fire until it has said -1.
+        None: an output, which may fire until it has encoded -1.
     bias : Tensor, optional
         Broadcastable to the neurons' shape without the batch (``[C, 1]`` or ``[C, 1, 1]`` for one number a channel);
         enters once per inference.
     bias_code : "synapse" or "spike"
-        "synapse": weight ``b`` from a unit that says 1. "spike": the authors' unit-weight spike, whose time says b.
+        "synapse": weight ``b`` from a unit that encodes 1. "spike": the authors' unit-weight spike, whose time is b.
     readout : int, optional
         Readout step, where it is not ``l S``.
     input_window : int, optional
@@ -114,7 +114,7 @@ class TTFSParameters(NamedTuple):
 
     @property
     def signed(self) -> bool:
-        """Whether values down to -1 are said: an output layer, which has no rectifier."""
+        """Whether values down to -1 are encoded: an output layer, which has no rectifier."""
         return self.rectifier is None
 
     @property
@@ -298,7 +298,7 @@ def may_fire(p: TTFSParameters, step: int) -> bool:
 
 
 def must_fire(p: TTFSParameters, step: int) -> bool:
-    """Whether this is the step at which whoever has not fired says 0."""
+    """Whether a neuron that has not fired encodes 0 at this step."""
     return p.rectifier == "spike" and step == p.clock.rectify
 
 
@@ -335,12 +335,12 @@ def threshold(x: Tensor, spike_grad: Surrogate | None = None) -> Tensor:
 
 
 def fires_before_deadline(drive: Tensor, window: int) -> Tensor:
-    """Whether a signed output with this drive (in levels) fires by its last step, which says -1."""
+    """Whether a signed output with this drive (in levels) fires by its last step, which encodes -1."""
     return drive >= -window - 0.5
 
 
 def closed_form(drive: Tensor, window: int, lowest: int = 0, *, inplace: bool = False) -> Tensor:
-    r"""Levels that held neurons say: :math:`clip(\lfloor S y + 1/2 \rfloor, lowest, S)`.
+    r"""Levels that held neurons encode: :math:`clip(\lfloor S y + 1/2 \rfloor, lowest, S)`.
 
     Differentiable by a straight-through estimator: the rounding has gradient 1, the clipping its own.
 
@@ -367,7 +367,7 @@ def closed_form(drive: Tensor, window: int, lowest: int = 0, *, inplace: bool = 
 
 
 def fake_quantize(drive: Tensor, scale: Tensor, window: int, lowest: int = 0) -> Tensor:
-    """What held neurons of this scale and window say of their drive, in its units: the closed form of ``S y / s``.
+    """Values that held neurons of this scale and window encode for a drive, in its units: a closed form of ``S y / s``.
 
     Examples
     --------
@@ -378,14 +378,14 @@ def fake_quantize(drive: Tensor, scale: Tensor, window: int, lowest: int = 0) ->
 
 
 def spike_steps_of(p: TTFSParameters, levels: Tensor, fired: Tensor | None = None) -> Tensor:
-    """Global steps (int32) at which neurons say these levels; :data:`NO_SPIKE` where there is no spike.
+    """Global steps (int32) of the spikes that encode these levels; :data:`NO_SPIKE` where there is no spike.
 
     Parameters
     ----------
     p : TTFSParameters
         The neurons' parameters.
     levels : Tensor
-        What they say.
+        Levels that they encode.
     fired : Tensor, optional
         Bool, of levels' shape: which of them fire at all; None: all.
 

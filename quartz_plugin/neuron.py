@@ -33,8 +33,8 @@ _MEANINGLESS = {
     "reset_delay": "the neuron fires once and is silent until it is reset",
     "inhibition": "every neuron codes a value of its own",
     "state_quant": "the membrane is exact",
-    "graded_spikes_factor": "a spike says its value by its time",
-    "learn_graded_spikes_factor": "a spike says its value by its time",
+    "graded_spikes_factor": "a spike encodes its value by its time",
+    "learn_graded_spikes_factor": "a spike encodes its value by its time",
     "surrogate_disable": "leave gradients out with torch.no_grad()",
 }
 
@@ -62,7 +62,7 @@ class StatefulModule(nn.Module):
         raise NotImplementedError
 
     def advance(self, input_: Tensor, state: Any | None) -> tuple[Tensor, Any]:
-        """Advance one step with a state in the caller's hands, whatever `init_hidden` says; see :meth:`forward`."""
+        """Advance one step with a state in the caller's hands, whatever `init_hidden` is; see :meth:`forward`."""
         raise NotImplementedError
 
     def forward(self, input_: Tensor, state: Any = None) -> Any:
@@ -100,7 +100,7 @@ class TTFSNeuron(StatefulModule, SpikingNeuron):
     r"""A layer of neurons that fire at most once, for snnTorch loops and Norse's SequentialState alike.
 
     Non-leaky neurons that integrate current; at readout their current becomes 1 and they climb to the
-    threshold, so that the time of the one spike says ``floor(S y + 1/2) / S``, with ``y`` the weighted sum of
+    threshold, so that the time of the one spike encodes ``floor(S y + 1/2) / S``, with ``y`` the weighted sum of
     the input's values, ``S = t_max - 1`` (arXiv:2309.16795). The layers in front must have ``bias=False``.
 
     Parameters
@@ -113,7 +113,7 @@ class TTFSNeuron(StatefulModule, SpikingNeuron):
         No spike before readout; values clip at 1.
     rectifier : "spike", "silent" or None
         At step ``(l+1) S``, who has not fired fires ("spike") or is switched off ("silent"): the ReLU.
-        None: an output layer, which may fire until it has said -1, at ``(l+2) S``.
+        None: an output layer, which may fire until it has encoded -1, at ``(l+2) S``.
     bias : Tensor, optional
         Broadcastable to the neurons' shape without the batch: ``[F]`` behind a linear layer, ``[C, 1]``,
         ``[C, 1, 1]`` or a map behind a convolution. An ``nn.Parameter`` stays one and is trained; another tensor
@@ -125,7 +125,7 @@ class TTFSNeuron(StatefulModule, SpikingNeuron):
     output : bool
         With `init_hidden`, return ``(spk, mem)``, both tensors.
     bias_code : "synapse" or "spike"
-        How the bias arrives: as a synapse from a unit that says 1, or as the authors' spike in time.
+        How the bias arrives: as a synapse from a unit that encodes 1, or as the authors' spike in time.
     readout, input_window : int, optional
         Readout step and longest source window, where they are not ``l S`` and ``S``.
 
@@ -249,7 +249,7 @@ class TTFSNeuron(StatefulModule, SpikingNeuron):
         return (out, self.mem) if self.init_hidden and self.output else out
 
     def extra_repr(self) -> str:
-        """Show the parameters that say what the layer does."""
+        """Show the parameters that define the layer."""
         p = self._parameters_but_bias
         shape = None if self.bias is None else tuple(self.bias.shape)
         return f"t_max={p.t_max}, readout={p.clock.readout}, hold={p.hold}, rectifier={p.rectifier!r}, bias={shape}" + (

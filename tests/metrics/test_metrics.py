@@ -104,7 +104,8 @@ def test_fan_out_of_composed_maps_is_that_of_probing_every_unit(modules):
     ann = nn.Sequential(*modules)
     snn = quartz_plugin.convert(ann, torch.rand(8, 4, 7, 7))
     (layer,) = snn.graph.layers
-    shapes = {layer.projection.sources[0]: torch.Size((4, 7, 7))}
+    shapes = unit_shapes(snn.graph)
+    assert shapes[layer.projection.sources[0]] == (4, 7, 7)
     (counts,), (probed,) = fan_out(layer.projection, shapes).values(), probed_fan_out(layer.projection, shapes).values()
     assert torch.equal(counts, probed)
     assert counts.shape == (4, 7, 7)
