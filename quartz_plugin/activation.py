@@ -118,7 +118,7 @@ class TTFSActivation(nn.Module):
 
     @property
     def scale(self) -> Tensor:
-        """What the value 1 stands for."""
+        """Activation that the value 1 stands for."""
         scale = self.log_scale.exp()
         # Straight-through: a scale at its ceiling may still learn to be smaller.
         return scale if self.ceiling is None else scale + (scale.clamp(max=self.ceiling) - scale).detach()

@@ -27,37 +27,37 @@ def one_of(choices: Any) -> Check:
     return check
 
 
-def is_percentile(name: str, value: Any) -> None:
+def percentile(name: str, value: Any) -> None:
     """Check of a number in (0, 100]."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0.0 < value <= 100.0:
         raise ValueError(f"{name} must be a number in (0, 100], got {value!r}")
 
 
-def is_bool(name: str, value: Any) -> None:
+def flag(name: str, value: Any) -> None:
     """Check of True and False."""
     if not isinstance(value, bool):
         raise ValueError(f"{name} must be True or False, got {value!r}")
 
 
-def is_count(name: str, value: Any) -> None:
+def count(name: str, value: Any) -> None:
     """Check of a whole number of at least 1."""
     if type(value) is not int or value < 1:
         raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
 
 
-def is_share(name: str, value: Any) -> None:
+def share(name: str, value: Any) -> None:
     """Check of a number between 0 and 1."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1:
         raise ValueError(f"{name} is a share between 0 and 1, got {value!r}")
 
 
-def is_weight_bits(name: str, value: Any) -> None:
+def weight_bits(name: str, value: Any) -> None:
     """Check of the bits of a weight."""
     if value is not None and (type(value) is not int or not 2 <= value <= 16):
         raise ValueError(f"{name} must be a whole number from 2 to 16 (8 on Loihi), or None, got {value!r}")
 
 
-def is_t_max(name: str, value: Any) -> None:
+def t_max(name: str, value: Any) -> None:
     """Check of ``T``."""
     try:
         window_length(value)
@@ -65,28 +65,28 @@ def is_t_max(name: str, value: Any) -> None:
         raise ValueError(str(error).replace("t_max", name, 1)) from error
 
 
-def is_t_max_or_one_each(name: str, value: Any) -> None:
+def t_max_or_one_each(name: str, value: Any) -> None:
     """Check of ``T``, or of a dict of one for each layer."""
     if not isinstance(value, Mapping):
-        is_t_max(name, value)
+        t_max(name, value)
         return
     for layer, own in value.items():
         if not isinstance(layer, str):
             raise TypeError(f"{name} must name layers by strings, as the report has them, got {layer!r}")
-        is_t_max(f"layer {layer!r}: {name}", own)
+        t_max(f"layer {layer!r}: {name}", own)
 
 
-def is_task(name: str, value: Any) -> None:
+def task(name: str, value: Any) -> None:
     """Check of the meaning of an output."""
     check_task(value)
 
 
-def is_method(name: str, value: Any) -> None:
+def method(name: str, value: Any) -> None:
     """Check of a calibration method, by names or objects."""
     CalibrationMethod.of(value)
 
 
-def is_preprocessing(name: str, value: Any) -> None:
+def preprocessing(name: str, value: Any) -> None:
     """Check of (mean, std), or None."""
     if value is not None:
         mean_and_std(value)

@@ -219,7 +219,7 @@ def at_least_float32(dtype: torch.dtype) -> torch.dtype:
 
 
 def is_traced(x: Tensor) -> bool:
-    """Whether `x` has no values to be looked at: it is traced by torch.compile, torch.export or torch.func, or meta.
+    """True where `x` has no values to look at: it is traced by torch.compile, torch.export or torch.func, or meta.
 
     What would be refused for its values is then taken on trust.
     """
@@ -227,7 +227,7 @@ def is_traced(x: Tensor) -> bool:
 
 
 TOLERANCE = 1e-6
-"""How far outside [0, 1] a value may lie to be taken for 0 or 1: what resizing or dividing in float32 leaves."""
+"""Distance outside [0, 1] at which a value is still taken for 0 or 1: what resizing or dividing in float32 leaves."""
 
 
 def check_unit_interval(x: Tensor, what: str = "x") -> Tensor:

@@ -35,7 +35,7 @@ DEFAULT = "default"
 """Name under which a mapping of ``t_max`` has that of the layers it does not name."""
 
 
-def _are_layers(name: str, value: Any) -> None:
+def _check_layers(name: str, value: Any) -> None:
     if value is None:
         return
     if not isinstance(value, Mapping):
@@ -66,12 +66,12 @@ class LayerConfig:
     """
 
     percentile: float | None = option(
-        None, "Percentile of the layer's values that becomes the value 1.", checks.is_percentile
+        None, "Percentile of the layer's values that becomes the value 1.", checks.percentile
     )
     granularity: Granularity | None = option(
         None, "One scale for the layer, or for each channel.", checks.one_of(Granularity)
     )
-    t_max: int | None = option(None, "T of the layer.", checks.is_t_max)
+    t_max: int | None = option(None, "T of the layer.", checks.t_max)
 
     def __post_init__(self) -> None:
         take_plain_and_check(self, leave_out=lambda value: value is None)
@@ -128,7 +128,7 @@ class ConversionConfig:
     t_max: int | Mapping[str, int] = option(
         16,
         "T: every value is one of T levels, and a layer takes T - 1 steps; or one for each layer or block.",
-        checks.is_t_max_or_one_each,
+        checks.t_max_or_one_each,
         """
         A dict has the name of a layer (as the report has it; "output", "input") or of a block -> its ``T``, "default"
         for the rest, as ``{"default": 8, "input": 32}``; :func:`~quartz_plugin.allocate_steps` finds some. Layers of a
@@ -138,7 +138,7 @@ class ConversionConfig:
     hold: bool = option(
         True,
         "No neuron may fire before its readout; False is the paper's neuron, with its early spikes.",
-        checks.is_bool,
+        checks.flag,
     )
     rectifier: Rectifier = option(
         "spike",
@@ -163,13 +163,13 @@ class ConversionConfig:
     percentile: float = option(
         99.9,
         "Percentile of each ReLU's values (zeros included) that becomes the value 1; in (0, 100].",
-        checks.is_percentile,
+        checks.percentile,
         "Where it is 0 (a layer or channel that is seldom active), the largest value seen takes its place.",
     )
     output_percentile: float = option(
         100.0,
         "The same for the output, of the size of the logits.",
-        checks.is_percentile,
+        checks.percentile,
         """
         Of a regression as many percent of an output's values lie below the upper end of its range, and above the lower.
         """,
@@ -180,7 +180,7 @@ class ConversionConfig:
     calibration_method: Method = option(
         "percentile",
         "Method of finding scales and biases, names joined by +; or best. No labels are needed.",
-        checks.is_method,
+        checks.method,
         """
         Or objects that add up, as ``LeastSquares() + Distill(passes=4)`` (:mod:`quartz_plugin.calibration_methods`).
         First, where scales come from: "percentile", "least_squares" (rounding loses least in each layer) or "search"
@@ -193,13 +193,11 @@ class ConversionConfig:
         ``snn.graph.settings["calibration_method"]``.
         """,
     )
-    tuning_passes: int = option(
-        6, "Number of times that tune and distill see every calibration image.", checks.is_count
-    )
+    tuning_passes: int = option(6, "Number of times that tune and distill see every calibration image.", checks.count)
     tuning_rate: float = option(
         0.01,
         "Adam's highest rate in tune and distill, as a share of the size of each layer's weights and scale.",
-        checks.is_share,
+        checks.share,
         "Deep networks without batch norms, and few images, want less.",
     )
     first_layer: FirstLayer = option(
@@ -212,12 +210,12 @@ class ConversionConfig:
         """,
     )
     preprocessing: Preprocessing | None = option(
-        None, "(mean, std) that the ANN expects its input normalised by; folded in exactly.", checks.is_preprocessing
+        None, "(mean, std) that the ANN expects its input normalised by; folded in exactly.", checks.preprocessing
     )
     weight_bits: int | None = option(
         None,
         "Put weights, biases and threshold on a fixed-point grid, weights of so many bits with their sign (2 to 16).",
-        checks.is_weight_bits,
+        checks.weight_bits,
         """
         For each layer or, with ``granularity="channel"``, each output channel. All engines then compute in exact whole
         numbers (on a CPU, whose libraries only add and multiply) and agree bit for bit. The network is in float64
@@ -227,7 +225,7 @@ class ConversionConfig:
     task: Task = option(
         CLASSIFICATION,
         "Meaning of the output: classes (classification) or values (regression).",
-        checks.is_task,
+        checks.task,
         """
         "classification": classes on dimension 1, and a decision at every position (``[B, classes]``, ``[B, classes, H,
         W]``); a single logit (``[B]``, ``[B, 1]``) decides by its sign. "regression": values to estimate, ``[B,
@@ -238,7 +236,7 @@ class ConversionConfig:
     layers: Mapping[str, LayerConfig | Override] | None = option(
         None,
         "Options of single layers or blocks, of the input and the output.",
-        _are_layers,
+        _check_layers,
         """
         Name of a layer (as the report has it; "output", "input") or of a block of the ANN -> options of its own, a
         :class:`LayerConfig` or a dict of its fields: ``percentile``, ``granularity``, ``t_max``. The longer name wins:

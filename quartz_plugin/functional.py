@@ -5,7 +5,7 @@ r"""The neuron's mathematics: one time step, and the closed form.
     i_{readout} = 1 \\
     v_t &= v_{t-1} + i_t, \qquad \text{fire once if } v_t \ge \theta = T_{max} - 1/2
 
-and whoever has not fired at the rectifier step fires then (0, the ReLU). At readout
+and a neuron that has not fired at the rectifier step fires then (0, the ReLU). At readout
 :math:`v = S (\sum_j w_j x_j + b) = S y`; the membrane then climbs by one a step, so the neuron encodes
 :math:`\lfloor S y + 1/2 \rfloor / S`: that is the closed form.
 
@@ -114,7 +114,7 @@ class TTFSParameters(NamedTuple):
 
     @property
     def signed(self) -> bool:
-        """Whether values down to -1 are encoded: an output layer, which has no rectifier."""
+        """True where values down to -1 are encoded: in an output layer, which has no rectifier."""
         return self.rectifier is None
 
     @property
@@ -289,7 +289,7 @@ def check_bias_shape(bias: Tensor | None, input_: Tensor) -> None:
 
 
 def may_fire(p: TTFSParameters, step: int) -> bool:
-    """Whether any neuron of the layer may fire at this step."""
+    """True where any neuron of the layer may fire at this step."""
     if p.hold and step < p.clock.readout:
         return False
     if p.rectifier == "silent" and step >= p.clock.rectify:
@@ -298,7 +298,7 @@ def may_fire(p: TTFSParameters, step: int) -> bool:
 
 
 def must_fire(p: TTFSParameters, step: int) -> bool:
-    """Whether a neuron that has not fired encodes 0 at this step."""
+    """True where a neuron that has not fired encodes 0 at this step."""
     return p.rectifier == "spike" and step == p.clock.rectify
 
 
@@ -335,7 +335,7 @@ def threshold(x: Tensor, spike_grad: Surrogate | None = None) -> Tensor:
 
 
 def fires_before_deadline(drive: Tensor, window: int) -> Tensor:
-    """Whether a signed output with this drive (in levels) fires by its last step, which encodes -1."""
+    """True where a signed output with this drive (in levels) fires by its last step, which encodes -1."""
     return drive >= -window - 0.5
 
 

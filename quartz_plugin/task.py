@@ -1,4 +1,4 @@
-"""What a network's output means: classes to decide between, or values to estimate."""
+"""Meaning of a network's output: classes to decide between, or values to estimate."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Task = Literal["classification", "regression"]
 """Classes on dimension 1 with a decision at every position, or one value for each output."""
 
 CLASSIFICATION: Task = "classification"
-"""The task of a network that was told of none."""
+"""Task where none is given."""
 
 
 def check_task(task: str) -> None:
@@ -29,7 +29,7 @@ def check_task(task: str) -> None:
 
 
 def single_logit(outputs: Tensor) -> bool:
-    """Whether one logit decides by its sign: outputs ``[B]`` or ``[B, 1, ...]``."""
+    """True where one logit decides by its sign: outputs ``[B]`` or ``[B, 1, ...]``."""
     return outputs.dim() == 1 or outputs.shape[1] == 1
 
 

@@ -128,7 +128,7 @@ class Verification:
         )
 
     def summary(self) -> str:
-        """Where it starts to go wrong, and how alike the outputs are, without the table of layers."""
+        """Layer at which it starts to go wrong, and how alike the outputs are, without the table of layers."""
         return f"{self.diagnosis()}\n{self._of_outputs()}"
 
     def _of_outputs(self) -> str:

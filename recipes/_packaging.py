@@ -1,4 +1,4 @@
-"""How the recipes come into a wheel, and the tests into a source archive; setuptools reads it (pyproject.toml)."""
+"""Packaging: recipes in a wheel, and the tests into a source archive; setuptools reads it (pyproject.toml)."""
 
 import shutil
 from pathlib import Path

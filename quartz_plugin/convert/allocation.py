@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Unpack
+from typing import Unpack
 
 import torch
 from torch import Tensor, fx, nn
@@ -12,10 +12,10 @@ from torch import Tensor, fx, nn
 from quartz_plugin.coding import window_length, with_plain_numbers
 from quartz_plugin.config import AllocationOptions, ConversionConfig, configured
 from quartz_plugin.convert.calibrate import calibrate
+from quartz_plugin.convert.fake_quant import all_values, values_behind
 from quartz_plugin.convert.images import Calibration, chunk_size, chunks, evenly_of, some_of
 from quartz_plugin.convert.pipeline import calibrate_network
 from quartz_plugin.convert.refine.distance import output_distance
-from quartz_plugin.convert.refine.search import run_from
 from quartz_plugin.convert.run import Run
 from quartz_plugin.convert.traced import FoldedNetwork
 from quartz_plugin.functional import fake_quantize
@@ -160,18 +160,15 @@ def _lost_by_rounding(
         for length in lengths
     }
     images = some_of(images, DISTANCE_IMAGES)
-    nodes = list(network.module.graph.nodes)
-    values: dict[fx.Node, Any] = {}
     lost: dict[str, dict[int, float]] = {}
     with torch.no_grad():
-        run_from(network.module, nodes, values, images)
+        values = all_values(network.module, images)
         wanted = values[network.last]
         size = by_length[lengths[0]].of_layers[str(network.last.target)]
         shift = torch.as_tensor(by_length[lengths[0]].output_shift, dtype=torch.float64).to(wanted)
         measured = [network.input, *layers]
         for done, node in enumerate(measured):
             path = INPUT if node.op == "placeholder" else str(node.target)
-            behind = nodes[nodes.index(node) + 1 :]
             signed = node is network.last and network.signed_output
             lost[path] = {}
             for length in lengths:
@@ -179,8 +176,7 @@ def _lost_by_rounding(
                 own = one if path == INPUT else by_length[length].of_layers[path]
                 lowest, around = (-length, shift) if signed else (0, 0.0)
                 rounded = fake_quantize(values[node] - around, own.to(values[node]), length, lowest) + around
-                tried = {**values, node: rounded}
-                run_from(network.module, behind, tried, images)
+                tried = values_behind(network.module, node, {**values, node: rounded})
                 lost[path][length] = float(output_distance(tried[network.last], wanted, config.task, size))
             if progress is not None:
                 progress(done + 1, len(measured))

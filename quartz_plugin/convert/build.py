@@ -10,10 +10,10 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
-from quartz_plugin.convert.intake import first_line
 from quartz_plugin.convert.symbolic import refusal
 from quartz_plugin.convert.traced import TracedNetwork
 from quartz_plugin.graph import INPUT, unique_path
+from quartz_plugin.intake import first_line
 from quartz_plugin.operators.modules import Reshape
 from quartz_plugin.operators.table import (
     FUNCTIONS,
@@ -69,7 +69,7 @@ class Builder:
             else:
                 known[node] = self._carry_out(node, args, kwargs)
             if node in in_place:
-                # Whoever uses the changed tensor from here on sees the change.
+                # Each user of the changed tensor from here on sees the change.
                 changed = next(iter([*args, *kwargs.values()]))
                 known.update({earlier: known[node] for earlier, value in known.items() if value is changed})
         if not isinstance(result, Value):

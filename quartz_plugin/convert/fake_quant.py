@@ -87,3 +87,16 @@ def values_at(module: fx.GraphModule, images: Tensor, paths: Container[str]) -> 
         if str(step.node.target) in paths:
             found[str(step.node.target)] = value
     return found, value
+
+
+def all_values(module: fx.GraphModule, images: Tensor) -> dict[fx.Node, Any]:
+    """Value of every node on `images`."""
+    walk = Walk(plan_walk(module, keep=list(module.graph.nodes)))
+    walk.run(images)
+    return walk.values
+
+
+def values_behind(module: fx.GraphModule, node: fx.Node, values: Mapping[fx.Node, Any]) -> dict[fx.Node, Any]:
+    """Values of all nodes, those behind `node` found anew from the others."""
+    nodes = list(module.graph.nodes)
+    return Walk(plan_walk(module, keep=nodes, among=nodes[nodes.index(node) + 1 :])).run_from(values)

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from quartz_plugin.coding import plain
-from quartz_plugin.convert.intake import first_line
 from quartz_plugin.graph import call_node
+from quartz_plugin.intake import first_line
 from quartz_plugin.operators.table import OPERATORS, REASONS, SHAPE_ATTRIBUTES, SHAPE_QUERIES, ConversionError
 
 _REPLACED = "its forward has been replaced on this one module, so that its class is another; write a class for it"

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, fx, nn
 
 from quartz_plugin.convert.build import Builder, function_name
-from quartz_plugin.convert.intake import carry_out_hooks, copy_of, first_line, hooks_of, make_plain
 from quartz_plugin.convert.symbolic import Tracer, class_name, reason_against, refusal, symbolic, value_dependent
 from quartz_plugin.convert.traced import TracedNetwork
 from quartz_plugin.graph import INPUT, unique_path
+from quartz_plugin.intake import carry_out_hooks, copy_of, first_line, hooks_of, make_plain
 from quartz_plugin.operators.table import (
     FUNCTIONS,
     INSIDE,

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from quartz_plugin.convert.intake import computes_weights, copy_of, make_plain
 from quartz_plugin.costs.profiler import OperationCounts, count_operations
+from quartz_plugin.intake import computes_weights, copy_of, make_plain
 from quartz_plugin.operators.modules import in_eval_mode
 from quartz_plugin.precision import exact_arithmetic
 

@@ -121,7 +121,7 @@ class ConvertedGraph:
     output_shift : float or Tensor
         The ANN's output that the value 0 stands for.
     number : int
-        Tells it, as an object, from its copies, which may be edited apart from it.
+        Identity as an object: its copies, which may be edited apart from it, have others.
     known_structure : Structure or None
         As it was when it was last looked at; see :func:`~quartz_plugin.graph.fingerprint.structure_of`.
     """
@@ -251,7 +251,7 @@ class ConvertedGraph:
 
     @property
     def device(self) -> torch.device:
-        """Where the synapses are."""
+        """Device of the synapses."""
         return next((p.device for p in self.module.parameters()), torch.device("cpu"))
 
 

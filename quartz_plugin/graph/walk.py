@@ -1,7 +1,7 @@
-"""One walk over a network's graph: a method for each role of a node, and values freed when nobody needs them.
+"""One walk over a network's graph: a method for each role of a node, and values freed behind their last use.
 
 :func:`plan_walk` finds the steps, once; a :class:`Walk` goes them as often as wanted. Engines, counts, exporters and
-whoever else reads a graph in order override the methods of the roles that they care about. Nothing here recurs, for
+all other readers of a graph override the methods of the roles that they care about. Nothing here recurs, for
 networks may be deep.
 """
 
@@ -34,7 +34,7 @@ class Step(NamedTuple):
     arguments : tuple of fx.Node or None
         All arguments of its module, in order; None where there are others than nodes, or no module.
     expiring : tuple of fx.Node
-        Nodes whose values nobody needs behind it.
+        Nodes whose values are used here for the last time.
     """
 
     node: fx.Node

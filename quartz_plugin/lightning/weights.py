@@ -24,7 +24,7 @@ _WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped
 """Names that DataParallel, torch.compile, AveragedModel and the like put in front of a module's own, wherever."""
 
 _AVERAGED = re.compile(r"ema|swa|averag|shadow", re.IGNORECASE)
-"""Where running means of weights lie beside the weights themselves."""
+"""Places at which running means of weights lie beside the weights themselves."""
 
 _LATER = "num_batches_tracked"
 """Buffer that batch norms of old files lack; torch fills it in."""

@@ -113,7 +113,7 @@ class Concatenate(nn.Module):
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        self.dim = _unit_dim(dim)
+        self.dim = sample_dim(dim)
 
     def forward(self, *inputs: Tensor) -> Tensor:
         """Concatenate along the dimension."""
@@ -144,7 +144,7 @@ class Slice(nn.Module):
         super().__init__()
         if any(type(value) is not int or value < 0 for value in (start, stop, step)) or step == 0:
             raise ValueError(f"a slice goes from a start to a stop by a step of at least 1, got {start, stop, step!r}")
-        self.dim, self.start, self.stop, self.step = _unit_dim(dim), start, stop, step
+        self.dim, self.start, self.stop, self.step = sample_dim(dim), start, stop, step
 
     def forward(self, x: Tensor) -> Tensor:
         """Slice."""
@@ -229,7 +229,7 @@ class Mean(nn.Module):
 
     def __init__(self, dims: Sequence[int], keepdim: bool = False) -> None:
         super().__init__()
-        self.dims, self.keepdim = tuple(_unit_dim(dim) for dim in dims), keepdim
+        self.dims, self.keepdim = tuple(sample_dim(dim) for dim in dims), keepdim
 
     def forward(self, x: Tensor) -> Tensor:
         """Average."""
@@ -290,7 +290,8 @@ class DenseFirstLayer(nn.Module):
         return f"image_shape={self.image_shape}"
 
 
-def _unit_dim(dim: int) -> int:
+def sample_dim(dim: int) -> int:
+    """Check a dimension of a sample's units, 1 or more; ValueError for any other."""
     if type(dim) is not int or dim < 1:
         raise ValueError(f"a dimension of a sample's units is 1 or more (0 is the batch), got {dim!r}")
     return dim
@@ -307,4 +308,5 @@ __all__ = [
     "Reshape",
     "Slice",
     "per_dimension",
+    "sample_dim",
 ]

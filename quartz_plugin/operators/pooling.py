@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from quartz_plugin.operators.constants import scaled
 from quartz_plugin.operators.gains import AsSum, Mixed
 from quartz_plugin.operators.linear_map import LinearMap, Shape3, as_convolution, as_image, pair
-from quartz_plugin.operators.modules import Mean, Permute, Reshape, per_dimension
+from quartz_plugin.operators.modules import Mean, Permute, Reshape, per_dimension, sample_dim
 from quartz_plugin.operators.relation import Relation
 from quartz_plugin.operators.row import Operator, Relate, Role, Rows
 from quartz_plugin.operators.settings import FLAG, Settings, listed, sizes, whole, whole_or_none
@@ -246,9 +246,7 @@ class CumulativeSum(nn.Module):
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        if type(dim) is not int or dim < 1:
-            raise ValueError(f"a dimension of a sample's units is 1 or more (0 is the batch), got {dim!r}")
-        self.dim = dim
+        self.dim = sample_dim(dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """Add up."""

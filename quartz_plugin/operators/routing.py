@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from quartz_plugin.neuron import AxonalDelay
 from quartz_plugin.operators.gains import Moved
 from quartz_plugin.operators.linear_map import Terms, same_terms
-from quartz_plugin.operators.modules import Concatenate, Permute, Reshape, Slice
+from quartz_plugin.operators.modules import Concatenate, Permute, Reshape, Slice, sample_dim
 from quartz_plugin.operators.relation import Relation
 from quartz_plugin.operators.row import Operator, Relate, Role, Rows
 from quartz_plugin.operators.settings import (
@@ -177,9 +177,9 @@ class Roll(nn.Module):
 
     def __init__(self, shifts: Sequence[int], dims: Sequence[int]) -> None:
         super().__init__()
-        self.shifts, self.dims = tuple(shifts), tuple(dims)
-        if len(self.shifts) != len(self.dims) or not all(type(dim) is int and dim >= 1 for dim in self.dims):
-            raise ValueError(f"a roll needs a shift for each dimension, which is 1 or more, got {shifts} and {dims}")
+        self.shifts, self.dims = tuple(shifts), tuple(map(sample_dim, dims))
+        if len(self.shifts) != len(self.dims):
+            raise ValueError(f"a roll needs a shift for each dimension, got {shifts} and {dims}")
 
     def forward(self, x: Tensor) -> Tensor:
         """Roll."""

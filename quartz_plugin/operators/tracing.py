@@ -15,7 +15,7 @@ class ConversionError(ValueError):
 
 
 class Refusal(Exception):  # noqa: N818
-    """Why an operation cannot be converted; tracing adds where it stands."""
+    """Reason why an operation cannot be converted; tracing adds where it stands."""
 
 
 @dataclass(frozen=True, eq=False)

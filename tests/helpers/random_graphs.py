@@ -35,7 +35,7 @@ from helpers.random_chains import (
 from quartz_plugin import AxonalDelay, FirstSpikeMaxPool, TTFSNeuron
 from quartz_plugin.operators.table import WEIGHTED
 
-_WORDS = {"torch": torch, "F": F, "operator": operator}
+_WORDS = {"torch": torch, "F": F, "operator": operator, "np": np}
 
 
 @dataclass
@@ -484,7 +484,9 @@ class _Writer:
         if source is None:
             return
         kind, dim = "signed" if source.kind == "signed" else "positive", self.pick(*range(1, 1 + len(source.shape)), -1)
-        text = self.pick(f"{source.name}.cumsum({dim})", f"torch.cumsum({source.name}, dim={dim})")
+        name = source.name
+        spelled = (f"{name}.cumsum({dim})", f"{name}.cumsum(dim={dim})", f"{name}.cumsum(np.int64({dim}))")
+        text = self.pick(*spelled, f"torch.cumsum({name}, {dim})", f"torch.cumsum({name}, dim={dim})")
         self.write(text, [source], kind, path="cumsum", run=source.run + 1)
 
     def average_rows(self, source):
@@ -550,13 +552,17 @@ class _Writer:
 
     def route(self):
         source = self.value()
-        name, shape = source.name, source.shape
+        name, shape, last = source.name, source.shape, self.pick(1, -1)
         choices = [
             (f"F.dropout({name}, 0.5, self.training)", True),
             (f"{name}.contiguous()", True),
             (f"{name}[:, 1:]", True),
             (f"{name}[:, ::2]", True),
-            (f"torch.roll({name}, {self.pick(1, 2, -1)}, {self.pick(1, -1)})", False),
+            (f"torch.roll({name}, {self.pick('1', '2', 'shifts=-1', '(1,)', 'np.int64(2)')}, dims={last})", False),
+            (
+                f"{name}.roll({self.pick('1, 1', '[-1], [-1]', 'shifts=3, dims=(1,)', '(1, 2), (1, -1)', '0, 1')})",
+                False,
+            ),
         ]
         if len(shape) == 3:
             channels, height, width = shape

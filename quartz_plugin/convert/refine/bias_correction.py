@@ -12,7 +12,8 @@ from torch import Tensor, fx, nn
 from quartz_plugin.convert.images import evenly_of
 from quartz_plugin.convert.traced import FoldedNetwork, Scales
 from quartz_plugin.functional import fake_quantize
-from quartz_plugin.graph import INPUT, call_node
+from quartz_plugin.graph import INPUT
+from quartz_plugin.graph.walk import Step, Walk, plan_walk
 from quartz_plugin.operators.table import WEIGHTED, Affine, Role
 
 LAYER_VALUES = 1 << 27
@@ -27,38 +28,44 @@ def correct_biases(network: FoldedNetwork, scales: Scales, windows: Mapping[str,
     """
     largest = max(math.prod(network.shape_at(node)) for node in (network.input, *(node for node, _ in network.steps())))
     images = evenly_of(images, LAYER_VALUES // max(1, largest))
-    layers = set(network.layers())
-    exact: dict[fx.Node, Any] = {}
-    spiking: dict[fx.Node, Any] = {}
-    shifts: dict[fx.Node, Tensor] = {}
-    nodes = list(network.module.graph.nodes)
-    last_use = {source: node for node in nodes for source in node.all_input_nodes}
+    walk = _Corrected(network, scales, windows)
     with torch.no_grad():
-        for node in nodes:
-            if node.op == "output":
-                break
-            if node.op == "placeholder":
-                exact[node] = images
-                one = images.new_ones(())
-                spiking[node] = fake_quantize(images, one, windows[INPUT]) if INPUT in windows else images
-                continue
-            path = str(node.target)
-            if network.role_at(node) is Role.RECTIFIER:
-                (source,) = node.all_input_nodes
-                shifts[node] = shift = _channel_means(exact[source] - spiking[source])
-                exact[node] = call_node(network.module, node, exact)
-                drive = spiking[source] + shift
-                spiking[node] = fake_quantize(drive, scales.of_layers[path].to(drive), windows[path])
-            else:
-                exact[node] = call_node(network.module, node, exact)
-                spiking[node] = call_node(network.module, node, spiking)
-                if node in layers:
-                    shifts[node] = _channel_means(exact[node] - spiking[node])
-            for source in [source for source in exact if last_use.get(source) is node]:
-                del exact[source], spiking[source]
-    for node, shift in shifts.items():
+        walk.run(images)
+    for node, shift in walk.shifts.items():
         _shift(network, node, shift)
     network.module.recompile()
+
+
+class _Corrected(Walk):
+    """Finds each layer's shift, where those in front have theirs; values are pairs: exact, and of spikes."""
+
+    def __init__(self, network: FoldedNetwork, scales: Scales, windows: Mapping[str, int]) -> None:
+        super().__init__(plan_walk(network.module))
+        self.network, self.scales, self.windows = network, scales, windows
+        self.layers = set(network.layers())
+        self.shifts: dict[fx.Node, Tensor] = {}
+
+    def at_input(self, step: Step) -> tuple[Tensor, Tensor]:
+        images = self.input
+        if INPUT not in self.windows:
+            return images, images
+        return images, fake_quantize(images, images.new_ones(()), self.windows[INPUT])
+
+    def at_synapses(self, step: Step) -> tuple[Tensor, Tensor]:
+        assert step.module is not None
+        assert step.arguments is not None
+        if self.network.role_at(step.node) is Role.RECTIFIER:
+            return self._rectified(step, step.module)
+        exact, spiking = (step.module(*each) for each in zip(*(self.values[n] for n in step.arguments), strict=True))
+        if step.node in self.layers:
+            self.shifts[step.node] = _channel_means(exact - spiking)
+        return exact, spiking
+
+    def _rectified(self, step: Step, rectifier: nn.Module) -> tuple[Tensor, Tensor]:
+        path, (exact, spiking) = str(step.node.target), self.source(step)
+        self.shifts[step.node] = shift = _channel_means(exact - spiking)
+        drive = spiking + shift
+        return rectifier(exact), fake_quantize(drive, self.scales.of_layers[path].to(drive), self.windows[path])
 
 
 def _shift(network: FoldedNetwork, node: fx.Node, shift: Tensor) -> None:

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor, fx
 
 from quartz_plugin.activation import TTFSActivation
 from quartz_plugin.config import ConversionConfig
-from quartz_plugin.convert.fake_quant import insert_fake_quant
+from quartz_plugin.convert.fake_quant import all_values, insert_fake_quant, values_behind
 from quartz_plugin.convert.images import some_of
 from quartz_plugin.convert.refine.distance import output_distance
 from quartz_plugin.convert.run import TuningProgress
 from quartz_plugin.convert.traced import FoldedNetwork, Scales
-from quartz_plugin.graph import call_node
 
 SEARCH_IMAGES = 256
 """Images that the search looks at."""
@@ -47,19 +45,17 @@ def search_scales(
     task, size = config.task, scales.of_layers[str(network.last.target)]
     with torch.no_grad():
         wanted = network.output(images)
-        values: dict[fx.Node, Any] = {}
-        run_from(module, nodes, values, images)
+        values = all_values(module, images)
         least = float(output_distance(values[last], wanted, task, size))
         kept = values
         for done, layer in enumerate(layers):
-            path, place = str(layer.target), nodes.index(layer)
+            path, (source,) = str(layer.target), layer.all_input_nodes
             quantizer = module.get_submodule(path)
             assert isinstance(quantizer, TTFSActivation)
             best = 1.0
             for factor in FACTORS:
                 quantizer.log_scale.add_(math.log(factor))
-                tried = dict(values)
-                run_from(module, nodes[place:], tried, images)
+                tried = values_behind(module, layer, values | {layer: quantizer(values[source])})
                 quantizer.log_scale.sub_(math.log(factor))
                 if (distance := float(output_distance(tried[last], wanted, task, size))) < least:
                     least, best, kept = distance, factor, tried
@@ -73,10 +69,3 @@ def search_scales(
 
 def _is_quantizer(module: fx.GraphModule, node: fx.Node) -> bool:
     return isinstance(module.get_submodule(str(node.target)), TTFSActivation)
-
-
-def run_from(module: fx.GraphModule, nodes: Sequence[fx.Node], values: dict[fx.Node, Any], images: Tensor) -> None:
-    """Put the values of these nodes, one after the other, to those that are known."""
-    for node in nodes:
-        if node.op != "output":
-            values[node] = images if node.op == "placeholder" else call_node(module, node, values)

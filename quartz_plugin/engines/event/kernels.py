@@ -395,7 +395,7 @@ def _term_of(synapses: Any, number: int, block: int) -> Any:
 
 @inlined
 def _spikes_of(state: Any, spikes: Any, row: int, k: int, level: int) -> Any:
-    """Where the spikes of a row (of all images) and a level begin and end; `k` is the level's rank."""
+    """Begin and end of the spikes of a row (of all images) and a level; `k` is the level's rank."""
     if spikes.has_starts:
         place = row * spikes.ranks + k
         return spikes.starts[place], spikes.starts[place + 1]

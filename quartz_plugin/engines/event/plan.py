@@ -31,7 +31,7 @@ from quartz_plugin.operators.table import moves_spikes
 
 @dataclass(frozen=True)
 class LayerPlan:
-    """How spikes arrive at a layer of this shape: one plan for each range of its channels."""
+    """Paths of spikes into a layer of this shape: one plan for each range of its channels."""
 
     shape: tuple[int, ...]
     ranges: list[ChannelPlan]
@@ -107,7 +107,7 @@ def _plan_layer(graph: ConvertedGraph, layer: Layer, shapes: dict[fx.Node, torch
 
 
 class ChannelPlan:
-    """How spikes arrive at a range of a layer's channels: weights as they are walked, and tables of where they go.
+    """Paths of spikes into a range of a layer's channels: weights as they are walked, and tables of where they go.
 
     A block is so many channels that their weights stay in the second-level cache; a tile is so many rows of a block
     that its neurons stay in the first-level cache. Where there are few channels, a whole row of units counts as the
@@ -212,13 +212,13 @@ def _laid_out(values: Tensor, tiles: Tiles) -> Array:
 
 
 def _is_direct(convolution: Convolution, spatial: tuple[int, int]) -> bool:
-    """Whether each spike goes to the neuron of its own place and channel, and whole vectors of them do."""
+    """True where each spike goes to the neuron of its own place and channel, and whole vectors of them do."""
     alike = convolution.source_shape[1:] == spatial and convolution.outputs % LANES == 0
     return alike and convolution.pointwise and convolution.depthwise
 
 
 def _rows_are_short(convolutions: list[Convolution], row: int, itemsize: int) -> bool:
-    """Whether a whole row of units, as the channels of one place, still has few weights."""
+    """True where a whole row of units, as the channels of one place, still has few weights."""
     spread = [c for c in convolutions if c.source_shape[2] > 1 and not (c.pointwise and c.depthwise)]
     weights = sum(row * c.source_shape[0] * c.source_shape[2] * c.kernel[0] for c in spread)
     whole = all(c.first_input == c.first_output == 0 and c.inputs == c.source_shape[0] for c in convolutions)

@@ -27,7 +27,7 @@ from quartz_plugin.neuron import FirstSpikeMaxPool
 
 @contextmanager
 def _threads(plan: NetworkPlan, batch: int) -> Iterator[int]:
-    """How many threads the kernels take for so many images: they share the images, where those are worth it.
+    """Threads that the kernels take for so many images: they share the images, where those are worth it.
 
     Unless torch steps layers between, it takes one thread meanwhile: its idle ones spin, on the kernels' cores.
     """

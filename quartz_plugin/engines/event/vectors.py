@@ -138,7 +138,7 @@ def advance(typing_context: Any, v: Any, i: Any, at: Any, vectors: Any, steps: A
 
 @intrinsic
 def any_over(typing_context: Any, v: Any, at: Any, theta: Any) -> Any:
-    """Whether any membrane in the vector at this place is at the threshold."""
+    """True where any membrane in the vector at this place is at the threshold."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         v_, at_, theta_ = args

@@ -159,7 +159,7 @@ class FolderData(ClassificationData):
         return Path(self.root)
 
     def _class_folders(self) -> tuple[Path, list[str]]:
-        """Where the folders of training images lie, and their names; raises where there are none."""
+        """Place of the folders of training images, and their names; raises where there are none."""
         folder = self._folder()
         parent = folder / "train" if (folder / "train").is_dir() else folder
         names = subfolders(parent)

@@ -47,7 +47,7 @@ class Classifier(EvaluatedClassifier):
     published_classes : int
         The number of classes those figures are of.
     measured_on_loihi : mapping
-        T -> what somebody measured, to stand beside the estimates.
+        T -> published measurement, to stand beside the estimates.
     measured_products : mapping
         Name of a network and machine -> energy-delay product, J s.
     """
