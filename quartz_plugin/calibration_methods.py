@@ -133,7 +133,7 @@ class CalibrationMethod:
     >>> method = LeastSquares() + OutputRange() + BiasCorrection()
     >>> print(method)
     least_squares+bias_correction+output
-    >>> CalibrationMethod.parse("bias_correction+output+least_squares") == method
+    >>> CalibrationMethod.of("bias_correction+output+least_squares") == method
     True
     """
 
@@ -143,25 +143,21 @@ class CalibrationMethod:
     def of(cls, given: Any) -> CalibrationMethod:
         """Read a method from names joined by "+", as ``"least_squares+tune"``, or from a step.
 
+        "best" stands for :data:`BEST`.
+
         Raises
         ------
         ValueError
             For an unknown name, two scale rules, one step twice, or "tune" with "distill".
+
+        Examples
+        --------
+        >>> print(CalibrationMethod.of("best+bias_correction"))
+        least_squares+bias_correction+distill+output
         """
         if isinstance(given, CalibrationMethod):
             return given
         return cls._ordered([given] if isinstance(given, CalibrationStep) else cls._named(given), given)
-
-    @classmethod
-    def parse(cls, given: str) -> CalibrationMethod:
-        """Read names joined by "+"; "best" stands for :data:`BEST`.
-
-        Examples
-        --------
-        >>> print(CalibrationMethod.parse("best+bias_correction"))
-        least_squares+bias_correction+distill+output
-        """
-        return cls.of(given)
 
     @classmethod
     def _named(cls, given: Any) -> list[CalibrationStep | None]:

@@ -53,9 +53,6 @@ def refuse_unknown(options: Iterable[str], known: Iterable[str], kind: type[Exce
             raise kind(f"unknown option {name!r}: {hint}")
 
 
-INDENT = 4 * " "
-
-
 def describe(config: type, names: Mapping[str, Any] | set[str]) -> str:
     """Lines of a docstring's section of parameters, for the fields of these names."""
     hints, lines = get_type_hints(config), []

@@ -169,8 +169,8 @@ class TestCalibrationMethods:
     def test_add_up_to_what_their_names_join_to(self):
         method = OutputRange() + LeastSquares() + Tune()
         assert str(method) == "least_squares+tune+output"
-        assert method == CalibrationMethod.parse("least_squares+tune+output")
-        assert method + BiasCorrection() == CalibrationMethod.parse("least_squares+bias_correction+tune+output")
+        assert method == CalibrationMethod.of("least_squares+tune+output")
+        assert method + BiasCorrection() == CalibrationMethod.of("least_squares+bias_correction+tune+output")
         assert [*STEPS] == ["percentile", "least_squares", "search", "bias_correction", "tune", "distill", "output"]
 
     def test_are_kept_by_name_and_their_numbers_as_options(self, ann):

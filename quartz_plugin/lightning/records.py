@@ -65,7 +65,7 @@ def is_share(value: Any) -> bool:
 
 def _is_method(value: Any) -> bool:
     try:
-        return value is None or bool(CalibrationMethod.parse(str(value)))
+        return value is None or bool(CalibrationMethod.of(str(value)))
     except ValueError:
         return False
 
@@ -85,7 +85,7 @@ _CELLS: dict[str, Callable[[Any], bool]] = {
 
 def tunes(calibration_method: str) -> bool:
     """Return whether a calibration method tunes, so that passes and rate of tuning matter."""
-    return bool(CalibrationMethod.parse(calibration_method).refinements & TUNING)
+    return bool(CalibrationMethod.of(calibration_method).refinements & TUNING)
 
 
 def as_calibrated(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

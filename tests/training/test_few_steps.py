@@ -238,10 +238,10 @@ def test_an_unknown_method_is_refused_by_name(ann, images, method):
 
 
 def test_best_is_a_method_of_names():
-    assert CalibrationMethod.parse("best").needs_images
-    assert CalibrationMethod.parse("best+bias_correction").refinements == {"bias_correction", "distill", "output"}
+    assert CalibrationMethod.of("best").needs_images
+    assert CalibrationMethod.of("best+bias_correction").refinements == {"bias_correction", "distill", "output"}
     with pytest.raises(ValueError, match="calibration_method must be"):
-        CalibrationMethod.parse("best+tune")
+        CalibrationMethod.of("best+tune")
 
 
 @pytest.mark.parametrize("passes", [0, -1, 1.5, True])
