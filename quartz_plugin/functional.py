@@ -13,10 +13,7 @@ Backward, the threshold has the slope of a surrogate. A loss that weighs the spi
 neuron that fires at :math:`t^*`, the slope :math:`\sum_{t \le t^*} \sigma'(v_t - \theta) (c_t - c_{t^* + 1})`, that of
 an earlier spike in the place of a later one. See :func:`not_fired`.
 
-References
-----------
-G. Lenz, G. Orchard, S. Sheik, "Ultra-low-power Image Classification on Neuromorphic Hardware",
-arXiv:2309.16795.
+G. Lenz, G. Orchard, S. Sheik, "Ultra-low-power Image Classification on Neuromorphic Hardware", arXiv:2309.16795.
 """
 
 from __future__ import annotations

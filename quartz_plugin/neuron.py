@@ -39,8 +39,8 @@ _MEANINGLESS = {
 }
 
 
-MAX_POOLS = (nn.MaxPool1d, nn.MaxPool2d, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d)
-"""Pooling modules that a first spike can stand for."""
+def _same_kind(kept: Tensor, input_: Tensor) -> bool:
+    return (kept.device, kept.dtype) == (input_.device, input_.dtype)
 
 
 class StatefulModule(nn.Module):
@@ -221,10 +221,8 @@ class TTFSNeuron(StatefulModule, SpikingNeuron):
         self.reset_mem()
 
     def _fits(self, state: TTFSState, input_: Tensor) -> bool:
-        if not isinstance(state, TTFSState):
-            return False
-        fresh_dtype = torch.promote_types(input_.dtype, torch.float32)
-        return (state.v.shape, state.v.device, state.v.dtype) == (input_.shape, input_.device, fresh_dtype)
+        fresh = (input_.shape, input_.device, torch.promote_types(input_.dtype, torch.float32))
+        return isinstance(state, TTFSState) and (state.v.shape, state.v.device, state.v.dtype) == fresh
 
     def advance(self, input_: Tensor, state: TTFSState | None) -> tuple[Tensor, TTFSState]:
         """Advance one step; see the base class."""
@@ -285,9 +283,11 @@ class FirstSpikeMaxPool(StatefulModule):
     [0.0, 1.0, 0.0]
     """
 
+    pools = (nn.MaxPool1d, nn.MaxPool2d, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d)
+
     def __init__(self, pool: nn.Module, init_hidden: bool = False) -> None:
         super().__init__()
-        if not isinstance(pool, MAX_POOLS):
+        if not isinstance(pool, self.pools):
             raise TypeError(f"pool must be a max-pooling module of torch.nn, got {pool!r}")
         if getattr(pool, "return_indices", False):
             raise ValueError("the pool returns indices; use return_indices=False")
@@ -296,10 +296,7 @@ class FirstSpikeMaxPool(StatefulModule):
         self._start_hidden(init_hidden)
 
     def _fits(self, state: PoolState, input_: Tensor) -> bool:
-        if not isinstance(state, PoolState):
-            return False
-        same_kind = (state.fired.device, state.fired.dtype) == (input_.device, input_.dtype)
-        return same_kind and self._input_shape == input_.shape
+        return isinstance(state, PoolState) and _same_kind(state.fired, input_) and self._input_shape == input_.shape
 
     def advance(self, input_: Tensor, state: PoolState | None) -> tuple[Tensor, PoolState]:
         """Advance one step; see the base class."""
@@ -348,10 +345,9 @@ class AxonalDelay(StatefulModule):
         self._start_hidden(init_hidden)
 
     def _fits(self, state: DelayState, input_: Tensor) -> bool:
-        if not isinstance(state, DelayState):
-            return False
-        same_kind = (state.queue.device, state.queue.dtype) == (input_.device, input_.dtype)
-        return same_kind and state.queue.shape[1:] == input_.shape
+        return (
+            isinstance(state, DelayState) and _same_kind(state.queue, input_) and state.queue.shape[1:] == input_.shape
+        )
 
     def advance(self, input_: Tensor, state: DelayState | None) -> tuple[Tensor, DelayState]:
         """Advance one step; see the base class."""
@@ -399,7 +395,6 @@ def keep_bias(module: nn.Module, bias: Tensor | None) -> None:
 def forget_instance(neuron: SpikingNeuron) -> None:
     """Take `neuron` out of snnTorch's class-wide list, which would keep it alive for ever."""
     instances = SpikingNeuron.instances
-    for index in range(len(instances) - 1, -1, -1):
-        if instances[index] is neuron:
-            del instances[index]
-            return
+    index = next((index for index in reversed(range(len(instances))) if instances[index] is neuron), None)
+    if index is not None:
+        del instances[index]

@@ -1,5 +1,7 @@
 """The package as a whole: what it exports, what it does not import, that documents and code agree."""
 
+import ast
+import graphlib
 import re
 import subprocess
 import sys
@@ -108,6 +110,57 @@ def test_the_top_level_holds_only_what_it_may():
     ).stdout.split()
     allowed = {"quartz_plugin", "tests", "recipes", "pyproject.toml", "CHANGELOG.md", "README.md", "LICENSE", ".ci"}
     assert {Path(name).parts[0] for name in tracked} <= allowed | {".gitignore"}
+
+
+SOURCES = sorted((ROOT / "quartz_plugin").rglob("*.py"))
+LONG_FILES = {"quartz_plugin/engines/event/kernels.py"}
+# Their keywords are options of a user, of the command line or of snnTorch's neurons.
+MANY_OPTIONS = {
+    "quartz_plugin/convert/pipeline.py::convert",
+    "quartz_plugin/lightning/commands/fit.py::fit",
+    "quartz_plugin/lightning/commands/test.py::test",
+    "quartz_plugin/lightning/data/folders.py::__init__",
+    "quartz_plugin/lightning/modules/classifier.py::__init__",
+    "quartz_plugin/neuron.py::__init__",
+}
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_files_and_functions_fit_on_a_screen(path):
+    """At most 400 lines a file, 60 a function (its docstring apart), 8 parameters."""
+    source, name = path.read_text(), str(path.relative_to(ROOT))
+    assert len(source.splitlines()) <= 400 or name in LONG_FILES
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.FunctionDef):
+            text = node.body[0] if ast.get_docstring(node) is not None else None
+            lines = node.end_lineno - node.lineno + 1 - (text.end_lineno - text.lineno + 1 if text else 0)
+            parameters = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+            count = sum(parameter.arg not in ("self", "cls") for parameter in parameters)
+            assert lines <= 60, f"{node.name} has {lines} lines"
+            assert count <= 8 or f"{name}::{node.name}" in MANY_OPTIONS, f"{node.name} has {count} parameters"
+
+
+FLOORS = ["operators", "graph", "engines", "costs", "convert", "training", ("hardware", "metrics", "plot"), "lightning"]
+
+
+def test_imports_run_downwards_only():
+    """Also those inside functions; the order is that of DESIGN's house."""
+    floors = {name: floor for floor, names in enumerate(FLOORS) for name in ([names] if type(names) is str else names)}
+    modules = {
+        str(path.relative_to(ROOT).with_suffix("")).replace("/", ".").removesuffix(".__init__"): path
+        for path in SOURCES
+    }
+    imported: dict[str, set[str]] = {}
+    for module, path in modules.items():
+        names = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)]
+        targets = {f"{node.module}.{alias.name}" for node in names for alias in node.names if node.module}
+        ours = {target if target in modules else target.rpartition(".")[0] for target in targets}
+        imported[module] = (ours & set(modules)) - {module}
+    for module, targets in imported.items():
+        for target in targets:
+            pair = [floors.get(name.split(".")[1]) for name in (module, target) if "." in name]
+            assert None in pair or len(pair) < 2 or pair[0] >= pair[1], f"{module} imports {target}"
+    graphlib.TopologicalSorter(imported).prepare()  # raises on a circle
 
 
 DOCUMENTS = [

@@ -12,7 +12,7 @@ from quartz_plugin.convert.schedule import Schedule
 from quartz_plugin.convert.traced import CalibratedNetwork
 from quartz_plugin.graph import INPUT, ConvertedGraph, Layer, unique_path
 from quartz_plugin.graph.synapses import synapse_counts
-from quartz_plugin.neuron import MAX_POOLS, AxonalDelay, FirstSpikeMaxPool, TTFSNeuron
+from quartz_plugin.neuron import AxonalDelay, FirstSpikeMaxPool, TTFSNeuron
 from quartz_plugin.operators.table import ConversionError
 from quartz_plugin.task import number_or_tensor
 
@@ -21,7 +21,7 @@ def emit(calibrated: CalibratedNetwork, network: ScaledNetwork, times: Schedule)
     """Build the graph of synapses, pools, delays and neurons, and complete the report."""
     folded, config = calibrated.network, calibrated.config
     modules: dict[str, nn.Module] = {
-        path: FirstSpikeMaxPool(module, init_hidden=True) if isinstance(module, MAX_POOLS) else module
+        path: FirstSpikeMaxPool(module, init_hidden=True) if isinstance(module, FirstSpikeMaxPool.pools) else module
         for path, module in network.modules.items()
     }
     for node, layer in network.layers.items():
