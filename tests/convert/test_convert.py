@@ -11,7 +11,7 @@ from helpers.random_chains import (
     NEURONS,
     SCALES,
     SOME,
-    assert_the_ann_says_it,
+    assert_the_ann_agrees,
     chains,
     fired_levels,
     near_a_half,
@@ -622,7 +622,7 @@ class TestChannelGranularity:
         for granularity in ("layer", "channel"):
             snn = chain.convert(1 << 20, granularity=granularity, percentile=100)
             result = snn.run(chain.images)
-            assert_the_ann_says_it(chain, snn, result.spike_steps)
+            assert_the_ann_agrees(chain, snn, result.spike_steps)
             results[granularity] = result.logits
         # Only where the weakest channels' rounding is magnified again can anything be seen at 2**-20.
         torch.testing.assert_close(results["layer"], results["channel"], rtol=0, atol=1e-3)

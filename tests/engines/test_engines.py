@@ -12,7 +12,7 @@ from helpers.random_chains import (
     SOME,
     assert_closed_form,
     assert_equal_but_for_ties,
-    assert_the_ann_says_it,
+    assert_the_ann_agrees,
     chains,
     fired_levels,
     near_a_half,
@@ -83,7 +83,7 @@ def test_on_free_weights_both_engines_give_the_closed_form_layer_by_layer_but_fo
 def test_held_neurons_say_what_the_ann_computes_from_rounded_activations(chain, t_max, neuron, scales):
     snn = chain.convert(t_max, **neuron, **scales)
     for engine in ("stepped", "analytic"):
-        assert_the_ann_says_it(chain, snn, snn.run(chain.images, engine=engine).spike_steps)
+        assert_the_ann_agrees(chain, snn, snn.run(chain.images, engine=engine).spike_steps)
 
 
 @SOME

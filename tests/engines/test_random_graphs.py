@@ -9,8 +9,8 @@ from helpers.conversions import LINEAR, PERCENTILES, T_MAXIMA, assert_same_spike
 from helpers.random_chains import HELD, MANY, NEURONS, SOME, first_spikes, input_train
 from helpers.random_graphs import (
     Clock,
-    assert_the_ann_says_it,
-    assert_the_clock_says_it,
+    assert_the_ann_agrees,
+    assert_the_clock_agrees,
     random_nets,
 )
 from hypothesis import given
@@ -36,7 +36,7 @@ def test_on_fixed_point_weights_every_layer_spikes_when_the_global_clock_says(co
 def test_on_free_weights_every_layer_spikes_when_the_clock_says_but_for_ties(conversion):
     net, snn = conversion
     for engine in engines_of(snn):
-        assert_the_clock_says_it(snn, net.images, snn.run(net.images, engine=engine).spike_steps)
+        assert_the_clock_agrees(snn, net.images, snn.run(net.images, engine=engine).spike_steps)
 
 
 @MANY
@@ -44,7 +44,7 @@ def test_on_free_weights_every_layer_spikes_when_the_clock_says_but_for_ties(con
 def test_held_neurons_say_what_the_ann_computes_from_rounded_values(conversion):
     net, snn = conversion
     for engine in engines_of(snn):
-        assert_the_ann_says_it(net, snn, snn.run(net.images, engine=engine).spike_steps)
+        assert_the_ann_agrees(net, snn, snn.run(net.images, engine=engine).spike_steps)
 
 
 @SOME
@@ -105,7 +105,7 @@ def test_copies_and_files_are_the_same_network(tmp_path_factory, conversion, dat
     assert torch.equal(snn(net.images), logits)
     engine = data.draw(st.sampled_from(["auto", "stepped"]))
     double = snn.to(torch.float64)
-    assert_the_clock_says_it(double, net.images, double.run(net.images, engine=engine).spike_steps)
+    assert_the_clock_agrees(double, net.images, double.run(net.images, engine=engine).spike_steps)
 
 
 @SOME

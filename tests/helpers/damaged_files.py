@@ -23,7 +23,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import quartz_plugin
-from helpers.random_graphs import assert_the_clock_says_it, make_exact
+from helpers.random_graphs import assert_the_clock_agrees, make_exact
 from quartz_plugin.costs import COUNTS, InferenceCounts
 from quartz_plugin.graph.files import FORMAT
 from quartz_plugin.graph.wellformed import shapes_of
@@ -306,7 +306,7 @@ def judge(path):
     }
     levels = images if snn.graph.dense_stem is None else snn.values_to_encode(images)
     for result in results.values():
-        assert_the_clock_says_it(snn, levels.to(snn.graph.dtype), result.spike_steps)
+        assert_the_clock_agrees(snn, levels.to(snn.graph.dtype), result.spike_steps)
         assert result.logits.isfinite().all()
     stepped = results["stepped"]
     for engine, result in results.items():

@@ -433,7 +433,7 @@ def assert_closed_form(graph, spike_steps):
         assert_equal_but_for_ties(levels, expected, drives[layer.name], layer.name)
 
 
-def assert_the_ann_says_it(chain, snn, spike_steps):
+def assert_the_ann_agrees(chain, snn, spike_steps):
     """The ANN itself, in float64 with every activation rounded and clipped, says what every layer says.
 
     The ANN is only hooked. Each ReLU hands on the values that the spikes recorded there say, so that every

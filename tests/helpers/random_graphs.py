@@ -2,7 +2,7 @@
 
 A network is written line by line, as users write a forward: ``v3 = F.relu(self.m2(v1)) + v1``; it prints so.
 What is expected is written here once more and apart from the package: a clock that steps a converted network
-as DESIGN.md section 3 says, and the ANN itself computing with rounded values.
+by the rules of DESIGN.md section 3, and the ANN itself computing with rounded values.
 """
 
 import copy
@@ -42,9 +42,9 @@ _WORDS = {"torch": torch, "F": F, "operator": operator, "np": np}
 class Line:
     """One line of a network's forward.
 
-    ``path`` is the name its layer would have. ``rectifies`` says that the line is a ReLU; of a ReLU behind max
+    ``path`` is the name its layer would have. ``rectifies`` marks a ReLU; of a ReLU behind max
     pooling, whose neurons stand in front of it, ``pooled`` is what remains without it, and ``sources`` are the
-    values that the neurons say. ``pools`` says that the line pools ``sources`` itself.
+    values that the neurons encode. ``pools`` marks a line that pools ``sources`` itself.
     """
 
     names: tuple[str, ...]
@@ -134,7 +134,7 @@ class RandomNet:
 class _Value:
     """A value of the network being drawn.
 
-    ``kind`` is "spikes", "positive" (never negative, but not said by one spike each) or "signed"; ``run`` counts
+    ``kind`` is "spikes", "positive" (never negative, but not encoded by one spike each) or "signed"; ``run`` counts
     the linear maps since the last spikes.
     """
 
@@ -575,28 +575,41 @@ class _Writer:
                 (f"{name}.flatten(2)", True),
                 (f"{name}.flatten(1)", True),
                 (f"{name}.roll((1, -2), dims=({self.pick(1, 2)}, 3))", False),
-                (f"F.pad({name}, (1, 0, 0, 1))", False),
-                (f"F.pad({name}, (-1, 1))", False),
-                (f"F.pad({name}, (1, 1, 0, 0), mode='reflect')", False),
-                (f"F.pad({name}, [0, 1])", False),
-                (f"F.interpolate({name}, scale_factor={self.pick('2', '2.0', '(2, 1)', '[1, 2.0]')})", False),
-                (f"F.interpolate({name}, scale_factor=1.4, recompute_scale_factor=True)", False),
-                (f"F.interpolate({name}, size={self.pick('5', '(3, 5)', '[4, 4]')}, mode='nearest-exact')", False),
                 (f"{shuffle}.reshape({name}.size(0), -1, {height}, {width})", True),
             ]
-        if len(shape) == 3 and self.chance(15):
-            pads = [nn.ZeroPad2d((1, 2)), nn.ZeroPad1d([1, 0, 0, 1]), nn.ConstantPad2d((0, 1), 0), nn.ZeroPad2d(-1)]
-            pad = self.pick(*pads, nn.ReplicationPad2d(np.int64(1)), nn.ReflectionPad1d((0, 1, 1, 0)))
-            for made in self.call(pad, source, source.kind, run=source.run):
-                made.routed = True
-            return
         text, alias = self.pick(*choices)
-        if "scale_factor" in text and max(shape) > 4:
-            return
         keeps = "dropout" in text or "contiguous" in text
         for made in self.write(text, [source], source.kind, run=source.run, alias=alias):
             made.routed = source.routed or not keeps
             made.weighted = keeps and source.weighted
+
+    def resize(self):
+        """Padding, cropping, nearest upsampling."""
+        source = self.value(lambda v: len(v.shape) == 3)
+        if source is None:
+            return
+        name = source.name
+        pads = [nn.ZeroPad2d((1, 2)), nn.ZeroPad1d([1, 0, 0, 1]), nn.ConstantPad2d((0, 1), 0), nn.ZeroPad2d(-1)]
+        pads += [nn.ReplicationPad2d(np.int64(1)), nn.ReflectionPad1d((0, 1, 1, 0))]
+        choices = [
+            f"F.pad({name}, (1, 0, 0, 1))",
+            f"F.pad({name}, (-1, 1))",
+            f"F.pad({name}, (1, 1, 0, 0), mode='reflect')",
+            f"F.pad({name}, [0, 1])",
+            f"F.interpolate({name}, scale_factor={self.pick('2', '2.0', '(2, 1)', '[1, 2.0]')})",
+            f"F.interpolate({name}, scale_factor=1.4, recompute_scale_factor=True)",
+            f"F.interpolate({name}, size={self.pick('5', '(3, 5)', '[4, 4]')}, mode='nearest-exact')",
+        ]
+        what = self.pick("module", "function", "function")
+        if what == "module":
+            made = self.call(self.pick(*pads), source, source.kind, run=source.run)
+        else:
+            text = self.pick(*choices)
+            if "scale_factor" in text and max(source.shape) > 4:
+                return
+            made = self.write(text, [source], source.kind, run=source.run)
+        for value in made:
+            value.routed = True
 
     def split(self):
         source = self.value(lambda v: v.shape[0] > 1)
@@ -607,9 +620,9 @@ class _Writer:
             made.routed = True
 
     OPERATIONS = (
-        *(["rectify"] * 5 + ["weigh"] * 4 + ["branch"] * 4 + ["join"] * 3 + ["concatenate"] * 3),
-        *("bottleneck", "normalise", "compute_with_constants", "max_pool", "max_pool", "max_pool_before_relu"),
-        *("average", "add_up", "route", "route", "split", "reshape", "reshape", "reshape"),
+        *(["rectify"] * 4 + ["weigh"] * 3 + ["branch"] * 3 + ["join"] * 2 + ["concatenate"] * 2),
+        *("bottleneck", "normalise", "compute_with_constants", "max_pool_before_relu", "add_up", "split"),
+        *(["route"] * 3 + ["resize"] * 2 + ["reshape"] * 3 + ["max_pool"] * 3 + ["average"] * 2),
     )
 
     def end(self):
@@ -792,8 +805,8 @@ class Clock:
     ----------
     snn : SpikingNetwork
         The network; not changed.
-    said : dict, optional
-        Layer name -> global spike steps that its listeners hear in place of its own. Each layer is then judged on
+    recorded : dict, optional
+        Layer name -> global spike steps that its targets get in place of its own. Each layer is then judged on
         the spikes that the layers before it were recorded to send.
 
     Attributes
@@ -804,8 +817,8 @@ class Clock:
         Layer name -> how near to its threshold each membrane came in the steps in which it might have fired.
     """
 
-    def __init__(self, snn, images, said=None):
-        self.graph, self.said = snn.graph, said or {}
+    def __init__(self, snn, images, recorded=None):
+        self.graph, self.recorded = snn.graph, recorded or {}
         self.module = copy.deepcopy(snn.graph.module).double()
         self.spike_steps, self.margins = {}, {}
         self.current, self.membrane, self.queues, self.passed = {}, {}, {}, {}
@@ -815,7 +828,7 @@ class Clock:
         self.input_steps = (window - levels).int()
         if self.graph.settings["rectifier"] == "silent":
             self.input_steps[levels == 0] = -1
-        self.spike_steps["input"] = self.said.get("input", self.input_steps)
+        self.spike_steps["input"] = self.recorded.get("input", self.input_steps)
         with torch.no_grad():
             for step in range(snn.n_steps):
                 self.advance(step)
@@ -830,7 +843,7 @@ class Clock:
                 arrived = [values[source] for source in node.args]
                 if isinstance(module, TTFSNeuron):
                     spikes = self.neuron(name, module.p, arrived[0], step)
-                    values[node] = (self.said[name] == step).double() if name in self.said else spikes
+                    values[node] = (self.recorded[name] == step).double() if name in self.recorded else spikes
                 elif isinstance(module, FirstSpikeMaxPool):
                     values[node] = self.first_spike(name, module.pool, arrived[0])
                 elif isinstance(module, AxonalDelay):
@@ -890,9 +903,9 @@ class Clock:
         return fires.double()
 
 
-def assert_the_clock_says_it(snn, images, spike_steps):
-    """Every layer fires, on the spikes that it was recorded to get, when the clock says; but for ties."""
-    clock = Clock(snn, images, said=spike_steps)
+def assert_the_clock_agrees(snn, images, spike_steps):
+    """Every layer fires when the clock does, on the spikes that it was recorded to get; but for ties."""
+    clock = Clock(snn, images, recorded=spike_steps)
     near = ((images.double() * (snn.t_max - 1)) % 1 - 0.5).abs() < TIE
     assert (clock.input_steps == spike_steps["input"])[~near].all()
     assert list(clock.spike_steps) == list(spike_steps)
@@ -904,17 +917,17 @@ def assert_the_clock_says_it(snn, images, spike_steps):
         )
 
 
-def assert_the_ann_says_it(net, snn, spike_steps):
-    """The ANN itself, in float64 with each value of a spiking layer rounded and clipped, says what the layer says.
+def assert_the_ann_agrees(net, snn, spike_steps):
+    """The ANN itself, in float64 with each spiking layer rounded and clipped, has the values that the layer encodes.
 
-    Every layer hands on what the spikes recorded there say, so that each is judged on the spikes it got. Every
+    Every layer hands on what the spikes recorded there encode, so that each is judged on the spikes it got. Every
     layer of the spiking network must have been met once.
     """
     graph, seen = snn.graph, []
     lengths = {layer.name: layer.neuron.clock.window for layer in graph.layers}
     output = graph.layers[-1].name
 
-    def said(name, value):
+    def encoded(name, value):
         seen.append(name)
         levels = fired_levels(graph, name, spike_steps[name]).double().reshape(value.shape)
         shift = graph.output_shift if name == output else 0.0
@@ -924,13 +937,13 @@ def assert_the_ann_says_it(net, snn, spike_steps):
         assert_equal_but_for_ties(levels, expected, drive, name)
         return levels / lengths[name] * graph.scales[name].double() + shift
 
-    def halves_said(path, value):
+    def by_a_pair(path, value):
         """A signed value, by the pair of layers that carries it, if one does."""
         # A difference is a change of sign and a sum, and named twice.
         name = f"{path}_2" if path.endswith(".sub") else path
         if f"{name}_positive" not in lengths:
             return value
-        return said(f"{name}_positive", value) - said(f"{name}_negative", -value)
+        return encoded(f"{name}_positive", value) - encoded(f"{name}_negative", -value)
 
     ann, length = copy.deepcopy(net.ann).double().eval(), graph.t_max - 1
     drive = net.images.double() * length
@@ -950,12 +963,12 @@ def assert_the_ann_says_it(net, snn, spike_steps):
                         rectified[source] = rectified[same[0]]
                         continue
                     value = relu(known[source].clone())
-                    rectified[source] = said(name, value) if name in lengths else value
+                    rectified[source] = encoded(name, value) if name in lengths else value
                 value = line.values(ann, known | rectified, line.pooled)[line.names[0]]
             else:
                 if line.pools and f"{line.path}_neurons" in lengths:
                     (source,) = line.sources
-                    values = line.values(ann, known | {source: said(f"{line.path}_neurons", known[source])})
+                    values = line.values(ann, known | {source: encoded(f"{line.path}_neurons", known[source])})
                 else:
                     values = line.values(ann, known)
                 if len(values) > 1:
@@ -964,12 +977,12 @@ def assert_the_ann_says_it(net, snn, spike_steps):
                 (value,) = values.values()
                 same = [name for name, other in known.items() if other is value]
                 if line.rectifies and line.path in lengths:
-                    value = said(line.path, value)
+                    value = encoded(line.path, value)
                 elif not line.rectifies:
-                    value = halves_said(line.path, value)
+                    value = by_a_pair(line.path, value)
                 # In place: who uses what the line has changed sees the change.
                 known.update(dict.fromkeys(same, value))
             known[line.names[0]] = value
     if output not in seen:
-        said(output, known[ann.lines[-1].names[0]])
+        encoded(output, known[ann.lines[-1].names[0]])
     assert sorted(seen) == sorted(lengths)
