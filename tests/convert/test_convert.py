@@ -764,6 +764,7 @@ class TestDeadLayers:
         assert [str(warning.message).split("'")[1] for warning in caught] == ["1", "3", "5"]
         assert torch.equal(snn(images), torch.zeros(30, 3))
 
+    @pytest.mark.filterwarnings("ignore:tuning moved the output away")
     @pytest.mark.parametrize("method", ["least_squares", "search+bias_correction+output", "percentile+tune", "distill"])
     def test_are_tuned_around_and_trained(self, method):
         ann, images = dead_ann(nn.ReLU())

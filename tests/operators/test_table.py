@@ -75,7 +75,8 @@ class TestRows:
 READERS = (
     *("graph/synapses.py", "graph/wellformed.py", "graph/files.py", "graph/topology.py", "graph/walk.py"),
     *("engines/convolutions.py", "engines/event/plan.py", "costs/levels.py", "costs/counts.py", "costs/synops.py"),
-    *(f"convert/{stage}.py" for stage in ("trace", "build", "symbolic", "intake", "check", "rescale", "fold")),
+    "intake.py",
+    *(f"convert/{stage}.py" for stage in ("trace", "build", "symbolic", "check", "rescale", "fold")),
 )
 NEURONS = {"TTFSNeuron", "AxonalDelay", "TTFSActivation"}
 

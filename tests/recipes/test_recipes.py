@@ -1019,6 +1019,7 @@ def test_help_tells_every_option(name, subcommand, capsys, here):
 
 
 @pytest.mark.shared
+@pytest.mark.slow
 def test_trained_resnet20_loses_little_on_cifar10(here, capsys):
     weights = SHARED / "data" / "weights" / "cifar10_resnet20.safetensors"
     common = (
