@@ -58,6 +58,9 @@ def emit(calibrated: CalibratedNetwork, network: ScaledNetwork, times: Schedule)
         dense_stem=calibrated.dense_stem,
         output_shift=calibrated.scales.output_shift,
     )
+    if graph.dense_stem is not None:
+        # Its values are those of images in the network's type, which the grids of weights may have widened.
+        graph.dense_stem.to(graph.dtype)
     ends = graph.arrivals()
     for layer, emitted in zip(layers, graph.layers, strict=True):
         earliest = min(ends[source] for source in emitted.projection.sources)

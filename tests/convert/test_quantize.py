@@ -28,7 +28,10 @@ def quantized(draw):
         "weight_bits": draw(st.sampled_from([2, 4, 8, 8])),
         "granularity": draw(st.sampled_from(["layer"] * 3 + ["channel"])),
     }
-    t_max = draw(T_MAXIMA)
+    # With a long window few types hold a membrane, and the network moves to float64.
+    t_max = draw(st.one_of(T_MAXIMA, T_MAXIMA, st.just(65)))
+    if draw(st.booleans()) and has_dense_first_layer(net):
+        options["first_layer"] = "dense"
     try:
         snn = net.convert(t_max, **options)
         if draw(st.booleans()):
@@ -38,6 +41,17 @@ def quantized(draw):
             raise
         return net, None
     return net, snn
+
+
+def has_dense_first_layer(net):
+    """Check whether one layer and its ReLU stand between the image and all the rest."""
+    try:
+        net.convert(4, first_layer="dense")
+    except ConversionError as refusal:
+        if 'first_layer="dense" needs one convolution' not in str(refusal):
+            raise
+        return False
+    return True
 
 
 @MANY
@@ -92,6 +106,22 @@ def test_a_network_that_float32_cannot_hold_is_made_in_float64():
     assert quartz_plugin.convert(wide, torch.rand(8, 3000), 64, weight_bits=8).graph.dtype == torch.float64
     small = nn.Sequential(nn.Linear(10, 20), nn.ReLU(), nn.Linear(20, 3))
     assert quartz_plugin.convert(small, torch.rand(8, 10), 8, weight_bits=8).graph.dtype == torch.float32
+
+
+def test_a_dense_first_layer_computes_in_the_type_of_the_network_behind_it(tmp_path):
+    torch.manual_seed(7)
+    ann = nn.Sequential(
+        nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 32, 3), nn.ReLU(), nn.Flatten(), nn.Linear(3200, 5)
+    )
+    images = torch.rand(8, 3, 12, 12)
+    snn = quartz_plugin.convert(ann, images, 64, weight_bits=8, first_layer="dense")
+    assert snn.graph.dtype == torch.float64
+    assert {tensor.dtype for tensor in snn.dense_stem.state_dict().values()} == {torch.float64}
+    expected = snn.run(images, engine="stepped")
+    for engine in engines_of(snn):
+        assert_same_spikes(snn.run(images, engine=engine).spike_steps, expected.spike_steps)
+    snn.save(tmp_path / "snn.safetensors")
+    assert torch.equal(quartz_plugin.load(tmp_path / "snn.safetensors")(images), snn(images))
 
 
 @pytest.mark.parametrize(
