@@ -22,6 +22,7 @@ from quartz_plugin.convert.check import check
 from quartz_plugin.convert.fake_quant import values_at
 from quartz_plugin.convert.fold import fold
 from quartz_plugin.convert.refine import tuning
+from quartz_plugin.convert.refine.distance import output_distance
 from quartz_plugin.convert.refine.output_range import choose_output_range
 from quartz_plugin.convert.sketches import QuantileSketch
 from quartz_plugin.convert.trace import trace
@@ -179,6 +180,21 @@ def test_bias_correction_takes_the_mean_error_out_of_every_channel(images):
         wanted = ann(images)
         errors = [float((snn.run(images).membrane - wanted).mean(0).abs().max()) for snn in (plain, corrected)]
     assert errors[1] < 1e-4 < errors[0]
+
+
+@pytest.mark.parametrize("method", ["bias_correction+tune", "bias_correction+distill"])
+@pytest.mark.parametrize("task", ["classification", "regression"])
+def test_the_ann_teaches_also_where_biases_have_been_corrected(images, task, method):
+    torch.manual_seed(0)
+    ann = nn.Sequential(nn.Conv2d(3, 5, 3), nn.ReLU(), nn.Conv2d(5, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3))
+    corrected = quartz_plugin.convert(ann, images, 3, calibration_method="bias_correction", task=task)
+    with torch.no_grad():
+        expected = output_distance(corrected.run(images).membrane, ann(images), task, corrected.graph.output_scale)
+    # What is lost by learning too fast is measured against the teacher.
+    with pytest.warns(UserWarning, match="tuning moved the output away from the ANN's") as warned:
+        quartz_plugin.convert(ann, images, 3, calibration_method=method, task=task, tuning_rate=0.99, tuning_passes=1)
+    before = float(str(warned[0].message).partition(" before")[0].split()[-1])
+    assert before == pytest.approx(float(expected), rel=0.01)
 
 
 def test_bias_correction_of_a_sum_of_paths_stands_in_the_report(ann, images):

@@ -9,6 +9,7 @@ emitted afterwards is a network like any other.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping
 
@@ -58,6 +59,8 @@ def refine(
         The scales, and what they come from: the method without what was left out.
     """
     method, task = config.method, config.task
+    # The ANN as it is before any step changes its numbers.
+    teacher = copy.deepcopy(network.module) if method.find(Tuning) else None
     ranged = evenly_of(images, RANGE_VALUES // max(1, math.prod(network.shape_at(network.last))))
     wanted = torch.cat([network.output(chunk) for chunk in ranged.split(chunk_size(images))])
     wanted = decide(wanted) if task == "classification" else wanted
@@ -67,8 +70,8 @@ def refine(
         correct_biases(network, scales, windows, images)
     if method.find(OutputRange):
         scales = choose_output_range(network, scales, windows, ranged, wanted, task)
-    if method.find(Tuning):
-        tuned = tune(network, scales, windows, images, config, progress)
+    if teacher is not None:
+        tuned = tune(network, teacher, scales, windows, images, config, progress)
         if tuned is None:
             return scales, method.without(Tuning)
         scales = tuned

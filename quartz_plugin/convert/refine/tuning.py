@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Mapping
 from dataclasses import replace
@@ -43,6 +42,7 @@ ACTIVATIONS = 4.0
 
 def tune(
     network: FoldedNetwork,
+    teacher: fx.GraphModule,
     scales: Scales,
     windows: Mapping[str, int],
     images: Tensor,
@@ -51,18 +51,20 @@ def tune(
 ) -> Scales | None:
     """Let the rounded network learn to give what the ANN gives, in every layer and at the end; returns the scales.
 
-    Where its output is twice as far from the ANN's afterwards, or no number, warn, leave all as it was, return None.
+    The ANN is the `teacher`: the network's module with the numbers that it had before any were corrected. Where the
+    output is twice as far from the ANN's afterwards, or no number, warn, leave all as it was, return None.
     """
     output = str(network.last.target)
     size = scales.of_layers[output]
     factors = _balancing_factors(network, size) if config.task == "regression" else None
     if factors is None:
-        return _tune(network, scales, windows, images, config, progress)
+        return _tune(network, teacher, scales, windows, images, config, progress)
     shift = torch.as_tensor(scales.output_shift, dtype=torch.float64)
     balanced = Scales(scales.of_layers | {output: size * factors}, number_or_tensor(shift * factors), scales.silent)
-    _scale_outputs(network, factors)
-    learned = _tune(network, balanced, windows, images, config, progress)
-    _scale_outputs(network, 1 / factors)
+    for module in (network.module, teacher):
+        _scale_outputs(module, output, factors)
+    learned = _tune(network, teacher, balanced, windows, images, config, progress)
+    _scale_outputs(network.module, output, 1 / factors)
     return None if learned is None else replace(scales, of_layers=learned.of_layers | {output: size})
 
 
@@ -77,9 +79,9 @@ def _balancing_factors(network: FoldedNetwork, scale: Tensor) -> Tensor | None:
     return factors if along_outputs(module, factors) else None
 
 
-def _scale_outputs(network: FoldedNetwork, factors: Tensor) -> None:
-    """Multiply the last layer's outputs by powers of two, exactly."""
-    layer: Any = network.module_at(network.last)
+def _scale_outputs(module: fx.GraphModule, path: str, factors: Tensor) -> None:
+    """Multiply the outputs of the layer at a path by powers of two, exactly."""
+    layer: Any = module.get_submodule(path)
     layer.weight.data.copy_(scaled_weight(layer, torch.ones_like(factors).max(), factors))
     if layer.bias is not None:
         layer.bias.data.mul_(factors.flatten().to(layer.bias))
@@ -87,13 +89,13 @@ def _scale_outputs(network: FoldedNetwork, factors: Tensor) -> None:
 
 def _tune(
     network: FoldedNetwork,
+    teacher: fx.GraphModule,
     scales: Scales,
     windows: Mapping[str, int],
     images: Tensor,
     config: ConversionConfig,
     progress: TuningProgress,
 ) -> Scales | None:
-    teacher = copy.deepcopy(network.module)
     for _, layer in network.steps():
         if isinstance(layer, WEIGHTED):
             give_bias(network, layer)
