@@ -3,7 +3,7 @@ r"""The latency code and the clock.
 A value :math:`x \in [0, 1]` is one spike at step :math:`\lceil S (1 - x) - 1/2 \rceil` of a window of
 :math:`S = T_{max} - 1` steps. A spike at window step ``k`` encodes the **level** ``n = S - k``, the value ``n / S``.
 
-This is the only file that knows when anything happens.
+Every step at which anything happens is computed here, and nowhere else.
 
 References
 ----------
@@ -30,7 +30,7 @@ NO_SPIKE = -1
 """The step of a unit that did not fire."""
 
 MOST_STEPS = 2**24
-"""``T`` from which on float32, in which levels are carried, no longer tells one level from the next."""
+"""``T`` from which on float32, in which levels are carried, no longer holds every level."""
 
 MOST_TIME = 2**31
 """Global step from which on int32, in which spike steps are recorded, wraps."""
@@ -91,7 +91,7 @@ class Window(NamedTuple):
 
 
 class NeuronClock(NamedTuple):
-    """When the events of one spiking layer happen, on the global clock.
+    """Global steps at which the events of one spiking layer happen.
 
     Attributes
     ----------
@@ -172,8 +172,8 @@ def window_length(t_max: int) -> int:
         raise ValueError(f"t_max must be a whole number of at least 2 (two levels), got {t_max!r}")
     if operator.index(t_max) >= MOST_STEPS:
         raise ValueError(
-            f"t_max must be below 2**24 = {MOST_STEPS}, from which on float32 no longer tells one level from the "
-            f"next, got {t_max!r}"
+            f"t_max must be below 2**24 = {MOST_STEPS}, from which on float32 no longer holds every level, "
+            f"got {t_max!r}"
         )
     return operator.index(t_max) - 1
 
@@ -238,7 +238,7 @@ def check_unit_interval(x: Tensor, what: str = "x") -> Tensor:
     TypeError
         If it is no tensor.
     ValueError
-        Unless it is floating point, with all values in [0, 1] but for :data:`TOLERANCE`; tells how to map others.
+        Unless it is floating point, with all values in [0, 1] but for :data:`TOLERANCE`; the message maps others.
 
     Examples
     --------
@@ -321,7 +321,8 @@ def encode(x: Tensor, t_max: int, steps: int | None = None, *, silent_zeros: boo
         ``T``; at least 2.
     steps : int, optional
         Length of the time axis, at least ``t_max`` (the default), which holds the input alone. A network goes on
-        after its input: pass ``snn.n_steps``, or ``(L + 2) * (t_max - 1) + 1`` for ``L`` layers of your own.
+        after its input: pass ``snn.n_steps``, or for ``L`` layers of your own ``(L + 1) * (t_max - 1) + 1``, and one
+        window more, ``(L + 2) * (t_max - 1) + 1``, where the last of them is a signed output (``rectifier=None``).
     silent_zeros : bool
         Send no spike for the level 0.
 
@@ -355,7 +356,7 @@ def encode(x: Tensor, t_max: int, steps: int | None = None, *, silent_zeros: boo
     return spikes
 
 
-def decode(spikes: Tensor, t_max: int, start: int = 0) -> Tensor:
+def decode(spikes: Tensor, t_max: int, start: int = 0, *, silent: float = 0.0) -> Tensor:
     """Values encoded by the first spike of each unit; the inverse of :func:`encode`.
 
     A time has no gradient: a loss on spikes weighs them by their steps instead.
@@ -368,28 +369,43 @@ def decode(spikes: Tensor, t_max: int, start: int = 0) -> Tensor:
         ``T``; at least 2.
     start : int
         Step of a spike that encodes 1: 0 for the input, ``l * (t_max - 1)`` for layer ``l``.
+    silent : float
+        Value of a unit that did not fire: 0 for the input and for layers with a rectifier; give -1 for a signed
+        output (``rectifier=None``), whose late spikes encode values down to -1. With 0 an output that stays silent
+        would be larger than one that fires late.
 
     Returns
     -------
     Tensor
-        ``(S - (first step - start)) / S``, shape ``[B, ...]``; 0 where no spike came. Early spikes encode
-        more than 1, spikes after the window (a signed output) less than 0.
+        ``(S - (first step - start)) / S``, shape ``[B, ...]``; `silent` where no spike came. Early spikes
+        encode more than 1, spikes after the window (a signed output) less than 0.
 
     Raises
     ------
     ValueError
-        If `t_max` < 2 or >= 2**24, or there is no time axis.
+        If `t_max` < 2 or >= 2**24, there is no time axis, or `silent` is no number.
 
     Examples
     --------
     >>> decode(encode(torch.tensor([[0.0, 0.4, 1.0]]), t_max=6), t_max=6)
     tensor([[0.0000, 0.4000, 1.0000]])
+
+    A signed output of layer 2, the first of two classes silent, the second late:
+
+    >>> spikes = torch.zeros(9, 1, 2)
+    >>> spikes[7, 0, 1] = 1.0
+    >>> decode(spikes, t_max=3, start=4, silent=-1.0)
+    tensor([[-1.0000, -0.5000]])
     """
     length = window_length(t_max)
     if spikes.dim() == 0 or spikes.shape[0] == 0:
         raise ValueError(f"spikes must have a time axis first, [steps, B, ...], got shape {tuple(spikes.shape)}")
+    silent = plain(silent)
+    if isinstance(silent, bool) or not isinstance(silent, int | float):
+        raise ValueError(f"silent must be a number, the value of units that did not fire, got {silent!r}")
     fired = spikes != 0
     window = Window(start, length)
     levels = window.end - fired.to(torch.int8).argmax(dim=0)
     dtype = at_least_float32(spikes.dtype)
-    return torch.where(fired.any(dim=0), levels.to(dtype) / length, torch.zeros((), dtype=dtype, device=spikes.device))
+    silent_value = torch.full((), silent, dtype=dtype, device=spikes.device)
+    return torch.where(fired.any(dim=0), levels.to(dtype) / length, silent_value)

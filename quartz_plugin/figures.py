@@ -70,7 +70,7 @@ class Figure:
 
     @property
     def higher_is_better(self) -> bool | None:
-        """Which way is better, as torchmetrics has it."""
+        """True where a higher figure is better, as torchmetrics has it; None where neither is."""
         return None if self.better is None else self.better == "higher"
 
 

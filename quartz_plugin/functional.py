@@ -101,7 +101,7 @@ class TTFSParameters(NamedTuple):
 
     @property
     def clock(self) -> NeuronClock:
-        """When this layer's events happen."""
+        """Global steps of this layer's events."""
         clock = NeuronClock.of_layer(self.t_max, self.layer)
         if self.readout is not None:
             clock = clock._replace(readout=self.readout)

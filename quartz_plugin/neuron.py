@@ -31,7 +31,7 @@ _MEANINGLESS = {
     "learn_beta": "the neuron does not leak",
     "reset_mechanism": "the neuron fires once and is silent until it is reset",
     "reset_delay": "the neuron fires once and is silent until it is reset",
-    "inhibition": "every neuron codes a value of its own",
+    "inhibition": "every neuron encodes a value of its own",
     "state_quant": "the membrane is exact",
     "graded_spikes_factor": "a spike encodes its value by its time",
     "learn_graded_spikes_factor": "a spike encodes its value by its time",
@@ -101,7 +101,8 @@ class TTFSNeuron(StatefulModule, SpikingNeuron):
 
     Non-leaky neurons that integrate current; at readout their current becomes 1 and they climb to the
     threshold, so that the time of the one spike encodes ``floor(S y + 1/2) / S``, with ``y`` the weighted sum of
-    the input's values, ``S = t_max - 1`` (arXiv:2309.16795). The layers in front must have ``bias=False``.
+    the input's values, ``S = t_max - 1`` (arXiv:2309.16795). The layers in front must have ``bias=False``:
+    the bias is the neuron's, and without `bias` the layer has none.
 
     Parameters
     ----------
@@ -119,7 +120,8 @@ class TTFSNeuron(StatefulModule, SpikingNeuron):
         ``[C, 1, 1]`` or a map behind a convolution. An ``nn.Parameter`` stays one and is trained; another tensor
         becomes a buffer.
     spike_grad : callable, optional
-        Surrogate gradient, as in :mod:`snntorch.surrogate`.
+        Surrogate gradient, as in :mod:`snntorch.surrogate`; default
+        :func:`~quartz_plugin.functional.arctan_surrogate`, the slope of ``arctan(pi x) / pi``.
     init_hidden : bool
         Keep the state inside: ``spk = neuron(cur)``.
     output : bool
@@ -203,7 +205,7 @@ class TTFSNeuron(StatefulModule, SpikingNeuron):
 
     @property
     def clock(self) -> NeuronClock:
-        """When this layer is read out, rectified and done."""
+        """Steps of this layer's readout, rectifier and last spike."""
         return self._parameters_but_bias.clock
 
     @property
@@ -256,7 +258,7 @@ class TTFSNeuron(StatefulModule, SpikingNeuron):
 
 
 class PoolState(NamedTuple):
-    """Which pooled units have passed their spike on: 1 or 0."""
+    """1 where a pooled unit has passed its spike on, else 0."""
 
     fired: Tensor
 

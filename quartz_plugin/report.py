@@ -11,11 +11,27 @@ from quartz_plugin.tables import format_table
 class Report(Sequence[dict[str, Any]]):
     """One row for each module, in the order of the network; prints as a table.
 
-    Each row has ``module`` (path in the ANN), ``operation``, ``became``, ``exact``, and for spiking layers
-    ``neurons``, ``scale`` (what the value 1 stands for; the largest, where it differs by channel),
-    ``readout`` (global step), ``window`` (steps), ``delay`` (steps, the longest on its inputs), ``synapses`` (into
-    it, entries of the composed maps) and ``synapses_factored`` (of the same maps as the chains they are computed
-    as; shared chains stand with the first layer).
+    A row is a dict of
+
+    - ``module``: path in the ANN; "output" is the output layer;
+    - ``operation``: the module's class, or the function;
+    - ``became``: part of the spiking network that it is now. "synapses": weights between layers; "routing": spikes
+      pass on unchanged, to other places; "first-spike max pooling"; "spiking layer", "output layer": neurons;
+      "folded into ...": multiplied into the weights of another module; "dropped": nothing in eval mode. The words,
+      by operation, are those of ``quartz_plugin/operators/OPERATORS.md``;
+    - ``exact``: "exact" where this is what the ANN computes, but for the rounding of values to levels and the
+      clipping at the scale; else what may differ ("exact but for early spikes");
+
+    and for spiking layers
+
+    - ``neurons``: their number;
+    - ``scale``: value of the ANN that a spike at once encodes (the largest, where it differs by channel);
+    - ``readout``: global step at which the window of their spikes begins;
+    - ``window``: its length in steps;
+    - ``delay``: the longest axonal delay on their inputs, in steps;
+    - ``synapses``: synapses into the layer, entries of the composed maps;
+    - ``synapses_factored``: those of the same maps computed one after the other; shared chains stand with the first
+      layer.
     """
 
     COLUMNS = (

@@ -103,7 +103,7 @@ def by_output(values: Tensor) -> Tensor:
 
 
 def prepared_tasks(network: nn.Module) -> set[str]:
-    """Tasks that this network, or networks in it, were prepared for (:func:`~quartz_plugin.prepare`)."""
+    """Tasks that this network, or networks in it, were prepared for (:func:`~quartz_plugin.prepare_qat`)."""
     tasks = {getattr(module, "task", None) for module in network.modules()}
     return {task for task in tasks if isinstance(task, str) and task in get_args(Task)}
 

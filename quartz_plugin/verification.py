@@ -123,7 +123,8 @@ class Verification:
         return (
             f"{table}\n"
             "(mean, worst: distance from the ANN in time steps; relative: mean distance by mean size of the ANN's "
-            "values; saturated, early, silent: shares)\n"
+            "values; saturated: share of the ANN's values above the scale; early, silent: share of neurons that fired "
+            "before readout, that did not fire)\n"
             f"{self.summary()}"
         )
 

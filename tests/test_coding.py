@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import quartz_plugin
-from quartz_plugin import TTFSActivation, decode, encode
+from quartz_plugin import TTFSActivation, TTFSNeuron, decode, encode
 from quartz_plugin.coding import (
     NO_SPIKE,
     NeuronClock,
@@ -216,6 +216,42 @@ def test_no_spike_decodes_to_zero_an_early_spike_to_more_than_one_a_late_one_to_
     spikes[1, 1] = 1
     spikes[12, 2] = 1
     assert decode(spikes, t_max=5, start=4).tolist() == [0.0, 1.75, -1.0]
+
+
+@pytest.mark.parametrize("silent", [-1.0, -1, torch.tensor(-1.0)])
+def test_a_silent_output_decodes_to_what_it_is_given_and_does_not_beat_a_late_one(silent):
+    spikes = torch.zeros(13, 1, 2)
+    spikes[11, 0, 1] = 1
+    values = decode(spikes, t_max=5, start=4, silent=silent)
+    assert values.tolist() == [[-1.0, -0.75]]
+    assert values.dtype == torch.float32
+    assert decode(spikes.bool(), t_max=5, start=4, silent=silent).tolist() == [[-1.0, -0.75]]
+
+
+@pytest.mark.parametrize("silent", [None, "0", True, [0.0], torch.zeros(2)])
+def test_the_value_of_silence_is_one_number(silent):
+    with pytest.raises(ValueError, match="silent must be a number, the value of units that did not fire, got"):
+        decode(torch.zeros(5, 1), 5, silent=silent)
+
+
+@pytest.mark.parametrize("hold", [True, False])
+def test_decode_of_a_signed_output_decides_as_its_spike_times_do(hold):
+    torch.manual_seed(0)
+    t_max = 6
+    fc = nn.Linear(20, 4, bias=False)
+    nn.init.uniform_(fc.weight, -0.3, 0.1)  # most values are below 0, some below -1, which never fire
+    output = TTFSNeuron(t_max, layer=1, rectifier=None, hold=hold, init_hidden=True)
+    train = encode(torch.rand(200, 20), t_max, steps=3 * (t_max - 1) + 1)
+    spikes = torch.stack([output(fc(step)) for step in train]).detach()
+    fired = spikes.any(0)
+    assert 0.1 < fired.float().mean() < 0.9
+    first = torch.where(fired, spikes.argmax(0), len(spikes))
+    some = first.min(1).values < len(spikes) - 1  # a spike in the last step encodes -1 as silence does
+    values = decode(spikes, t_max, start=t_max - 1, silent=-1.0)
+    assert torch.equal(values.argmax(1)[some], first.argmin(1)[some])
+    assert values.min() == -1.0
+    by_default = decode(spikes, t_max, start=t_max - 1)
+    assert (by_default.argmax(1) != first.argmin(1))[some].float().mean() > 0.2
 
 
 @pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.bfloat16, torch.float32, torch.float64])

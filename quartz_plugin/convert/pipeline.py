@@ -64,7 +64,7 @@ def convert(
     ----------
     ann : nn.Module
         A ReLU network that torch.fx can trace: convolutions, linear layers, batch norms, ReLUs, pools, sums,
-        concatenations (README.md has the table of operators); used as in eval mode, never modified.
+        concatenations (quartz_plugin/operators/OPERATORS.md has all); used as in eval mode, never modified.
     calibration : Tensor or iterable
         Raw training inputs in [0, 1], ``[N, ...]``, or an iterable of such batches or of ``(images, labels)``.
         It is read once, in chunks; where `calibration_method` looks at images again and again, they are kept.

@@ -1,7 +1,7 @@
 """Energy of an inference: counts times what each of them costs, as published. A profile is data.
 
-None of them knows memory, wires or leakage beyond what its figures contain; an estimate ranks networks on one profile,
-it is no measurement.
+Memory, wires and leakage are in a profile only where its figures contain them; an estimate ranks networks on one
+profile, it is no measurement.
 """
 
 from __future__ import annotations
@@ -15,7 +15,12 @@ from typing import Any, Literal
 
 @dataclass(frozen=True)
 class EnergyProfile:
-    """Energy of each count.
+    """Energy of each count of an inference.
+
+    Those at hand, each from published figures: :data:`LOIHI` (Loihi 1), :data:`HOROWITZ_INT8` and
+    :data:`HOROWITZ_FLOAT32` (arithmetic alone in 45 nm, with 8-bit weights or in float32), and
+    :func:`paper_profile` (relative, arXiv:2309.16795). Their `source` has the figures. Counts of one inference, as
+    their means over images, give J an inference.
 
     Attributes
     ----------
@@ -72,7 +77,7 @@ class EnergyProfile:
         Raises
         ------
         ValueError
-            If a count of the profile is missing, or it knows nothing of this kind of network.
+            If a count of the profile is missing, or the profile has no energies for this kind of network.
         """
         if of not in ("spiking", "ann"):
             raise ValueError(f'of must be "spiking" or "ann", got {of!r}')

@@ -150,7 +150,7 @@ class OperationCounts:
         Parameters
         ----------
         profile : EnergyProfile
-            Energy of each count, such as :data:`~quartz_plugin.hardware.LOIHI`.
+            Energy of each count, such as :data:`~quartz_plugin.costs.LOIHI`.
         n : int
             As in :meth:`per_inference`.
 
@@ -260,7 +260,7 @@ def _counting(net: nn.Module, neurons: tuple[type[nn.Module], ...]) -> Iterator[
 
 
 class _Counter(TorchFunctionMode):
-    """Sees each operation, and knows by the hooks which module of the network is running."""
+    """Count of each operation, for the module that is running by the hooks of the network."""
 
     def __init__(self, net: nn.Module, neurons: tuple[type[nn.Module], ...]) -> None:
         super().__init__()

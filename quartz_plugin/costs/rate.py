@@ -47,7 +47,7 @@ class RateResult:
     logits : Tensor
         ``[B, classes]``, in the ANN's units: the mean over steps.
     counts : dict
-        Name of a count -> layer -> int64 ``[B]``, as in :class:`~quartz_plugin.hardware.InferenceCounts`: ``spikes``,
+        Name of a count -> layer -> int64 ``[B]``, as in :class:`~quartz_plugin.costs.InferenceCounts`: ``spikes``,
         ``synops`` (into a layer; the image's nonzero pixels deliver at every step), ``graded_synops`` (the part of
         them that comes from pixels and so multiplies), ``synops_merged`` (neuron-steps in which a current arrives,
         a bias included), ``bias_events`` (one a neuron and step), ``pool_events``, ``neuron_updates`` and

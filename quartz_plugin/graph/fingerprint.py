@@ -35,7 +35,7 @@ class Fingerprint(NamedTuple):
 
 
 class Identity(NamedTuple):
-    """Which network a simulation is of.
+    """Identity of the network that a simulation is of.
 
     Attributes
     ----------

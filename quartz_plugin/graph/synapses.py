@@ -129,7 +129,7 @@ def pool_fan_out(pool: nn.Module, shape: Sequence[int]) -> Tensor:
 
 
 def pool_relation(pool: nn.Module, shape: Sequence[int]) -> Relation:
-    """Which units are in which windows of a max pooling."""
+    """Units in each window of a max pooling."""
     relation, row = Relation.identity(shape), row_of(pool)
     if row is None or row.relate is None:
         raise TypeError(f"pool must be a max-pooling module of torch.nn, got {pool!r}")
@@ -138,7 +138,7 @@ def pool_relation(pool: nn.Module, shape: Sequence[int]) -> Relation:
 
 
 def relation_to(projection: Projection, source: fx.Node, shapes: dict[fx.Node, torch.Size]) -> Relation | None:
-    """Which units of a source reach which neurons; None where several paths lead there, or it is no product."""
+    """Units of a source by the neurons that they reach; None where several paths lead there, or it is no product."""
     paths = _paths(projection, source)
     if paths is None or len(paths) != 1:
         return None

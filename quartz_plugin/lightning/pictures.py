@@ -1,4 +1,4 @@
-"""Which pictures belong to a network at work, to a sweep, and to a comparison of costs."""
+"""Pictures of a network at work, of a sweep, and of a comparison of costs."""
 
 from __future__ import annotations
 

@@ -27,7 +27,8 @@ class EnergyEstimate(CountMetric):
     Raises
     ------
     TypeError, ValueError
-        For something else than a profile, one that knows no spiking networks or unknown counts, none, or two of a name.
+        For something else than a profile, one without energies for spiking networks or with unknown counts, none, or
+        two of a name.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""When a decision can be made."""
+"""Steps until a decision."""
 
 from __future__ import annotations
 

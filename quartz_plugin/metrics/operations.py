@@ -1,4 +1,4 @@
-"""Operations of an inference: synaptic, at the neurons, in memory; the counts are in :mod:`quartz_plugin.hardware`."""
+"""Operations of an inference: synaptic, at the neurons, in memory; the counts are in :mod:`quartz_plugin.costs`."""
 
 from __future__ import annotations
 

@@ -104,7 +104,7 @@ class PerLayerMetric(OfOneNetwork):
 
 
 class CountMetric(PerLayerMetric):
-    """Counts of :class:`~quartz_plugin.hardware.InferenceCounts`, mean over images; the base of those that read them.
+    """Counts of :class:`~quartz_plugin.costs.InferenceCounts`, mean over images; the base of those that read them.
 
     Parameters
     ----------

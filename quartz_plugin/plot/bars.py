@@ -47,7 +47,7 @@ def energy_delay_bars(products: Mapping[str, float], ax: Axes | None = None) -> 
 def cores_per_layer(
     cores: Mapping[str, int], ax: Axes | None = None, *, binding: Mapping[str, str] | None = None
 ) -> Axes:
-    """Cores that each layer takes as bars, the first layer on top, coloured by the limit that asks for so many.
+    """Cores that each layer takes as bars, the first layer on top, coloured by the limit that makes it so many.
 
     Parameters
     ----------

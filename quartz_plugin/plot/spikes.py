@@ -70,7 +70,7 @@ def raster(result: SimulationResult, image: int = 0, ax: Axes | None = None, *, 
 
 
 def spike_time_histograms(result: SimulationResult, axes: Sequence[Axes] | None = None) -> Sequence[Axes]:
-    """When each layer's units fire, all images of the batch together: a bar a step, the windows shaded.
+    """Spike times of each layer, all images of the batch together: a bar a step, the windows shaded.
 
     Counts are on a log axis: zeros outnumber every other step, and early spikes are few. Beside each layer stands
     the share of its units that did not fire.

@@ -187,7 +187,7 @@ class SortedSpikes(NamedTuple):
         Flat ``[images, ranks]``: levels of an image that occur or are looked at anyway, falling; ``[images]``: how
         many.
     has_starts : bool
-        `starts` tells where the spikes of a level are; else `level` does.
+        `starts` holds where the spikes of a level begin; else `level` holds each spike's.
     starts : array
         Flat ``[images, rows, ranks]``: where in a row the spikes of a rank start.
     level : array

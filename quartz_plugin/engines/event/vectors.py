@@ -217,7 +217,7 @@ def count_changed(typing_context: Any, i: Any, before: Any, at: Any, neurons: An
         count = cgutils.alloca_once_value(builder, ir.Constant(index, 0))
 
         def changed_at(behind: Any) -> Any:
-            """Which lanes of a vector have changed, as bits."""
+            """Lanes of a vector that have changed, as bits."""
             offset = builder.add(at_, behind)
             now, align = _vector_at(context, builder, signature.args[0], i_, offset)
             then, _ = _vector_at(context, builder, signature.args[1], before_, offset)

@@ -146,7 +146,7 @@ class LoihiMapping:
         Parameters
         ----------
         counts : mapping
-            Totals of an inference, as :class:`~quartz_plugin.hardware.InferenceCounts` names them and its ``mean()``
+            Totals of an inference, as :class:`~quartz_plugin.costs.InferenceCounts` names them and its ``mean()``
             gives them: those of the chip's profile, and ``spikes/input``.
 
         Raises

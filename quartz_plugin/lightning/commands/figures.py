@@ -31,7 +31,7 @@ class Figures(CommandTrainer):
         Parameters
         ----------
         model : Classifier
-            The classifier, which knows the published figures.
+            The classifier, with the published figures.
         datamodule : ClassificationData
             Not used.
         sweep : str, optional

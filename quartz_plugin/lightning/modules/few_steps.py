@@ -26,7 +26,7 @@ class FewStepsClassifier(EvaluatedClassifier):
     ann : EvaluatedClassifier
         The ANN's classifier; its number of classes, its label smoothing and the data it is fitted on are taken over.
     network : TrainableNetwork
-        What :func:`quartz_plugin.prepare` made of its network.
+        What :func:`quartz_plugin.prepare_qat` made of its network.
     distillation : float
         Share of the loss that asks for the ANN's outputs in place of the labels.
     relative_lr : float
