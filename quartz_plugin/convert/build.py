@@ -69,9 +69,10 @@ class Builder:
             else:
                 known[node] = self._carry_out(node, args, kwargs)
             if node in in_place:
-                # Each user of the changed tensor from here on sees the change.
+                # Each user of the changed tensor from here on sees the change; numbers are never changed in place.
                 changed = next(iter([*args, *kwargs.values()]))
-                known.update({earlier: known[node] for earlier, value in known.items() if value is changed})
+                if isinstance(changed, Value | Tensor):
+                    known.update({earlier: known[node] for earlier, value in known.items() if value is changed})
         if not isinstance(result, Value):
             raise ConversionError("the network must have one input tensor and one output tensor")
         self.graph.output(result.node)
@@ -180,14 +181,12 @@ def _tensors(structure: Any) -> Any:
     return structure
 
 
-_IN_PLACE = {operator.iadd, operator.isub, operator.imul, operator.itruediv}
-
-
 def _in_place(root: nn.Module, node: fx.Node) -> bool:
+    """Check whether a node changes the tensor it is called on."""
     if node.op == "call_module":
         return bool(getattr(root.get_submodule(str(node.target)), "inplace", False))
-    name = function_name(node.target)
-    return bool(node.kwargs.get("inplace", False)) or name.endswith("_") or node.target in _IN_PLACE
+    function = FUNCTIONS.get(node.target) if node.op in ("call_function", "call_method") else None
+    return function is not None and function.changes_first_argument(node.args, node.kwargs)
 
 
 def _attribute(root: nn.Module, path: str) -> Any:

@@ -98,6 +98,7 @@ ROWS: Rows = {
         "a layer of TTFSNeuron",
         "exact with hold; without, exact but for early spikes",
         functions={_build_relu: [F.relu, F.relu_, torch.relu, torch.relu_, "relu", "relu_"]},
+        in_place=[F.relu_, torch.relu_, "relu_"],
     ),
     nn.ReLU6: _neurons(_CLIPPED, _CLIPPED_EXACT, refusal=_is_no_clipped_relu, functions={_build_relu6: [F.relu6]}),
     nn.Hardtanh: _neurons(
@@ -108,6 +109,7 @@ ROWS: Rows = {
             _build_hardtanh: [F.hardtanh, F.hardtanh_],
             _build_clamp: [torch.clamp, torch.clip, "clamp", "clamp_", "clip", "clamp_min", "clamp_min_"],
         },
+        in_place=[F.hardtanh_, "clamp_", "clamp_min_"],
     ),
     TTFSActivation: _neurons(
         "a layer of TTFSNeuron that encodes the values of the activation (hold only)", "exact with hold"

@@ -101,6 +101,7 @@ _CONSTANTS = Operator(
         _build_quotient: [operator.truediv, operator.itruediv, torch.div, "div", "div_"],
         _build_negation: [operator.neg, torch.neg, "neg"],
     },
+    in_place=[operator.imul, operator.itruediv, "mul_", "div_"],
     settings=None,
     relate=None,
     form=None,

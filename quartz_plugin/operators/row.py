@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
@@ -78,6 +78,9 @@ class Operator:
         Takes the module; returns why this one is refused (and what to do), or None.
     functions : dict
         Builder -> the functions and methods (by name) that it lets modules stand for; see :data:`Build`.
+    in_place : collection
+        Those of `functions` that write what they give into their first argument; others may be asked to by an argument
+        ``inplace``.
     spell : callable
         ``(module, input shape)``: write the settings, which are Python's own numbers and tuples, in one way;
         returns the module, or another that computes the same.
@@ -109,6 +112,7 @@ class Operator:
     exact: str = "exact"
     refusal: Callable[[Any], str | None] = accept
     functions: Mapping[Build, Sequence[Any]] = field(default_factory=dict)
+    in_place: Collection[Any] = ()
     spell: Callable[[Any, Sequence[int]], nn.Module] = _as_it_is
     rank: int = 0
     inputs: range = range(1, 2)

@@ -314,6 +314,7 @@ _ADD = Operator(
         _build_sum: [operator.add, operator.iadd, torch.add, "add", "add_"],
         _build_difference: [operator.sub, operator.isub, torch.sub, "sub", "sub_"],
     },
+    in_place=[operator.iadd, operator.isub, "add_", "sub_"],
     inputs=range(2, MOST),
     settings={},
     check=_check_sum,

@@ -7,8 +7,9 @@ counts and engines look a module's row up by its class. The table that users rea
 
 from __future__ import annotations
 
+import inspect
 import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -40,15 +41,21 @@ EMITTED: Rows = synapses.EMITTED | routing.EMITTED | activations.EMITTED
 
 @dataclass(frozen=True, eq=False)
 class Function:
-    """A function or method of the table: the row it belongs to, and how modules stand for it."""
+    """A function or method of the table: the row it belongs to, how modules stand for it, and what it changes."""
 
     row: Operator
     build: Build
+    in_place: bool
+
+    def changes_first_argument(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+        """Check whether a call with these arguments writes what it gives into the first of them."""
+        names = list(inspect.signature(self.build).parameters)[1:]
+        return self.in_place or bool(dict(zip(names, args, strict=False), **kwargs).get("inplace", False))
 
 
 def _functions(rows: Rows) -> dict[Any, Function]:
     return {
-        target: Function(row, build)
+        target: Function(row, build, target in row.in_place)
         for row in dict.fromkeys(rows.values())
         for build, targets in row.functions.items()
         for target in targets

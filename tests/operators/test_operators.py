@@ -356,6 +356,47 @@ class TestTracing:
         snn = assert_converts(Pre())
         assert [row["module"] for row in snn.report if row["became"] == "spiking layer"] == ["relu", "relu_2"]
 
+    def test_sees_a_change_in_place_that_is_asked_for_by_position(self):
+        class Positional(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.conv = nn.Conv2d(2, 4, 1)
+
+            def forward(self, x):
+                x = self.conv(x) - 0.2
+                return (F.relu(x, True) + x).flatten(1)
+
+        assert_converts(Positional())
+
+    @pytest.mark.parametrize(
+        "change", [operator.and_, operator.or_, operator.xor, operator.mod, operator.iadd, operator.imul], ids=str
+    )
+    def test_takes_no_operation_on_sizes_for_one_that_changes_them(self, change):
+        class Sizes(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.conv = nn.Conv2d(2, 4, 1)
+
+            def forward(self, x):
+                features = x.shape[1] * x.shape[2] * x.shape[3]
+                other = change(features, 3)
+                x = self.conv(x).relu() * (1 + other % 3)
+                return x.reshape(-1, 2 * features)
+
+        assert_converts(Sizes())
+
+    def test_takes_no_input_or_buffer_for_a_change_by_its_name(self):
+        class Underscored(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.conv = nn.Conv2d(2, 4, 1)
+                self.register_buffer("mean_", torch.full((1, 2, 1, 1), 0.3))
+
+            def forward(self, x_):
+                return self.conv(x_ - self.mean_).relu().flatten(1)
+
+        assert_converts(Underscored())
+
     def test_refuses_in_place_operations_on_views(self):
         class OnView(nn.Module):
             def __init__(self):

@@ -10,8 +10,10 @@ from helpers.conversions import assert_same_spikes
 from helpers.one_by_one import MAPS, OneByOne, as_lists, changes_on_the_clock
 from helpers.random_graphs import Clock, make_exact
 from torch import nn
+from torch.nn import functional as F
 
 import quartz_plugin
+from quartz_plugin.convert.build import function_name
 from quartz_plugin.costs import InferenceCounts
 from quartz_plugin.graph.synapses import fan_out, probed_fan_out, unit_shapes
 from quartz_plugin.operators.gains import IntoGain, IntoWeights, Mixed, Moved, Summed
@@ -65,6 +67,14 @@ class TestRows:
         assert {target: function.build for target, function in FUNCTIONS.items()} == dict(builders)
         assert len(set(builders)) == len(FUNCTIONS), "two rows want one function"
         assert all(function.build in function.row.functions for function in FUNCTIONS.values())
+
+    @pytest.mark.parametrize("target", FUNCTIONS, ids=function_name)
+    def test_a_function_changes_its_first_argument_where_its_row_has_it(self, target):
+        name = function_name(target)
+        assert FUNCTIONS[target].in_place == (name.endswith("_") or name in ("iadd", "isub", "imul", "itruediv"))
+        assert all(each in FUNCTIONS for each in FUNCTIONS[target].row.in_place)
+        assert FUNCTIONS[F.relu].changes_first_argument((None, True), {})
+        assert FUNCTIONS[F.dropout].changes_first_argument((None,), {"inplace": True})
 
     def test_no_class_has_two_rows(self):
         assert not set(OPERATORS) & set(EMITTED)
