@@ -47,6 +47,10 @@ def _check_layers(name: str, value: Any) -> None:
             LayerConfig.from_dict(own, f"{name}[{layer!r}]")
 
 
+class _NotGiven(int):
+    """A number that is known for being a default: nobody gave it."""
+
+
 class Override(TypedDict, total=False):
     """Options of one layer, or of all layers of one block of the network, as a plain dict."""
 
@@ -126,7 +130,7 @@ class ConversionConfig:
     """
 
     t_max: int | Mapping[str, int] = option(
-        16,
+        _NotGiven(16),
         "T: every value is one of T levels, and a layer takes T - 1 steps; or one for each layer or block.",
         checks.t_max_or_one_each,
         """
@@ -307,6 +311,11 @@ class ConversionConfig:
         return self.t_max.get(DEFAULT) if isinstance(self.t_max, Mapping) else self.t_max
 
     @property
+    def t_max_is_given(self) -> bool:
+        """True where ``t_max`` is not the default that nobody gave."""
+        return not isinstance(self.t_max, _NotGiven)
+
+    @property
     def output_shifts(self) -> Shifts:
         """Outputs of a regression that may have a range that does not lie around 0: all, those far from it, or none."""
         return "none" if self.bias == "spike" else "all" if self.hold else "far"
@@ -322,20 +331,25 @@ class ConversionConfig:
         values = {each.name: getattr(self, each.name) for each in fields(self)}
         if self.preprocessing is not None:
             values["preprocessing"] = [list(each) for each in checks.mean_and_std(self.preprocessing)]
-        if isinstance(self.t_max, Mapping):
-            values["t_max"] = dict(self.t_max)
+        values["t_max"] = dict(self.t_max) if isinstance(self.t_max, Mapping) else int(self.t_max)
         return values | {"layers": {name: LayerConfig.to_dict(own) for name, own in (self.layers or {}).items()}}  # type: ignore[arg-type]
 
 
-class AllocationOptions(TypedDict, total=False):
-    """Options that :func:`~quartz_plugin.allocate_steps` has in common with ``convert``."""
+class _NetworkOptions(TypedDict, total=False):
+    """Options that everything which calibrates a network has in common with ``convert``."""
 
     granularity: Granularity
     preprocessing: Preprocessing | None
     task: Task
 
 
-class TrainingOptions(AllocationOptions, total=False):
+class AllocationOptions(_NetworkOptions, total=False):
+    """Options that :func:`~quartz_plugin.allocate_steps` has in common with ``convert``."""
+
+    linear: Linear
+
+
+class TrainingOptions(_NetworkOptions, total=False):
     """Options that :func:`~quartz_plugin.prepare_qat` has in common with ``convert``; ``t_max`` stands apart."""
 
     percentile: float

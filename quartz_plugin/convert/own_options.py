@@ -14,8 +14,8 @@ from quartz_plugin.convert.traced import FoldedNetwork
 from quartz_plugin.graph import INPUT
 from quartz_plugin.task import prepared_tasks
 
-_MEANINGLESS = {INPUT: {"percentile", "granularity"}, "output": {"granularity"}}
-"""Options that the input's values (always from 0 to 1) and the output (one scale) do not have."""
+_OF_SCALES = {"percentile", "granularity"}
+"""Options of one layer that choose its scale."""
 
 
 def own_options(network: FoldedNetwork, config: ConversionConfig) -> dict[str, LayerConfig]:
@@ -30,6 +30,11 @@ def own_options(network: FoldedNetwork, config: ConversionConfig) -> dict[str, L
     names = {str(node.target): {str(node.target)} for node in network.layers()} | {INPUT: {INPUT}}
     if network.signed_output:
         names[str(network.last.target)].add("output")
+    if INPUT in layers and config.first_layer == "dense":
+        raise ValueError(
+            "t_max, layers: with first_layer=\"dense\" no spikes encode 'input': name the first layer, "
+            f"{str(dense_nodes(network)[-1].target)!r}, in its place"
+        )
     own = dict.fromkeys(names, LayerConfig())
     for key in sorted(layers, key=len):
         options = layers[key]
@@ -37,11 +42,23 @@ def own_options(network: FoldedNetwork, config: ConversionConfig) -> dict[str, L
         if not matching:
             known = sorted(name for also in names.values() for name in also)
             raise ValueError(f"t_max, layers: no layer or block is called {key!r}; the layers are {known}")
+        meaningless = set.intersection(*(_meaningless(network, path) for path in matching))
+        if ignored := sorted(meaningless & set(options.to_dict())):
+            raise ValueError(f"layers[{key!r}]: {ignored} mean nothing there: leave them out")
         for path in matching:
-            if key in names[path] and (meaningless := _MEANINGLESS.get(key, set()) & set(options.to_dict())):
-                raise ValueError(f"layers[{key!r}]: {sorted(meaningless)} mean nothing there")
             own[path] = own[path].overridden_by(options)
     return own
+
+
+def _meaningless(network: FoldedNetwork, path: str) -> set[str]:
+    """Options that a layer does not have.
+
+    The input's values are always from 0 to 1, a trained layer has the scale it was trained with, a pair's negative half
+    that of the positive, and the output one for all its channels.
+    """
+    if path == INPUT or path in network.activation_quantizers() or path in network.pairs.values():
+        return _OF_SCALES
+    return {"granularity"} if path == str(network.last.target) else set()
 
 
 def windows_of(network: FoldedNetwork, config: ConversionConfig, own: Mapping[str, LayerConfig]) -> dict[str, int]:
@@ -52,17 +69,17 @@ def windows_of(network: FoldedNetwork, config: ConversionConfig, own: Mapping[st
     ValueError
         If a layer has none, or the network was trained for others.
     """
-    trained = network.activation_quantizers()
-    asked = set(config.t_max.values() if isinstance(config.t_max, Mapping) else [config.t_max])
-    own_t_max = {path: quantizer.t_max for path, quantizer in trained.items()}
+    trained = {path: quantizer.t_max for path, quantizer in network.activation_quantizers().items()}
     encoded = [path for path in own if path != INPUT or config.first_layer == "spiking"]
-    if trained.keys() >= {*encoded} and not asked <= {*own_t_max.values(), ConversionConfig.t_max}:
+    # Beside trained layers, the T of all layers is that of the others.
+    of_all = config.default_t_max if config.t_max_is_given and trained.keys() >= {*encoded} else None
+    if any((own[path].t_max or of_all or t_max) != t_max for path, t_max in trained.items()):
         raise ValueError(
-            f"the network was trained for windows of its own, {own_t_max}, and can have no others: leave t_max out"
+            f"the network was trained for windows of its own, {trained}, and can have no others: leave t_max out"
         )
     windows = {}
     for path in encoded:
-        t_max = own_t_max.get(path, own[path].t_max or config.default_t_max)
+        t_max = trained.get(path, own[path].t_max or config.default_t_max)
         if t_max is None:
             raise ValueError(f't_max names no window for the layer {path!r}: name it, or give "default"')
         windows[path] = window_length(t_max)
@@ -101,5 +118,10 @@ def refuse_other_training(ann: nn.Module, network: FoldedNetwork, config: Conver
             f"calibration_method={config.calibration_method!r} changes the activations that the network was trained "
             "with; leave it out"
         )
+    if network.activation_quantizers().keys() >= {str(node.target) for node in network.layers()}:
+        usual = ConversionConfig()
+        names = ("percentile", "output_percentile", "granularity", "calibration_method")
+        if given := [name for name in names if getattr(config, name) != getattr(usual, name)]:
+            raise ValueError(f"the network was trained with scales of its own: leave {', '.join(given)} out")
     if network.input_quantizer is not None and config.first_layer == "dense":
         raise ValueError('the network was trained with spikes that encode the image: give first_layer="spiking"')

@@ -161,7 +161,7 @@ def calibrate_traced(
     if method.needs_images:
         progress = run.tuning_progress or (lambda done, total: None)
         scales, method = refine(network, scales, windows, torch.cat(list(images)), config, progress)
-    return CalibratedNetwork(network, scales, windows, _as_carried_out(network, config, method))
+    return CalibratedNetwork(network, scales, windows, _as_carried_out(network, windows, config, method))
 
 
 def as_one(run: Run) -> AbstractContextManager[None]:
@@ -169,10 +169,12 @@ def as_one(run: Run) -> AbstractContextManager[None]:
     return raise_on_all_ranks() if run.distributed else nullcontext()
 
 
-def _as_carried_out(network: FoldedNetwork, config: ConversionConfig, method: CalibrationMethod) -> ConversionConfig:
+def _as_carried_out(
+    network: FoldedNetwork, windows: Mapping[str, int], config: ConversionConfig, method: CalibrationMethod
+) -> ConversionConfig:
     """The configuration with the windows that were trained, and without tuning that was left out."""
-    if quantizers := network.activation_quantizers():
-        config = replace(config, t_max={path: each.t_max for path, each in quantizers.items()})
+    if network.activation_quantizers():
+        config = replace(config, t_max={path: length + 1 for path, length in windows.items()})
     return config if method == config.method else replace(config, calibration_method=method)
 
 
@@ -213,7 +215,7 @@ def check_convertible(
     ConversionError
         If it cannot; names the module and what could be done.
     ValueError
-        For NaN weights, or an input that does not fit.
+        For NaN weights, an input that does not fit, or a value that an option cannot have.
 
     Examples
     --------
@@ -223,7 +225,9 @@ def check_convertible(
     quartz_plugin.operators.tracing.ConversionError: cannot convert '1' (GELU): it is not a ReLU; train the network with
     nn.ReLU in its place
     """
-    check(fold(trace(ann, _example(ann, example_input, example_input), rules), preprocessing, linear))
+    config = ConversionConfig(preprocessing=preprocessing, linear=linear)
+    traced = trace(ann, _example(ann, example_input, example_input), rules)
+    check(fold(traced, config.preprocessing, config.linear))
 
 
 def _example(ann: nn.Module, first: Tensor, given: Tensor | None) -> Tensor:

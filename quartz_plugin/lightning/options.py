@@ -44,6 +44,7 @@ LISTS_OF: Mapping[str, Sequence[str]] = {
 
 DEFAULTS_OF: Mapping[str, Mapping[str, Any]] = {
     "fit": {"granularity": "channel", **TRAINING},
+    "convert": {"t_max": None},
     "run": {"output_percentile": 99.0, "granularity": "channel"},
     "sweep": {
         "t_max": [2, 4, 8, 16, 32],
@@ -56,7 +57,10 @@ DEFAULTS_OF: Mapping[str, Mapping[str, Any]] = {
     },
     "costs": {"t_max": [4, 16], "percentile": 99.0, "output_percentile": 99.0},
 }
-"""Command -> defaults of its own, where they are not those of ``convert``; sweep and costs have the paper's."""
+"""Command -> defaults of its own, where they are not those of ``convert``; sweep and costs have the paper's.
+
+None is for the network to choose: what it was trained with, or else the default of ``convert``.
+"""
 
 
 def options_with_defaults(command: str, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -93,6 +97,8 @@ def add_conversion_options(parser: Any, command: str) -> list[str]:
         if name in lists:
             # T of single layers has no place in a list.
             kind, text = GenericAlias(list, int if name == "t_max" else kind), f"Several, each of them is tried: {text}"
+        if default_of(command, name) is None and _FIELDS[name].default is not None:
+            kind, text = kind | None, f"{text} By default as the network was trained, or else {_FIELDS[name].default}."
         assert group is not None
         group.add_argument(f"--{name}", type=kind, default=default_of(command, name), help=text)
     return list(names)

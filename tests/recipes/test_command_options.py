@@ -72,3 +72,10 @@ def test_a_call_with_an_option_that_a_command_does_not_take_names_it():
 def test_no_command_has_options_of_conversion_where_nothing_is_converted():
     for command in ("test", "validate", "predict", "figures"):
         assert parser_of(command)[1] == []
+
+
+def test_convert_leaves_t_max_to_the_network_unless_it_is_given():
+    parser, _ = parser_of("convert")
+    assert parser.parse_args([]).t_max is None
+    assert parser.parse_args(["--t_max=16"]).t_max == 16
+    assert "By default as the network was trained, or else 16." in " ".join(parser.format_help().split())

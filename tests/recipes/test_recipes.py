@@ -159,6 +159,14 @@ def test_training_for_few_steps_from_an_ann_to_a_picture(images, here, capsys, t
     assert "windows and scales as trained\nan inference takes 22 steps" in capsys.readouterr().out
     with pytest.raises(SystemExit, match=r"windows of its own.*leave t_max out"):
         recipe("imagenet", "convert", checkpoint, "--t_max=9", *few)
+    for option, message in (
+        ("--t_max=16", "leave t_max out"),
+        ("--percentile=50", "leave percentile out"),
+        ("--first_layer=dense", 'give first_layer="spiking"'),
+        ('--layers={"network.2": {"t_max": 9}}', "leave t_max out"),
+    ):
+        with pytest.raises(SystemExit, match=message):
+            recipe("imagenet", "convert", checkpoint, option, *few)
     with pytest.raises(SystemExit, match="trained for spikes, no ANN's: give it as --ckpt_path"):
         recipe("imagenet", "fit", "--t_max=4", "--model.weights=runs/few/best.ckpt", *common)
 
@@ -225,6 +233,7 @@ def test_steps_are_spent_and_a_first_layer_counted_from_the_command_line(images,
     [
         (("convert", "--calibration_method=fastest"), "calibration_method must be one of"),
         (("convert", '--t_max={"input": 4}'), "t_max names no window for the layer"),
+        (("convert", "--total_steps=40", "--t_max=4"), "leave out --t_max, or --total_steps"),
         (("fit", "--t_max=4", "--distillation=2"), "distillation is a share from 0 to 1"),
         (("fit", "--t_max=4", "--mixup=2"), "mixup is a share from 0 to 1"),
         (("fit", "--t_max=4", "--mixup=0.2", "--distillation=0"), "--mixup mixes images where an ANN teaches"),

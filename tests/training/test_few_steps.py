@@ -566,10 +566,10 @@ def assert_the_spikes_say_what_was_trained(net, snn, images):
 @pytest.mark.parametrize("granularity", ["layer", "channel"])
 def test_the_spiking_network_is_the_trained_one(ann, images, granularity, first_layer):
     labels = torch.randint(4, (64,))
+    windows = {"default": 4} | ({"input": 16} if first_layer == "spiking" else {})
     net = quartz_plugin.prepare_qat(
-        ann, images, {"default": 4, "input": 16}, granularity=granularity, first_layer=first_layer,
-        preprocessing=PREPROCESSING,
-    )  # fmt: skip
+        ann, images, windows, granularity=granularity, first_layer=first_layer, preprocessing=PREPROCESSING
+    )
     assert net.training
     optimizer = torch.optim.Adam(net.parameters(), 1e-2)
     losses, scales = [], [m.scale.detach().clone() for m in net.modules() if isinstance(m, TTFSActivation)]

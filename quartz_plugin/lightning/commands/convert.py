@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -55,12 +56,13 @@ class Convert(CommandTrainer):
         """
         trained = load_trained(model, ckpt_path, datamodule)
         path = self.file(output, "snn.safetensors")
-        options = options_with_defaults("convert", conversion)
-        if isinstance(trained, FewStepsClassifier):
-            options["first_layer"] = trained.network.first_layer
+        chosen = options_with_defaults("convert", conversion)
+        options = {name: value for name, value in chosen.items() if value is not None}
+        if isinstance(trained, FewStepsClassifier) and trained.network.first_layer == "dense":
+            options["first_layer"] = "dense"
         if total_steps is not None:
             _check_total_steps(trained, options)
-            options["t_max"] = self._allocated(trained, datamodule, total_steps, options["granularity"])
+            options["t_max"] = self._allocated(trained, datamodule, total_steps, options)
         snn = self.converted(trained, datamodule, options)
         if self.is_global_zero:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -72,22 +74,32 @@ class Convert(CommandTrainer):
             print(f"\nwrote {path}")
         return snn
 
-    def _allocated(self, model: EvaluatedClassifier, datamodule: Any, steps: int, granularity: Any) -> dict[str, int]:
+    def _allocated(
+        self, model: EvaluatedClassifier, datamodule: Any, steps: int, options: Mapping[str, Any]
+    ) -> dict[str, int]:
         """Windows for each layer that take so many steps together, measured on training images."""
         images = datamodule.training_images(datamodule.calibration_images)
         with progress_bar("allocating steps", self.is_global_zero) as move:
             windows = quartz_plugin.allocate_steps(
-                model.network, images, steps, granularity=granularity, preprocessing=model.preprocessing, progress=move
+                model.network,
+                images,
+                steps,
+                granularity=options["granularity"],
+                linear=options["linear"],
+                preprocessing=model.preprocessing,
+                progress=move,
             )
         print_once(f"--t_max '{json.dumps(windows)}'")
         return windows
 
 
-def _check_total_steps(model: EvaluatedClassifier, options: dict[str, Any]) -> None:
+def _check_total_steps(model: EvaluatedClassifier, options: Mapping[str, Any]) -> None:
     """Raise ValueError where --total_steps cannot give the windows."""
-    if options["first_layer"] == "dense" or any("t_max" in own for own in (options["layers"] or {}).values()):
-        raise ValueError("--total_steps gives all windows itself: leave out --first_layer dense, and t_max in --layers")
     refuse_few_steps(model, "--total_steps gives windows to an ANN")
+    if "t_max" in options:
+        raise ValueError("--total_steps gives all windows itself: leave out --t_max, or --total_steps")
+    if options["first_layer"] == "dense" or any("t_max" in own for own in options.get("layers", {}).values()):
+        raise ValueError("--total_steps gives all windows itself: leave out --first_layer dense, and t_max in --layers")
 
 
 def _print_summary(
