@@ -7,13 +7,14 @@ from os import PathLike
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from quartz_plugin import engines
 from quartz_plugin.coding import Window
 from quartz_plugin.engines import SimulationResult
 from quartz_plugin.graph import ConvertedGraph, export, files
 from quartz_plugin.neuron import reset
+from quartz_plugin.operators.modules import DenseFirstLayer
 from quartz_plugin.report import Report
 
 
@@ -34,7 +35,9 @@ class SpikingNetwork(nn.Module):
     graph : ConvertedGraph
         What engines, exporters, metrics and files read.
     graph_module : torch.fx.GraphModule
-        The network itself, to be printed, edited or stepped by hand.
+        The network itself, to be printed, edited or stepped by hand; the graph's own.
+    dense_stem : DenseFirstLayer or None
+        The first layer, where it computes on the image; the graph's own.
 
     Examples
     --------
@@ -49,12 +52,34 @@ class SpikingNetwork(nn.Module):
 
     def __init__(self, graph: ConvertedGraph) -> None:
         super().__init__()
-        self.graph_module = graph.module
-        self.dense_stem = graph.dense_stem
         self.graph = graph
         self.register_load_state_dict_pre_hook(_take_earlier_names)
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Keep one network: what is printed and in the state dict is what runs, whichever of the three is replaced.
+
+        Raises
+        ------
+        TypeError
+            If a value is of another type than this network computes with.
+        """
+        expected = _EXPECTED.get(name)
+        if expected is not None and not isinstance(value, expected):
+            names = " or ".join("None" if kind is type(None) else kind.__name__ for kind in expected)
+            raise TypeError(f"{name} of a SpikingNetwork must be of type {names}, got {type(value).__name__}")
+        super().__setattr__(name, value)
+        if name == "graph":
+            super().__setattr__("graph_module", value.module)
+            super().__setattr__("dense_stem", value.dense_stem)
+        elif name == "graph_module":
+            self.graph.module = value
+        elif name == "dense_stem":
+            self.graph.dense_stem = value
+
     if TYPE_CHECKING:
+        graph: ConvertedGraph
+        graph_module: fx.GraphModule
+        dense_stem: DenseFirstLayer | None
 
         def __call__(self, images: Tensor) -> Tensor:
             """Logits ``[B, classes]``; see :meth:`forward`."""
@@ -201,6 +226,14 @@ class SpikingNetwork(nn.Module):
         clone.train(self.training)
         reset(clone)
         return clone
+
+
+_EXPECTED: dict[str, tuple[type, ...]] = {
+    "graph": (ConvertedGraph,),
+    "graph_module": (fx.GraphModule,),
+    "dense_stem": (DenseFirstLayer, type(None)),
+}
+"""Types of the attributes that a network computes with."""
 
 
 def _take_earlier_names(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:

@@ -1,5 +1,7 @@
 """The converted graph: edited by hand, and what its readers make of that."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -116,3 +118,51 @@ def test_weights_that_are_not_finite_are_neither_written_nor_read(snn, tmp_path)
     with pytest.raises(ValueError, match=r"0.weight contains NaN"):
         snn.save(path)
     assert torch.isfinite(quartz_plugin.load(path)(torch.rand(2, 4))).all()
+
+
+class TestAPartThatIsReplaced:
+    IMAGES = torch.linspace(0, 1, 20).reshape(5, 4)
+
+    def networks(self, **options):
+        torch.manual_seed(0)
+        ann = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 3))
+        return (quartz_plugin.convert(ann, self.IMAGES, t_max, **options) for t_max in (8, {"default": 20, "input": 8}))
+
+    def test_is_the_graph_that_runs_and_is_saved(self, tmp_path):
+        snn, other = self.networks()
+        before = snn(self.IMAGES)
+        snn.graph_module = other.graph_module
+        assert snn.graph.module is snn.graph_module is other.graph_module
+        assert (snn.n_steps, snn.windows) == (other.n_steps, other.windows)
+        assert not torch.equal(snn(self.IMAGES), before)
+        snn.save(tmp_path / "snn.safetensors")
+        loaded = quartz_plugin.load(tmp_path / "snn.safetensors")
+        assert torch.equal(loaded(self.IMAGES), snn(self.IMAGES))
+        assert all(torch.equal(each, snn.state_dict()[name]) for name, each in loaded.state_dict().items())
+
+    def test_is_the_first_layer_that_runs_and_is_saved(self, tmp_path):
+        snn, _ = self.networks(first_layer="dense")
+        before = snn(self.IMAGES)
+        changed = copy.deepcopy(snn.dense_stem)
+        changed.layer.bias.data += 0.5
+        snn.dense_stem = changed
+        assert not torch.equal(snn(self.IMAGES), before)
+        snn.save(tmp_path / "snn.safetensors")
+        assert torch.equal(quartz_plugin.load(tmp_path / "snn.safetensors")(self.IMAGES), snn(self.IMAGES))
+        snn.dense_stem = None
+        assert torch.equal(snn.values_to_encode(self.IMAGES), self.IMAGES)
+        assert not any(name.startswith("dense_stem") for name in snn.state_dict())
+        snn.save(tmp_path / "snn.safetensors")
+        assert quartz_plugin.load(tmp_path / "snn.safetensors").dense_stem is None
+
+    def test_is_all_of_it_where_the_graph_is(self):
+        snn, other = self.networks(first_layer="dense")
+        snn.graph = other.graph
+        assert (snn.graph_module, snn.dense_stem) == (other.graph_module, other.dense_stem)
+        assert torch.equal(snn(self.IMAGES), other(self.IMAGES))
+
+    @pytest.mark.parametrize("name", ["graph", "graph_module", "dense_stem"])
+    def test_is_refused_where_it_is_of_another_kind(self, name):
+        snn, _ = self.networks()
+        with pytest.raises(TypeError, match=f"{name} of a SpikingNetwork must be of type .*, got Linear"):
+            setattr(snn, name, nn.Linear(4, 3))
