@@ -159,6 +159,18 @@ FIGURES = MappingProxyType({figure.name: figure for figure in _ROWS})
 SUMMARY = ("accuracy", "steps", "spikes_per_neuron", "synops", "energy_45nm_int8")
 """The figures that most people want: console tables begin with them."""
 
+SWEEP_OPTIONS = (
+    "t_max",
+    "percentile",
+    "output_percentile",
+    "granularity",
+    "calibration_method",
+    "hold",
+    "bias",
+    "rectifier",
+)
+"""The options of conversion that stand in every row of a sweep's CSV file, in its order."""
+
 SWEEP_COLUMNS = (
     "accuracy",
     "accuracy_membrane",
@@ -207,4 +219,4 @@ def labels(names: Iterable[str]) -> Mapping[str, str]:
     return {name: figure_of(name).label for name in names}
 
 
-__all__ = ["FIGURES", "SUMMARY", "SWEEP_COLUMNS", "SWEEP_PRINTED", "Figure", "figure_of", "labels"]
+__all__ = ["FIGURES", "SUMMARY", "SWEEP_COLUMNS", "SWEEP_OPTIONS", "SWEEP_PRINTED", "Figure", "figure_of", "labels"]

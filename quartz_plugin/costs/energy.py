@@ -25,7 +25,7 @@ class EnergyProfile:
     Attributes
     ----------
     name : str
-        Short, for the keys of figures: ``energy_NAME``.
+        Short, for the name of its figure.
     source : str
         Where the figures come from.
     spiking : mapping
@@ -60,6 +60,11 @@ class EnergyProfile:
                     f"profile {self.name!r}: energies must be numbers of 0 or more, those of {wrong} are not"
                 )
             object.__setattr__(self, kind, MappingProxyType(dict(costs)))
+
+    @property
+    def figure(self) -> str:
+        """Name of the figure that an estimate by this profile is."""
+        return f"energy_{self.name}"
 
     def __reduce__(self) -> Any:
         return type(self), (self.name, self.source, dict(self.spiking), dict(self.ann), self.unit)

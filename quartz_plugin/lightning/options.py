@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import Field, fields
+from itertools import product
 from types import GenericAlias
 from typing import Any, get_type_hints
 
 from quartz_plugin.config import TRAINING, ConversionConfig, ConversionOptions, TrainingOptions
+from quartz_plugin.figures import SWEEP_OPTIONS
 
 GROUP = "conversion, with the same options in every command"
 
@@ -32,12 +35,12 @@ OPTIONS_OF: Mapping[str, Sequence[str]] = {
     "convert": _CONVERSION,
     "run": _CONVERSION,
     "sweep": _CONVERSION,
-    "costs": [name for name in _CONVERSION if name not in ("hold", "rectifier", "bias", "first_layer")],
+    "costs": [name for name in _CONVERSION if name not in ("hold", "rectifier", "bias", "first_layer", "weight_bits")],
 }
-"""Command -> the options of conversion that it takes; costs compares the neurons itself."""
+"""Command -> the options of conversion that it takes; costs compares the neurons itself, and rate codes of them."""
 
 LISTS_OF: Mapping[str, Sequence[str]] = {
-    "sweep": ("t_max", "percentile", "calibration_method", "hold", "bias", "rectifier"),
+    "sweep": tuple(name for name in SWEEP_OPTIONS if name not in ("output_percentile", "granularity")),
     "costs": ("t_max",),
 }
 """Command -> options of which it takes several values."""
@@ -80,6 +83,43 @@ def options_with_defaults(command: str, given: Mapping[str, Any]) -> dict[str, A
     if unknown := [name for name in given if name not in names]:
         raise TypeError(f"{command} takes no option {', '.join(unknown)}; there are {', '.join(names)}")
     return {name: given[name] if name in given else default_of(command, name) for name in names}
+
+
+def points_of(command: str, options: Mapping[str, Any]) -> tuple[list[dict[str, Any]], list[str]]:
+    """Every combination of the options that are lists, and a line for each reason why some do not go together.
+
+    Raises
+    ------
+    ValueError
+        For a value that an option cannot have, or if no combination goes together.
+
+    Examples
+    --------
+    >>> points, left_out = points_of("sweep", options_with_defaults("sweep", {"t_max": [4]}))
+    >>> [(point["hold"], point["bias"], point["rectifier"]) for point in points][:2]
+    [(False, 'spike', 'spike'), (False, 'synapse', 'spike')]
+    >>> left_out[0][:46]
+    '3 of 8 combinations are left out: bias="spike"'
+    """
+    # One method after the other: rows of one T stand together.
+    names = sorted(LISTS_OF[command], key=lambda name: name != "calibration_method")
+    for name in names:
+        for value in options[name]:
+            _FIELDS[name].metadata["check"](name, value)
+    combinations = [dict(zip(names, values, strict=True)) for values in product(*(options[name] for name in names))]
+    points, refused = [], []
+    for values in combinations:
+        point = {**options, **values}
+        try:
+            ConversionConfig(**point)
+            points.append(point)
+        except ValueError as error:
+            refused.append(str(error))
+    if not points:
+        why = f": {refused[0]}" if refused else ", an option has no value"
+        raise ValueError(f"there is nothing to convert{why}")
+    counts = Counter(refused).items()
+    return points, [f"{count} of {len(combinations)} combinations are left out: {error}" for error, count in counts]
 
 
 def default_of(command: str, name: str) -> Any:

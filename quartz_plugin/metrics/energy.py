@@ -65,6 +65,6 @@ class EnergyEstimate(CountMetric):
         sums = {quantity: self.total(quantity).double() for quantity in self.quantities}
         energies: dict[str, Tensor] = {}
         for profile in self.profiles:
-            name, by_layer = f"energy_{profile.name}", profile.energy(sums) / self.images
+            name, by_layer = profile.figure, profile.energy(sums) / self.images
             energies |= {name: by_layer.sum(), **self.by_layer(name, by_layer)}
         return energies

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
-from quartz_plugin.figures import figure_of
+from quartz_plugin.figures import SWEEP_OPTIONS, figure_of
 from quartz_plugin.plot.style import NEUTRAL, PALETTE, PUBLISHED, log_scale, own_axes, short_number
 from quartz_plugin.tables import printable
 
@@ -19,7 +19,8 @@ Point = tuple[float, float, float]
 """T to write beside it (0 for none), place on the axis, error in %."""
 Corner = tuple[str, str]
 
-OPTIONS = ("calibration_method", "hold", "bias", "rectifier", "percentile", "output_percentile", "granularity")
+_T_MAX, *_OF_SCALES, _METHOD, _HOLD, _BIAS, _RECTIFIER = SWEEP_OPTIONS
+OPTIONS = (_METHOD, _HOLD, _BIAS, _RECTIFIER, *_OF_SCALES)
 """Columns of a sweep that are options of ``convert``: :func:`error_curves` draws a line for each combination."""
 
 

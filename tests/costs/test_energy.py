@@ -22,6 +22,7 @@ from quartz_plugin.costs import (
     paper_profile,
 )
 from quartz_plugin.costs.energy import add_bits, mac_bits
+from quartz_plugin.figures import FIGURES
 from quartz_plugin.metrics import EnergyEstimate
 
 PROFILES = [HOROWITZ_FLOAT32, HOROWITZ_INT8, LOIHI, paper_profile(16), paper_profile(16, strict=True)]
@@ -303,3 +304,8 @@ def test_of_the_trained_network_most_multiplications_are_by_zero(mnist_ann, mnis
     # A pixel within meets 25 weights of 6 channels each, and the digits are in the middle.
     assert costs["nonzero_macs/0"] == pytest.approx(float((images[:, :, 4:24, 4:24] != 0).sum()) / 50 * 150, rel=0.05)
     assert not mnist_ann.training
+
+
+@every_profile
+def test_every_profile_of_the_recipes_names_a_figure_of_the_table(profile):
+    assert profile.figure in FIGURES

@@ -8,13 +8,16 @@ pytest.importorskip("lightning", reason="needs the extra recipes")
 
 from jsonargparse import ArgumentParser
 
+from quartz_plugin import plot
 from quartz_plugin.config import TRAINING, ConversionConfig, ConversionOptions
+from quartz_plugin.figures import SWEEP_OPTIONS
 from quartz_plugin.lightning.options import (
     DEFAULTS_OF,
     LISTS_OF,
     OPTIONS_OF,
     add_conversion_options,
     options_with_defaults,
+    points_of,
 )
 
 FIELDS = {field.name: field for field in dataclasses.fields(ConversionConfig)}
@@ -79,3 +82,36 @@ def test_convert_leaves_t_max_to_the_network_unless_it_is_given():
     assert parser.parse_args([]).t_max is None
     assert parser.parse_args(["--t_max=16"]).t_max == 16
     assert "By default as the network was trained, or else 16." in " ".join(parser.format_help().split())
+
+
+class TestPointsOfASweep:
+    def test_that_do_not_go_together_are_left_out_with_the_reason(self):
+        given = {"t_max": [4], "calibration_method": ["percentile", "best"]}
+        points, left_out = points_of("sweep", options_with_defaults("sweep", given))
+        for point in points:
+            ConversionConfig(**point)
+        neurons = [(point["calibration_method"], point["hold"], point["bias"], point["rectifier"]) for point in points]
+        others = [(False, "synapse"), (True, "synapse")]
+        assert neurons == [
+            ("percentile", False, "spike", "spike"),
+            *[("percentile", *other, rectifier) for other in others for rectifier in ("spike", "silent")],
+            *[("best", *other, rectifier) for other in others for rectifier in ("spike", "silent")],
+        ]
+        neuron, method = left_out
+        assert neuron.startswith('6 of 16 combinations are left out: bias="spike" is the paper')
+        assert method.startswith("1 of 16 combinations are left out: calibration_method='best'")
+
+    def test_without_any_are_refused(self):
+        with pytest.raises(ValueError, match=r"there is nothing to convert: bias=.spike. .* goes with hold=False"):
+            points_of("sweep", options_with_defaults("sweep", {"bias": ["spike"], "hold": [True]}))
+        with pytest.raises(ValueError, match="there is nothing to convert, an option has no value"):
+            points_of("sweep", options_with_defaults("sweep", {"t_max": []}))
+
+    def test_have_only_values_that_an_option_can_have(self):
+        with pytest.raises(ValueError, match="calibration_method must be one of"):
+            points_of("sweep", options_with_defaults("sweep", {"calibration_method": ["percentile", "fastest"]}))
+
+    def test_are_made_of_the_options_that_its_file_and_its_pictures_have(self):
+        assert set(LISTS_OF["sweep"]) < set(SWEEP_OPTIONS)
+        assert set(plot.OPTIONS) == set(SWEEP_OPTIONS) - {"t_max"}
+        assert set(SWEEP_OPTIONS) <= set(OPTIONS_OF["sweep"])

@@ -112,6 +112,17 @@ def test_run_logs_to_csv_and_tensorboard_and_keeps_best_and_last(after_run):
     assert quartz_plugin.load(folder / "snn.safetensors").t_max == 8
 
 
+def test_run_names_its_network_by_its_windows(tmp_path):
+    model = Classifier(nn.Sequential(nn.Flatten(), nn.Linear(784, 9), nn.ReLU(), nn.Linear(9, 10)), 10)
+    trainer = QuartzTrainer(
+        default_root_dir=str(tmp_path), logger=False, enable_progress_bar=False, enable_model_summary=False,
+        max_epochs=1, limit_train_batches=2, limit_val_batches=1, limit_test_batches=1,
+    )  # fmt: skip
+    trainer.run(model, MNISTData(calibration_images=100), t_max={"default": 3, "output": 5})
+    rows = list(csv.DictReader((tmp_path / "test.csv").open()))
+    assert rows[2]["network"] == "SNN, T = 3 (output 5)"
+
+
 @pytest.mark.slow
 def test_a_checkpoint_is_converted_and_tested_beside_the_ann(after_run):
     folder = after_run[0]
@@ -245,8 +256,26 @@ def test_costs_sets_ann_rate_code_quartz_and_loihi_side_by_side(after_run):
         (("convert", "--t_max=1", "--model.weights=WEIGHTS"), "t_max must be a whole number of at least 2"),
         (("convert", "--bias=spike", "--model.weights=WEIGHTS"), "hold=False"),
         (("sweep", "--bias=[spike]", "--hold=[true]", "--model.weights=WEIGHTS"), "there is nothing to convert"),
+        (("sweep", "--t_max=[4, 1]"), "t_max must be a whole number of at least 2"),
+        (("costs", "--calibration_method=best"), 'leave "output" out'),
+        (("costs", '--layers={"input": {"t_max": 32}}'), "leave t_max out of --layers"),
+        (("run", "--bias=spike", "--hold=false"), 'rectifier="spike" only'),
     ],
-    ids=["snn", "checkpoint", "weights", "untrained", "untrained test", "junk", "t_max", "options", "sweep"],
+    ids=[
+        "snn",
+        "checkpoint",
+        "weights",
+        "untrained",
+        "untrained test",
+        "junk",
+        "t_max",
+        "options",
+        "sweep",
+        "value in a sweep",
+        "costs",
+        "costs of layers",
+        "run",
+    ],
 )
 def test_what_a_user_can_mend_ends_in_one_line(tmp_path, monkeypatch, arguments, says):
     monkeypatch.chdir(tmp_path)

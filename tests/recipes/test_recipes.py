@@ -35,6 +35,7 @@ from quartz_plugin.lightning.console import one_line as in_one_line
 from quartz_plugin.lightning.modules import EvaluatedClassifier
 from quartz_plugin.lightning.options import OPTIONS_OF
 from quartz_plugin.lightning.records import rows_of_sweep, spiking_figures
+from quartz_plugin.metrics import decision_latency
 
 CONFIGS = ROOT / "recipes" / "configs"
 
@@ -306,7 +307,7 @@ def test_from_fit_to_a_picture(images, here, capsys):
            "--data.resize=20")  # fmt: skip
     said = capsys.readouterr().out
     result = snn.run(data.read(str(file)).unsqueeze(0))
-    assert f"decided at step {int(result.decision_steps)} of {snn.n_steps}" in said
+    assert f"decided at step {int(decision_latency(result))} of {snn.n_steps}" in said
     assert ("ant", "bee", "cow")[int(result.logits.argmax())] in said.splitlines()[3]
     assert Path("runs/imagenet/03_raster.png").read_bytes().startswith(b"\x89PNG")
 
@@ -332,7 +333,7 @@ def test_a_converted_file_holds_how_its_images_are_prepared(images, here, capsys
     for name, *more in (("imagenet",), ("imagenet", "--data.size=19"), ("mnist",), ("cifar10",)):
         recipe(name, "predict", "--snn=snn.safetensors", f"--images={file}", *more)
         said = capsys.readouterr().out
-        assert f"decided at step {int(snn.run(pixels).decision_steps)} of {snn.n_steps}" in said
+        assert f"decided at step {int(decision_latency(snn.run(pixels)))} of {snn.n_steps}" in said
         assert ("ant", "bee", "cow")[int(snn(pixels).argmax())] in said.splitlines()[3]
     # Older files hold nothing of it: the option is needed.
     del snn.graph.settings["image_preparation"]

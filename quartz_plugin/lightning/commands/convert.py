@@ -8,6 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 import quartz_plugin
+from quartz_plugin.config import ConversionConfig
 from quartz_plugin.lightning.checkpoints import refuse_few_steps
 from quartz_plugin.lightning.commands.base import CommandTrainer
 from quartz_plugin.lightning.console import print_once, progress_bar
@@ -54,10 +55,11 @@ class Convert(CommandTrainer):
         **conversion
             Options of the conversion.
         """
-        trained = load_trained(model, ckpt_path, datamodule)
-        path = self.file(output, "snn.safetensors")
         chosen = options_with_defaults("convert", conversion)
         options = {name: value for name, value in chosen.items() if value is not None}
+        ConversionConfig(**options)
+        trained = load_trained(model, ckpt_path, datamodule)
+        path = self.file(output, "snn.safetensors")
         if isinstance(trained, FewStepsClassifier) and trained.network.first_layer == "dense":
             options["first_layer"] = "dense"
         if total_steps is not None:

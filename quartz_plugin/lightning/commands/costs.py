@@ -7,6 +7,7 @@ from typing import Any
 
 import quartz_plugin
 from quartz_plugin import plot
+from quartz_plugin.config import ConversionConfig
 from quartz_plugin.costs.rate import RateCodedNetwork
 from quartz_plugin.figures import FIGURES
 from quartz_plugin.hardware import map_to_loihi
@@ -54,10 +55,11 @@ class Costs(CommandTrainer):
         **conversion
             Options of the conversions.
         """
-        trained = load_trained(model, ckpt_path, datamodule)
-        path = self.file(output, "costs.csv")
         options = options_with_defaults("costs", conversion)
         t_max = options.pop("t_max")
+        _check_options(options, [*t_max, *loihi_t_max])
+        trained = load_trained(model, ckpt_path, datamodule)
+        path = self.file(output, "costs.csv")
         figures = ann_columns(self.test_ann(trained, datamodule))
         figures |= self._rate_coded(trained, datamodule, rate_steps, {**options, "t_max": min(t_max)})
         mappings, estimates = {}, {}
@@ -93,6 +95,14 @@ class Costs(CommandTrainer):
             self._tested(tested, datamodule)
             figures[f"rate code, {steps} steps"] = tested.figures
         return figures
+
+
+def _check_options(options: Mapping[str, Any], t_max: Sequence[int]) -> None:
+    """Raise ValueError for options that one of the networks cannot have."""
+    if any("t_max" in own for own in (options["layers"] or {}).values()):
+        raise ValueError("a rate code has one T for all layers: leave t_max out of --layers")
+    for t in t_max:
+        ConversionConfig(**{**options, "t_max": t, **quartz_plugin.PAPER})
 
 
 def _pictures_of_operations(figures: Mapping[str, Figures]) -> Pictures:

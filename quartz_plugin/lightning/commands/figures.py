@@ -26,7 +26,7 @@ class Figures(CommandTrainer):
         trained: list[str] | None = None,
         output: str | None = None,
     ) -> None:
-        """Draw a sweep: error against T_max, steps, operations and energy, with the figures of the paper and of others.
+        """Draw a sweep: error against t_max, steps, operations and energy, with the figures of the paper and of others.
 
         Parameters
         ----------

@@ -16,6 +16,7 @@ from quartz_plugin.lightning.loading import check_size, load_both, name_of
 from quartz_plugin.lightning.modules import Classifier
 from quartz_plugin.lightning.notes import class_names_of
 from quartz_plugin.lightning.outputs import save_pictures
+from quartz_plugin.metrics import decision_latency
 from quartz_plugin.network import SpikingNetwork
 from quartz_plugin.tables import format_table, printable
 from quartz_plugin.task import class_scores
@@ -66,7 +67,7 @@ class Predict(CommandTrainer):
         stems = _stems(images)
         found = []
         for number, path in enumerate(images):
-            decided = None if result is None else int(result.decision_steps[number])
+            decided = None if result is None else int(decision_latency(result)[number])
             when = "" if decided is None else f"  decided at step {decided} of {network.n_steps}"  # type: ignore[union-attr]
             tops = {who: top_classes(class_scores(logits)[number], top, names) for who, logits in answers.items()}
             ranks = zip(*tops.values(), strict=True)

@@ -6,12 +6,14 @@ import os
 from pathlib import Path
 from typing import Any
 
+from quartz_plugin.config import ConversionConfig
 from quartz_plugin.lightning.checkpoints import load_checkpoint
 from quartz_plugin.lightning.commands.convert import Convert
 from quartz_plugin.lightning.commands.fit import Fit
 from quartz_plugin.lightning.commands.test import write_and_print
 from quartz_plugin.lightning.comparison import ann_columns
 from quartz_plugin.lightning.console import print_once
+from quartz_plugin.lightning.loading import name_of
 from quartz_plugin.lightning.modules import Classifier
 from quartz_plugin.lightning.options import options_with_defaults
 from quartz_plugin.lightning.outputs import save_pictures_once
@@ -40,6 +42,8 @@ class Run(Fit, Convert):
         """
         root = Path(self.default_root_dir)
         options = options_with_defaults("run", conversion)
+        for rectifier in dict.fromkeys((options["rectifier"], "silent")):
+            ConversionConfig(**{**options, "rectifier": rectifier})
         self.fit(model, datamodule=datamodule)
         best = self.best_path
         if best:
@@ -47,7 +51,7 @@ class Run(Fit, Convert):
         snn = self.convert(model, datamodule, all_figures=all_figures, **options)
         silent = self.converted(model, datamodule, {**options, "rectifier": "silent"})
         figures = ann_columns(self.test_ann(model, datamodule))
-        for name, network in ((f"SNN, T = {options['t_max']}", snn), ("the same, silent zeros", silent)):
+        for name, network in ((name_of(snn), snn), ("the same, silent zeros", silent)):
             figures[name] = self.test_spiking(model, network, datamodule)
         images = next(iter(datamodule.test_dataloader()))[0][:PICTURED]
         pictures = save_pictures_once(root, pictures_of(model.network, silent, images))

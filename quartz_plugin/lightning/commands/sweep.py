@@ -1,9 +1,8 @@
-"""sweep: conversion and test at every combination of T_max, percentile and neuron."""
+"""sweep: conversion and test at every combination of t_max, percentile and neuron."""
 
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 import time
 from collections.abc import Mapping, Sequence
@@ -11,24 +10,21 @@ from typing import Any
 
 import torch
 
-from quartz_plugin.figures import SWEEP_COLUMNS, SWEEP_PRINTED
+from quartz_plugin.figures import SWEEP_COLUMNS, SWEEP_OPTIONS, SWEEP_PRINTED
 from quartz_plugin.lightning.checkpoints import refuse_few_steps
 from quartz_plugin.lightning.commands.base import CommandTrainer
 from quartz_plugin.lightning.commands.figures import draw_sweep
 from quartz_plugin.lightning.console import print_once
 from quartz_plugin.lightning.loading import load_trained
 from quartz_plugin.lightning.modules import Classifier, EvaluatedClassifier
-from quartz_plugin.lightning.options import LISTS_OF, options_with_defaults
+from quartz_plugin.lightning.options import LISTS_OF, options_with_defaults, points_of
 from quartz_plugin.lightning.outputs import write_csv_once
 from quartz_plugin.lightning.records import as_calibrated, rounded, rows_of_sweep, tunes
 from quartz_plugin.tables import format_table
 
-_POINT = ("t_max", "percentile", "output_percentile", "granularity", "calibration_method", "hold", "bias", "rectifier")
-"""Options that stand in every row of the file, whatever they are."""
-
 _TUNING = ("tuning_passes", "tuning_rate")
 
-_PRINTED_OPTIONS = ("t_max", "percentile", "calibration_method", "hold", "bias", "rectifier")
+_PRINTED_OPTIONS = LISTS_OF["sweep"]
 
 Row = dict[str, Any]
 
@@ -45,7 +41,7 @@ class Sweep(CommandTrainer):
         resume: bool = True,
         **conversion: Any,
     ) -> None:
-        """Convert at every combination of T_max, percentile and neuron, and test each: a CSV, a table, pictures.
+        """Convert at every combination of t_max, percentile and neuron, and test each: a CSV, a table, pictures.
 
         Parameters
         ----------
@@ -63,18 +59,20 @@ class Sweep(CommandTrainer):
         **conversion
             Options of the conversions.
         """
+        options = options_with_defaults("sweep", conversion)
+        points, left_out = points_of("sweep", options)
+        for line in left_out:
+            print_once(line)
         trained = load_trained(model, ckpt_path, datamodule)
         refuse_few_steps(trained, "sweep converts an ANN at several T")
         path = self.file(output, "sweep.csv")
-        options = options_with_defaults("sweep", conversion)
-        points = _points(options)
         done = rows_of_sweep(path) if resume else []
         ann = self.test_ann(trained, datamodule)
         fixed = _fixed(trained, ann, datamodule, options)
         rows: list[Row] = []
         for number, point in enumerate(points, 1):
             started = time.perf_counter()
-            asked = {**{name: point[name] for name in _POINT}, **fixed, **_own_columns(point)}
+            asked = {**{name: point[name] for name in SWEEP_OPTIONS}, **fixed, **_own_columns(point)}
             row = next((old for old in done if _is_same(old, asked)), None)
             took = "kept"
             if row is None:
@@ -101,22 +99,6 @@ class Sweep(CommandTrainer):
         }
 
 
-def _points(options: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Every combination of the options that are lists."""
-    order = ("calibration_method", "t_max", "percentile", "hold", "bias", "rectifier")
-    assert set(order) == set(LISTS_OF["sweep"])
-    points = [
-        {**options, **dict(zip(order, values, strict=True))}
-        for values in itertools.product(*(options[name] for name in order))
-    ]
-    points = [
-        point for point in points if point["bias"] == "synapse" or (not point["hold"] and point["rectifier"] == "spike")
-    ]
-    if not points:
-        raise ValueError('there is nothing to convert: bias "spike" goes with hold false and rectifier "spike" only')
-    return points
-
-
 def _fixed(model: EvaluatedClassifier, ann: Mapping[str, float], datamodule: Any, options: Mapping[str, Any]) -> Row:
     """Columns that all rows of one sweep share, and by which rows of others are known."""
     layers = options["layers"]
@@ -141,7 +123,7 @@ def _own_columns(point: Mapping[str, Any]) -> Row:
 def _unusual() -> Row:
     """Options that stand in a row only where they are not the default, and their defaults."""
     usual = options_with_defaults("sweep", {})
-    return {name: value for name, value in usual.items() if name not in {*_POINT, *_TUNING, "layers"}}
+    return {name: value for name, value in usual.items() if name not in {*SWEEP_OPTIONS, *_TUNING, "layers"}}
 
 
 def _is_same(row: Row, asked: Row) -> bool:

@@ -121,7 +121,7 @@ class EvaluatedClassifier(lightning.LightningModule):
         self.figures = {"accuracy": float(self.test_accuracy.compute()), "images": float(self.images.compute())}
         if self.costs is not None:
             totals = {name: float(self.costs.compute()[name]) for name in self.costs.quantities}
-            energies = {f"energy_{p.name}": p.energy(totals, "ann") for p in profiles(2) if p.ann}
+            energies = {p.figure: p.energy(totals, "ann") for p in profiles(2) if p.ann}
             self.figures |= {**totals, **energies, "cost_images": float(self.counted.compute())}
             self.costs.reset()
             self.counted.reset()

@@ -67,7 +67,7 @@ class RateClassifier(lightning.LightningModule):
         means = {name: float(total) / images for name, total in self.counts.compute().items()}
         # What this code has not: every neuron is active, and none is read out, rectified or held.
         counts = {**dict.fromkeys(ONLY_CONVERTED, 0.0), **means}
-        energies = {f"energy_{p.name}": p.energy(counts) for p in profiles(2) if p.unit == "J"}
+        energies = {p.figure: p.energy(counts) for p in profiles(2) if p.unit == "J"}
         spikes_per_neuron = means["spikes"] / (means["neuron_updates"] / self.steps)
         self.figures = {
             "accuracy": float(self.accuracy.compute()),

@@ -147,7 +147,7 @@ class SpikingClassifier(lightning.LightningModule):
             figures["first_layer_macs"] = totals["macs"]
             for profile in profiles(common_t_max(self.snn)):
                 if profile.ann:
-                    figures[f"energy_{profile.name}"] += profile.energy(totals, "ann")
+                    figures[profile.figure] += profile.energy(totals, "ann")
             self.first_layer.reset()
         figures["accuracy_membrane"] = float(self.by_membrane.compute())
         figures["cost_images"] = float(self.counted.compute())
