@@ -285,11 +285,9 @@ class FirstSpikeMaxPool(StatefulModule):
     [0.0, 1.0, 0.0]
     """
 
-    pools = (nn.MaxPool1d, nn.MaxPool2d, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d)
-
     def __init__(self, pool: nn.Module, init_hidden: bool = False) -> None:
         super().__init__()
-        if not isinstance(pool, self.pools):
+        if not isinstance(pool, nn.MaxPool1d | nn.MaxPool2d | nn.AdaptiveMaxPool1d | nn.AdaptiveMaxPool2d):
             raise TypeError(f"pool must be a max-pooling module of torch.nn, got {pool!r}")
         if getattr(pool, "return_indices", False):
             raise ValueError("the pool returns indices; use return_indices=False")

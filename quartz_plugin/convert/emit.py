@@ -13,17 +13,14 @@ from quartz_plugin.convert.traced import CalibratedNetwork
 from quartz_plugin.graph import INPUT, ConvertedGraph, Layer, unique_path
 from quartz_plugin.graph.synapses import synapse_counts
 from quartz_plugin.neuron import AxonalDelay, FirstSpikeMaxPool, TTFSNeuron
-from quartz_plugin.operators.table import ConversionError
+from quartz_plugin.operators.table import ConversionError, Role, row_of_class
 from quartz_plugin.task import number_or_tensor
 
 
 def emit(calibrated: CalibratedNetwork, network: ScaledNetwork, times: Schedule) -> ConvertedGraph:
     """Build the graph of synapses, pools, delays and neurons, and complete the report."""
     folded, config = calibrated.network, calibrated.config
-    modules: dict[str, nn.Module] = {
-        path: FirstSpikeMaxPool(module, init_hidden=True) if isinstance(module, FirstSpikeMaxPool.pools) else module
-        for path, module in network.modules.items()
-    }
+    modules = {path: _first_spikes(module) for path, module in network.modules.items()}
     for node, layer in network.layers.items():
         clock = times.clocks[node]
         modules[layer.name] = TTFSNeuron(
@@ -74,6 +71,12 @@ def emit(calibrated: CalibratedNetwork, network: ScaledNetwork, times: Schedule)
     return graph
 
 
+def _first_spikes(module: nn.Module) -> nn.Module:
+    """A pool of first spikes for one of largest values; any other module as it is."""
+    pools = row_of_class(type(module)).role is Role.MAX_POOL
+    return FirstSpikeMaxPool(module, init_hidden=True) if pools else module
+
+
 def _insert_delay(
     network: ScaledNetwork, modules: dict[str, nn.Module], node: fx.Node, source: fx.Node, steps: int, taken: set[str]
 ) -> None:
@@ -93,16 +96,15 @@ def _row(calibrated: CalibratedNetwork, scaled: ScaledLayer, layer: Layer, delay
     """The report's row of a spiking layer."""
     folded = calibrated.network
     row = folded.report.get(scaled.name, {})
-    exact = row.get("exact") if scaled.rectified else None
+    # A signed output's neurons are like those behind a ReLU.
+    rectifier = type(folded.module.get_submodule(scaled.name)) if scaled.rectified else nn.ReLU
     clock = layer.neuron.clock
     path = scaled.name if scaled.rectified else str(folded.last.target)
     silent = ", 0 on all calibration images" if path in calibrated.scales.silent else ""
     return {
         "operation": row.get("operation", "signed output"),
         "became": ("spiking layer" if scaled.rectified else "output layer") + silent,
-        "exact": "exact"
-        if calibrated.config.hold
-        else (exact or "exact but for early spikes").rpartition("without, ")[2],
+        "exact": "exact" if calibrated.config.hold else row_of_class(rectifier).exact_without_hold,
         "neurons": int(torch.Size(scaled.shape).numel()),
         "scale": float(scaled.scale.max()),
         "readout": clock.readout,

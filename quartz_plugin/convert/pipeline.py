@@ -117,7 +117,7 @@ def convert(
         calibrated = compute_first_layer(calibrated)
     scaled = rescale(calibrated)
     if config.weight_bits is not None:
-        quantize(scaled, calibrated)
+        scaled = quantize(scaled, calibrated)
     times = schedule(scaled, calibrated.windows[INPUT], config.bias)
     return SpikingNetwork(emit(calibrated, scaled, times))
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 import math
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -34,18 +35,23 @@ FINEST = 40
 """Binary places behind the point that a grid may have at most."""
 
 
-def quantize(network: ScaledNetwork, calibrated: CalibratedNetwork) -> None:
-    """Put all weights and biases of a scaled network, whose averages are sums, on their grids, in place.
+def quantize(network: ScaledNetwork, calibrated: CalibratedNetwork) -> ScaledNetwork:
+    """Put all weights and biases of a scaled network, whose averages are sums, on their grids.
 
-    Where the network's type could not hold every membrane exactly, it is in float64 from here on.
+    Where the network's type could not hold every membrane exactly, what comes out is in float64.
 
     Parameters
     ----------
     network : ScaledNetwork
-        Changed in place.
+        The network; its weights and biases stay as they are.
     calibrated : CalibratedNetwork
         What it was made of. With ``weight_bits`` and ``granularity``: one grid for each layer's weights, or for each
         output channel's. A bias spike has the weight 1, which is on the grid.
+
+    Returns
+    -------
+    ScaledNetwork
+        Of the same graph.
 
     Raises
     ------
@@ -56,21 +62,25 @@ def quantize(network: ScaledNetwork, calibrated: CalibratedNetwork) -> None:
     assert weight_bits is not None
     # A level of held neurons is one window at most; early spikes encode more.
     early_windows = 1 if config.hold else len(network.layers) + 1
-    places = {path: _round(module, weight_bits, config.granularity) for path, module in network.modules.items()}
+    rounded = {path: _round(module, weight_bits, config.granularity) for path, module in network.modules.items()}
+    places = {path: finest for path, (_, finest) in rounded.items()}
+    network = replace(network, modules={path: module for path, (module, _) in rounded.items()})
+    biases: dict[fx.Node, Tensor | None] = {}
     longest = max([calibrated.windows[INPUT], *(layer.window for layer in network.layers.values())])
     below = _fractional_bits(network, places)
     reach = _largest_currents(network, float(early_windows * longest))
     needed = 0.0
     for node, layer in network.layers.items():
         bits = below[node.all_input_nodes[0]]
-        largest = reach[node]
-        if layer.bias is not None and config.bias == "synapse":
+        largest, bias = reach[node], layer.bias
+        if bias is not None and config.bias == "synapse":
             # S b is what the membrane gets.
             bits += math.ceil(math.log2(layer.input_window))
-            layer.bias = torch.round(layer.bias.double() * 2.0**bits).div(2.0**bits)
-            largest += float(layer.bias.abs().max()) * early_windows * longest
+            bias = torch.round(bias.double() * 2.0**bits).div(2.0**bits)
+            largest += float(bias.abs().max()) * early_windows * longest
         else:
             largest += early_windows * longest
+        biases[node] = bias
         needed = max(needed, math.log2(max(largest, 1.0) + 2 * layer.window) + max(bits, 1))
     exact = next((one for one in (calibrated.network.dtype, torch.float64) if needed < EXACT_BITS[one]), None)
     if exact is None:
@@ -78,17 +88,18 @@ def quantize(network: ScaledNetwork, calibrated: CalibratedNetwork) -> None:
             f"weight_bits={weight_bits}: a membrane would need {needed:.0f} bits, and float64 holds 53; "
             'give fewer weight_bits, or linear="pair" where many linear maps stand in a row'
         )
-    for module in network.modules.values():
-        module.to(exact)
-    for layer in network.layers.values():
-        layer.bias = None if layer.bias is None else layer.bias.to(exact)
+    layers = {
+        node: replace(layer, bias=None if (bias := biases[node]) is None else bias.to(exact))
+        for node, layer in network.layers.items()
+    }
+    return replace(network, modules={path: each.to(exact) for path, each in network.modules.items()}, layers=layers)
 
 
-def _round(module: Any, weight_bits: int, granularity: Granularity) -> int:
-    """Round a module's weights to their grids; how many binary places behind the point the finest of them has."""
+def _round(module: Any, weight_bits: int, granularity: Granularity) -> tuple[nn.Module, int]:
+    """A module with its weights on their grids, and how many binary places behind the point the finest of them has."""
     if not (has_weights(module) or isinstance(module, OneToOne)):
-        return 0
-    weight = module.weight.detach().double()
+        return module, 0
+    weight, weight_type = module.weight.detach().double(), module.weight.dtype
     largest = 2 ** (weight_bits - 1) - 1
     by_channel = granularity == "channel" and not isinstance(module, nn.ConvTranspose1d | nn.ConvTranspose2d | OneToOne)
     magnitude = weight.abs()
@@ -97,12 +108,13 @@ def _round(module: Any, weight_bits: int, granularity: Granularity) -> int:
     places = torch.floor(torch.log2(largest / magnitude)).masked_fill(magnitude == 0, FINEST)
     places = places.clamp(max=min(FINEST, float(places.min()) + CHANNELS_APART))
     rounded = torch.round(weight * 2**places).clamp(-largest, largest) / 2**places
-    module.weight = nn.Parameter(rounded.to(module.weight.dtype), requires_grad=False)
+    on_grid = copy.copy(module)
+    on_grid._parameters = {**module._parameters, "weight": nn.Parameter(rounded.to(weight_type), requires_grad=False)}
     finest = int(places.max())
     whole = (rounded * 2.0**finest).long()
     # Weights that are all even, as the ones of a sum are, need less.
     lowest_bit = whole[whole != 0].bitwise_and(-whole[whole != 0])
-    return finest - (int(lowest_bit.min()).bit_length() - 1 if lowest_bit.numel() else finest)
+    return on_grid, finest - (int(lowest_bit.min()).bit_length() - 1 if lowest_bit.numel() else finest)
 
 
 def _fractional_bits(network: ScaledNetwork, places: dict[str, int]) -> dict[fx.Node, int]:

@@ -66,7 +66,7 @@ class ScaledNetwork:
     graph : fx.Graph
         Calls `modules` by their paths, and the layers by their names.
     modules : dict
-        Path -> module, none with a bias. The draft keeps its own.
+        Path -> module, none with a bias. The folded network keeps its own.
     layers : dict
         Node -> the spiking layer to be put there, in order; the output last.
     input_shape : tuple of int
@@ -89,39 +89,42 @@ def rescale(calibrated: CalibratedNetwork) -> ScaledNetwork:
     ConversionError
         If spikes of different scales are pooled together, or an average is no sum in windows of one size.
     """
-    return _Rescaling(calibrated).network
+    return _Rescaling(calibrated).run()
 
 
 class _Rescaling:
-    """Walks the draft once; `gains` and `nodes` are those of what is emitted for each of the draft's nodes."""
+    """Walks the folded network once; `gains` and `nodes` are those of what is emitted for each of its nodes."""
 
     def __init__(self, calibrated: CalibratedNetwork) -> None:
-        draft, scales, windows = calibrated.network, calibrated.scales.of_layers, calibrated.windows
-        self.draft, self.average_by_sums = draft, calibrated.config.weight_bits is not None
-        self.output_shift = calibrated.scales.output_shift
-        self.names = draft.names()
-        self.network = ScaledNetwork(fx.Graph(), {}, {}, draft.input_shape)
-        self.scales = {node: scales[str(node.target)].double().cpu() for node in draft.layers()}
-        self.windows = {node: windows[str(node.target)] for node in draft.layers()}
+        folded, scales, windows = calibrated.network, calibrated.scales.of_layers, calibrated.windows
+        self.folded, self.average_by_sums = folded, calibrated.config.weight_bits is not None
+        self.output_shift, self.input_window = calibrated.scales.output_shift, windows[INPUT]
+        self.input_gain = compressed(calibrated.input_scale / self.input_window)
+        self.names = folded.names()
+        self.network = ScaledNetwork(fx.Graph(), {}, {}, folded.input_shape)
+        self.scales = {node: scales[str(node.target)].double().cpu() for node in folded.layers()}
+        self.windows = {node: windows[str(node.target)] for node in folded.layers()}
         self.quanta = {node: scale / self.windows[node] for node, scale in self.scales.items()}
         self.wanted = self._wanted_gains()
-        self.biases = draft.biases()
+        self.biases = folded.biases()
         self.nodes: dict[fx.Node, fx.Node] = {}
         self.gains: dict[fx.Node, Tensor] = {}
         self.longest: dict[fx.Node, int] = {}
 
-        for node in draft.module.graph.nodes:
+    def run(self) -> ScaledNetwork:
+        """Emit every node of the folded network, and return what became of them."""
+        for node in self.folded.module.graph.nodes:
             if node.op == "placeholder":
                 self.nodes[node] = self.network.graph.placeholder(INPUT)
-                self.gains[node] = compressed(calibrated.input_scale / windows[INPUT])
-                self.longest[node] = windows[INPUT]
+                self.gains[node], self.longest[node] = self.input_gain, self.input_window
             elif node.op == "call_module":
                 self.longest[node] = max(self.longest[source] for source in node.all_input_nodes)
-                self._visit(node, draft.module_at(node), draft.role_at(node))
-        last = draft.last
-        if draft.role_at(last) is not Role.RECTIFIER:
+                self._visit(node, self.folded.module_at(node), self.folded.role_at(node))
+        last = self.folded.last
+        if self.folded.role_at(last) is not Role.RECTIFIER:
             self._place_neurons(last, last, unique_path("output", self.names), rectified=False)
         self.network.graph.output(self.nodes[last])
+        return self.network
 
     def _visit(self, node: fx.Node, module: nn.Module, role: Role | None) -> None:
         sources = [arg for arg in node.args if isinstance(arg, fx.Node)]
@@ -144,8 +147,8 @@ class _Rescaling:
 
     def _rule(self, node: fx.Node) -> Gain:
         """The way a gain passes through the module at a node; one that merely moves spikes here keeps them."""
-        rule = row_of_class(type(self.draft.module_at(node))).gain
-        if self.draft.role_at(node) is Role.ROUTE and not isinstance(rule, Moved):
+        rule = row_of_class(type(self.folded.module_at(node))).gain
+        if self.folded.role_at(node) is Role.ROUTE and not isinstance(rule, Moved):
             return Moved()
         assert rule is not None
         return rule
@@ -157,7 +160,7 @@ class _Rescaling:
     def _visit_mixed(self, node: fx.Node, module: nn.Module, source: fx.Node, rule: Mixed) -> None:
         gain, drive = self.gains[source], self.nodes[source]
         if not rule.are_alike(module, gain):
-            if self.draft.role_at(node) is Role.MAX_POOL:
+            if self.folded.role_at(node) is Role.MAX_POOL:
                 raise ConversionError(
                     f"cannot convert {node.target!r} ({type(module).__name__}): it pools units of different "
                     'scales; pool them before they are joined, or use granularity="layer" where it pools channels'
@@ -170,7 +173,7 @@ class _Rescaling:
         before, added, behind = self._as_sum(node, module, rule)
         if before:
             drive = self._insert(f"{node.target}_ordered", before, drive)
-        self._call(node, added.to(self.draft.device, self.draft.dtype), [drive])
+        self._call(node, added.to(self.folded.device, self.folded.dtype), [drive])
         if behind:
             self.nodes[node] = self._insert(f"{node.target}_squeezed", behind, self.nodes[node])
         self.gains[node] = compressed(rule.behind(module, gain) * self._share(node, module, rule))
@@ -181,8 +184,8 @@ class _Rescaling:
     def _as_sum(self, node: fx.Node, module: nn.Module, rule: Mixed) -> AsSum:
         """A module that adds up where a module averages, and the routing before and behind it."""
         assert rule.as_sum is not None
-        shape = self.draft.shape_at(node.all_input_nodes[0])
-        found = rule.as_sum(module, shape, self.draft.shape_at(node))
+        shape = self.folded.shape_at(node.all_input_nodes[0])
+        found = rule.as_sum(module, shape, self.folded.shape_at(node))
         if found is None:
             raise ConversionError(
                 f"cannot convert {str(node.target)!r} ({type(module).__name__}) with weight_bits: it averages over "
@@ -194,7 +197,7 @@ class _Rescaling:
         """The factor that makes an average of a sum in each window; 1 where averages are averages."""
         if not self._adds_up(rule):
             return ONE
-        shape = self.draft.shape_at(node.all_input_nodes[0])
+        shape = self.folded.shape_at(node.all_input_nodes[0])
         ones = torch.ones(1, *shape, dtype=torch.float64)
         before, added, behind = self._as_sum(node, module, rule)
         summed = nn.Sequential(*before, added.double(), *behind)(ones)
@@ -203,7 +206,7 @@ class _Rescaling:
         return compressed((average / summed.reshape(average.shape)).nan_to_num(1.0)[0])
 
     def _insert(self, name: str, modules: list[nn.Module], source: fx.Node) -> fx.Node:
-        """Let modules of no node of the draft's follow `source`."""
+        """Let modules of no node of the folded network's follow `source`."""
         for module in modules:
             path = unique_path(name, self.names)
             self.names.add(path)
@@ -215,7 +218,7 @@ class _Rescaling:
         """The node emitted for `source`, times a weight; behind one synapse a unit, unless the weight is 1."""
         if bool((weight == 1).all()):
             return self.nodes[source]
-        like = torch.zeros((), dtype=self.draft.dtype, device=self.draft.device)
+        like = torch.zeros((), dtype=self.folded.dtype, device=self.folded.device)
         return self._insert(f"{name}_gain", [OneToOne(weight.to(like))], self.nodes[source])
 
     def _place_neurons(self, node: fx.Node, source: fx.Node, name: str, rectified: bool) -> None:
@@ -229,16 +232,16 @@ class _Rescaling:
             bias=self._bias(node, scale, window / input_window),
             scale=scale,
             rectified=rectified,
-            shape=self.draft.shape_at(node),
+            shape=self.folded.shape_at(node),
             window=window,
             input_window=input_window,
         )
 
     def _bias(self, node: fx.Node, scale: Tensor, ratio: float) -> Tensor | None:
         """``A(0) / s_out``, as small a tensor as holds it; an output's lacks its shift."""
-        shift = 0.0 if self.draft.role_at(node) is Role.RECTIFIER else self.output_shift
-        shift = shift.to(self.draft.device) if isinstance(shift, Tensor) else shift
-        bias = ((self.biases[node] - shift) * (ratio / scale.to(self.draft.device))).to(self.draft.dtype)
+        shift = 0.0 if self.folded.role_at(node) is Role.RECTIFIER else self.output_shift
+        shift = shift.to(self.folded.device) if isinstance(shift, Tensor) else shift
+        bias = ((self.biases[node] - shift) * (ratio / scale.to(self.folded.device))).to(self.folded.dtype)
         if not bool(bias.any()):
             return None
         spatial = tuple(range(1, bias.dim()))
@@ -247,7 +250,7 @@ class _Rescaling:
         return bias
 
     def _visit_weighted(self, node: fx.Node, module: Any, source: fx.Node, rule: IntoWeights) -> None:
-        gain, shape = self.gains[source], self.draft.shape_at(source)
+        gain, shape = self.gains[source], self.folded.shape_at(source)
         drive, of_inputs = self.nodes[source], rule.of_inputs(module, gain, shape)
         if of_inputs is None:
             drive, of_inputs = self._weighed(source, gain, str(node.target)), ONE
@@ -280,14 +283,14 @@ class _Rescaling:
         if all(gain.dim() == 0 and bool(gain == gains[0]) for gain in gains):
             return gains[0]
         full = [
-            gain.expand(self.draft.shape_at(source)).unsqueeze(0) for gain, source in zip(gains, sources, strict=True)
+            gain.expand(self.folded.shape_at(source)).unsqueeze(0) for gain, source in zip(gains, sources, strict=True)
         ]
         return compressed(rule.behind(module, full)[0])
 
     def _wanted_gains(self) -> dict[fx.Node, Tensor | None]:
         """Gain that would save a value its own weights on the way to its only target layer."""
         wanted: dict[fx.Node, Tensor | None] = {}
-        for node in reversed(self.draft.module.graph.nodes):
+        for node in reversed(self.folded.module.graph.nodes):
             gains = [self._wanted_by(user, node, wanted) for user in node.users]
             wanted[node] = gains[0] if len(gains) == 1 or _proportional(gains) else None
         return wanted
@@ -295,8 +298,8 @@ class _Rescaling:
     def _wanted_by(self, user: fx.Node, node: fx.Node, wanted: dict[fx.Node, Tensor | None]) -> Tensor | None:
         if user.op == "output":
             return self.quanta.get(node)
-        module = self.draft.module_at(user)
-        if self.draft.role_at(user) is Role.RECTIFIER:
+        module = self.folded.module_at(user)
+        if self.folded.role_at(user) is Role.RECTIFIER:
             return self.quanta[user]
         gain, rule = wanted[user], self._rule(user)
         if gain is None or isinstance(rule, IntoWeights):
@@ -309,10 +312,10 @@ class _Rescaling:
         if isinstance(rule, Mixed):
             return self._wanted_before(user, module, gain, rule)
         if rule.before is None:
-            return _routed_back(gain, module, self.draft.shape_at(node), self.draft.shape_at(user))
+            return _routed_back(gain, module, self.folded.shape_at(node), self.folded.shape_at(user))
         if list(user.args).count(node) != 1:
             return None
-        sizes = [self.draft.shape_at(source) for source in user.args if isinstance(source, fx.Node)]
+        sizes = [self.folded.shape_at(source) for source in user.args if isinstance(source, fx.Node)]
         return rule.before(module, gain, list(user.args).index(node), sizes)
 
     def _wanted_before(self, node: fx.Node, module: nn.Module, gain: Tensor, rule: Mixed) -> Tensor | None:

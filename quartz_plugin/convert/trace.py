@@ -70,7 +70,7 @@ def _trace(ann: nn.Module, examples: Tensor, rules: Rules) -> TracedNetwork:
     """Trace with a batch of examples, and compare with the network itself on the last of them."""
     root = copy_of(ann)
     _refuse_meta(root, examples, rules)
-    # The draft computes in the examples' type, which is float32 at least.
+    # The traced network computes in the examples' type, which is float32 at least.
     root = root.to(device=examples.device, dtype=examples.dtype)
     name, tracer, wanted = type(root).__name__, Tracer(examples, examples[:1]), None
     if hooked := hooks_of(root):
@@ -82,12 +82,12 @@ def _trace(ann: nn.Module, examples: Tensor, rules: Rules) -> TracedNetwork:
     root, graph, dynamic, paths = _known_graph(root, name, tracer, rules)
     if wanted is None:
         wanted = _run(copy_of(ann).to(device=examples.device, dtype=examples.dtype), examples[1:].clone())
-    draft = Builder(root, paths, dynamic, examples).build(graph)
-    traced = draft.output(examples[1:].clone())
+    traced = Builder(root, paths, dynamic, examples).build(graph)
+    found = traced.output(examples[1:].clone())
     tolerance = 1e-3 * float(wanted.abs().nan_to_num(0.0, posinf=0.0).max()) if wanted.numel() else 0.0
-    if wanted.shape != traced.shape or not torch.allclose(wanted, traced, rtol=0, atol=tolerance, equal_nan=True):
+    if wanted.shape != found.shape or not torch.allclose(wanted, found, rtol=0, atol=tolerance, equal_nan=True):
         raise ConversionError(_DIFFERENT)
-    return draft
+    return traced
 
 
 def _known_graph(

@@ -15,8 +15,12 @@ from quartz_plugin.operators.settings import FLAG, one_of, whole, whole_or_none
 from quartz_plugin.operators.tracing import Append, Build, Refusal, Value, call
 
 
-def _neurons(how: str, exact: str, **facets: Any) -> Operator:
+def _neurons(how: str, without_hold: str | None = None, **facets: Any) -> Operator:
     """A row of an activation: neurons take its place, and nothing of it is in a converted network."""
+    exact = "exact with hold"
+    if without_hold is not None:
+        exact = f"{exact}; without, {without_hold}"
+        facets["exact_without_hold"] = without_hold
     return Operator(
         role=Role.RECTIFIER, how=how, exact=exact, settings=None, relate=None, form=None, gain=None, **facets
     )
@@ -54,7 +58,7 @@ def ceiling_of(rectifier: nn.Module) -> float | None:
 
 
 _CLIPPED = "a layer of TTFSNeuron whose value 1 is at most the upper bound (lower bounds other than 0: refused)"
-_CLIPPED_EXACT = "exact with hold; without, an early spike can encode more than the bound"
+_CLIPPED_EARLY = "an early spike can encode more than the bound"
 
 DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.AlphaDropout)
 
@@ -96,14 +100,14 @@ _COPIES = ("contiguous", "clone", torch.clone, "detach", "to", "float", "double"
 ROWS: Rows = {
     nn.ReLU: _neurons(
         "a layer of TTFSNeuron",
-        "exact with hold; without, exact but for early spikes",
+        "exact but for early spikes",
         functions={_build_relu: [F.relu, F.relu_, torch.relu, torch.relu_, "relu", "relu_"]},
         in_place=[F.relu_, torch.relu_, "relu_"],
     ),
-    nn.ReLU6: _neurons(_CLIPPED, _CLIPPED_EXACT, refusal=_is_no_clipped_relu, functions={_build_relu6: [F.relu6]}),
+    nn.ReLU6: _neurons(_CLIPPED, _CLIPPED_EARLY, refusal=_is_no_clipped_relu, functions={_build_relu6: [F.relu6]}),
     nn.Hardtanh: _neurons(
         _CLIPPED,
-        _CLIPPED_EXACT,
+        _CLIPPED_EARLY,
         refusal=_is_no_clipped_relu,
         functions={
             _build_hardtanh: [F.hardtanh, F.hardtanh_],
@@ -111,9 +115,7 @@ ROWS: Rows = {
         },
         in_place=[F.hardtanh_, "clamp_", "clamp_min_"],
     ),
-    TTFSActivation: _neurons(
-        "a layer of TTFSNeuron that encodes the values of the activation (hold only)", "exact with hold"
-    ),
+    TTFSActivation: _neurons("a layer of TTFSNeuron that encodes the values of the activation (hold only)"),
     nn.Dropout: _dropped(functions={_build_dropout: [F.dropout, F.dropout1d, F.dropout2d, F.alpha_dropout]}),
     **rows_of(DROPOUTS[1:], _dropped()),
     nn.Identity: _dropped(routes=always, functions={_build_copy(target): [target] for target in _COPIES}),

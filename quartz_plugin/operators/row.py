@@ -74,6 +74,8 @@ class Operator:
         How it is converted.
     exact : str
         "exact", or when it is not.
+    exact_without_hold : str
+        Of what neurons take the place of: "exact", or when it is not in a network that does not hold.
     refusal : callable
         Takes the module; returns why this one is refused (and what to do), or None.
     functions : dict
@@ -110,6 +112,7 @@ class Operator:
     role: Role
     how: str
     exact: str = "exact"
+    exact_without_hold: str = "exact but for early spikes"
     refusal: Callable[[Any], str | None] = accept
     functions: Mapping[Build, Sequence[Any]] = field(default_factory=dict)
     in_place: Collection[Any] = ()

@@ -14,6 +14,11 @@ from torch import nn
 
 import quartz_plugin
 from quartz_plugin import ConversionError
+from quartz_plugin.config import ConversionConfig
+from quartz_plugin.convert.pipeline import calibrate_network
+from quartz_plugin.convert.quantize import quantize
+from quartz_plugin.convert.rescale import rescale
+from quartz_plugin.convert.run import Run
 from quartz_plugin.operators.modules import OneToOne
 from quartz_plugin.operators.pooling import AVERAGES
 from quartz_plugin.operators.table import WEIGHTED
@@ -122,6 +127,23 @@ def test_a_dense_first_layer_computes_in_the_type_of_the_network_behind_it(tmp_p
         assert_same_spikes(snn.run(images, engine=engine).spike_steps, expected.spike_steps)
     snn.save(tmp_path / "snn.safetensors")
     assert torch.equal(quartz_plugin.load(tmp_path / "snn.safetensors")(images), snn(images))
+
+
+def test_quantize_leaves_the_network_that_it_is_given_as_it_is():
+    torch.manual_seed(8)
+    ann = nn.Sequential(nn.Linear(3000, 20), nn.ReLU(), nn.Linear(20, 3))
+    config = ConversionConfig(t_max=64, weight_bits=8)
+    calibrated = calibrate_network(ann, torch.rand(8, 3000), config, Run())
+    scaled = rescale(calibrated)
+    weights = {path: module.weight.clone() for path, module in scaled.modules.items()}
+    biases = [layer.bias.clone() for layer in scaled.layers.values()]
+    on_grids = quantize(scaled, calibrated)
+    assert {module.weight.dtype for module in on_grids.modules.values()} == {torch.float64}
+    for path, weight in weights.items():
+        assert torch.equal(scaled.modules[path].weight, weight)
+        assert scaled.modules[path].weight.dtype == weight.dtype == torch.float32
+        assert not torch.equal(on_grids.modules[path].weight.float(), weight)
+    assert all(torch.equal(layer.bias, bias) for layer, bias in zip(scaled.layers.values(), biases, strict=True))
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ import quartz_plugin
 from quartz_plugin.convert.build import function_name
 from quartz_plugin.costs import InferenceCounts
 from quartz_plugin.graph.synapses import fan_out, probed_fan_out, unit_shapes
+from quartz_plugin.neuron import FirstSpikeMaxPool
 from quartz_plugin.operators.gains import IntoGain, IntoWeights, Mixed, Moved, Summed
 from quartz_plugin.operators.linear_map import LinearMap, as_convolution
 from quartz_plugin.operators.row import Operator, Role
@@ -75,6 +76,11 @@ class TestRows:
         assert all(each in FUNCTIONS for each in FUNCTIONS[target].row.in_place)
         assert FUNCTIONS[F.relu].changes_first_argument((None, True), {})
         assert FUNCTIONS[F.dropout].changes_first_argument((None,), {"inplace": True})
+
+    def test_the_max_pools_are_those_that_first_spikes_are_pooled_by(self):
+        pools = [kind for kind, row in OPERATORS.items() if row.role is Role.MAX_POOL]
+        assert len(pools) == 4
+        assert all(FirstSpikeMaxPool(kind(2)).pool for kind in pools)
 
     def test_no_class_has_two_rows(self):
         assert not set(OPERATORS) & set(EMITTED)
