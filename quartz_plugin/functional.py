@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -141,9 +141,9 @@ class TTFSParameters(NamedTuple):
                 f"the neurons' last step would be {self.last_step}, and steps are int32 and stop at 2**31 - 1; "
                 "give a smaller t_max, or fewer layers"
             )
-        if self.rectifier not in ("spike", "silent", None):
+        if self.rectifier not in (*get_args(Rectifier), None):
             raise ValueError(f'rectifier must be "spike", "silent" or None (an output layer), got {self.rectifier!r}')
-        if self.bias_code not in ("synapse", "spike"):
+        if self.bias_code not in get_args(BiasCode):
             raise ValueError(f'bias_code must be "synapse" or "spike", got {self.bias_code!r}')
         if clock.first_input < 0:
             raise ValueError(

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from quartz_plugin import checks
 from quartz_plugin.activation import TTFSActivation
 from quartz_plugin.config import ConversionConfig, Linear, Preprocessing
 from quartz_plugin.convert.traced import FoldedNetwork, TracedNetwork
@@ -235,10 +236,7 @@ def _move_last_relu_to_the_end(network: TracedNetwork) -> None:
 
 def _prepend(network: TracedNetwork, preprocessing: Preprocessing) -> None:
     channels = network.input_shape[0] if network.input_shape else 0
-    try:
-        mean, std = (torch.as_tensor(value, dtype=torch.float64).flatten() for value in preprocessing)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"preprocessing must be (mean, std), got {preprocessing!r}") from error
+    mean, std = (torch.tensor(value, dtype=torch.float64) for value in checks.mean_and_std(preprocessing))
     for what, value in (("mean", mean), ("std", std)):
         if value.numel() not in (1, channels) or not bool(torch.isfinite(value).all()):
             inputs = ", ".join(["N", *map(str, network.input_shape)])

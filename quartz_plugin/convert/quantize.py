@@ -22,7 +22,7 @@ from quartz_plugin.convert.rescale import ScaledNetwork
 from quartz_plugin.convert.traced import CalibratedNetwork
 from quartz_plugin.graph import INPUT
 from quartz_plugin.operators.modules import OneToOne
-from quartz_plugin.operators.table import ConversionError, has_weights
+from quartz_plugin.operators.table import ConversionError, weights_of
 
 EXACT_BITS = {torch.float32: 24, torch.float64: 53}
 """Bits of the whole numbers that each type holds without a gap."""
@@ -97,11 +97,12 @@ def quantize(network: ScaledNetwork, calibrated: CalibratedNetwork) -> ScaledNet
 
 def _round(module: Any, weight_bits: int, granularity: Granularity) -> tuple[nn.Module, int]:
     """A module with its weights on their grids, and how many binary places behind the point the finest of them has."""
-    if not (has_weights(module) or isinstance(module, OneToOne)):
+    rule = weights_of(module)
+    if rule is None and not isinstance(module, OneToOne):
         return module, 0
     weight, weight_type = module.weight.detach().double(), module.weight.dtype
     largest = 2 ** (weight_bits - 1) - 1
-    by_channel = granularity == "channel" and not isinstance(module, nn.ConvTranspose1d | nn.ConvTranspose2d | OneToOne)
+    by_channel = granularity == "channel" and rule is not None and rule.output_dim == 0
     magnitude = weight.abs()
     magnitude = magnitude.flatten(1).amax(1).view(-1, *[1] * (weight.dim() - 1)) if by_channel else magnitude.max()
     # A channel without weights needs no grid, and one that is nearly dead none finer than counts in the others.

@@ -23,7 +23,7 @@ from quartz_plugin.convert.traced import CalibratedNetwork
 from quartz_plugin.graph import INPUT, unique_path
 from quartz_plugin.operators.gains import AsSum, Gain, IntoGain, IntoWeights, Mixed, Moved, Summed, compressed
 from quartz_plugin.operators.modules import OneToOne
-from quartz_plugin.operators.table import ConversionError, Role, row_of_class
+from quartz_plugin.operators.table import ConversionError, Role, row_of_class, weights_of
 
 ONE = torch.ones((), dtype=torch.float64)
 
@@ -355,7 +355,7 @@ def scaled_weight(module: nn.Module, gain: Tensor, out_gain: Tensor) -> Tensor:
 
 
 def _weights_of(module: nn.Module) -> IntoWeights:
-    rule = row_of_class(type(module)).gain
-    if not isinstance(rule, IntoWeights):
+    rule = weights_of(module)
+    if rule is None:
         raise TypeError(f"a layer with weights is needed, got {module}")
     return rule

@@ -15,7 +15,7 @@ from quartz_plugin.config import ConversionConfig
 from quartz_plugin.graph import INPUT, unique_path
 from quartz_plugin.graph.walk import Step, Walk, plan_walk
 from quartz_plugin.operators.modules import DenseFirstLayer
-from quartz_plugin.operators.table import WEIGHTED, Role, role_of
+from quartz_plugin.operators.table import Role, role_of, weights_of
 
 
 @dataclass(frozen=True)
@@ -261,10 +261,10 @@ class _Biases(Walk):
     def _bias_alone(self, step: Step) -> Tensor | None:
         """A convolution's or linear layer's value when its inputs are silent, without computing with its weights."""
         module: Any = step.module
-        if not isinstance(module, WEIGHTED) or step.sources[0] not in self.spikes:
+        rule = weights_of(module)
+        if rule is None or step.sources[0] not in self.spikes:
             return None
         if module.bias is None:
             return self._zeros(step.node)
-        shape, bias = self.network.shape_at(step.node), module.bias.detach().double()
-        value: Tensor = bias if isinstance(module, nn.Linear) else bias.view(-1, *[1] * (len(shape) - 1))
-        return value.expand(1, *shape)
+        value: Tensor = module.bias.detach().double().view(rule.bias_shape(module))
+        return value.expand(1, *self.network.shape_at(step.node))

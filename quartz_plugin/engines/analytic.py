@@ -5,8 +5,10 @@ Exact for held neurons at any ``T``, on any device, and differentiable (straight
 
 from __future__ import annotations
 
-from torch import Tensor, fx, nn
-from torch.nn import functional as F
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from torch import Tensor, fx
 
 from quartz_plugin.engines.stepped import EngineOutput
 from quartz_plugin.functional import check_bias_shape, closed_form, fires_before_deadline, spike_steps_of
@@ -15,6 +17,7 @@ from quartz_plugin.graph.fingerprint import Snapshot
 from quartz_plugin.graph.topology import Derived, Topology
 from quartz_plugin.graph.walk import LevelWalk, Step
 from quartz_plugin.neuron import TTFSNeuron
+from quartz_plugin.operators.table import weights_of
 
 
 def run_analytic(
@@ -34,18 +37,19 @@ def run_analytic(
 class _ClosedForm(LevelWalk):
     """Evaluates synapses on levels and neurons by their closed form; biases are added by the synapses that can."""
 
-    def __init__(self, topology: Topology, fused: dict[fx.Node, TTFSNeuron], record: bool) -> None:
+    def __init__(self, topology: Topology, fused: dict[fx.Node, _Fused], record: bool) -> None:
         super().__init__(topology.steps)
         self.output, self.fused, self.record = topology.output, fused, record
         self.spike_steps: dict[str, Tensor] = {}
         self.membrane: Tensor | None = None
 
     def at_synapses(self, step: Step) -> Tensor:
-        neuron = self.fused.get(step.node)
-        if neuron is None or neuron.bias is None or step.module is None:
+        fused = self.fused.get(step.node)
+        if fused is None or fused.neuron.bias is None:
             levels: Tensor = super().at_synapses(step)
             return levels
-        return _call_with_bias(step.module, self.source(step), neuron.bias.flatten() * neuron.clock.input_window)
+        bias = fused.neuron.bias.flatten() * fused.neuron.clock.input_window
+        return fused.with_bias(step.module, self.source(step), bias)
 
     def at_neurons(self, step: Step) -> Tensor:
         assert isinstance(step.module, TTFSNeuron)
@@ -74,29 +78,25 @@ def _fire(neuron: TTFSNeuron, current: Tensor, bias_is_in: bool, keep: bool) -> 
     return closed_form(current, clock.window, inplace=own), None
 
 
-def _find_fused(topology: Topology) -> dict[fx.Node, TTFSNeuron]:
-    """Convolutions and linear layers -> the only neurons behind each, where their bias is one number a channel."""
+class _Fused(NamedTuple):
+    """Neurons whose bias the synapses in front of them add, and how these are called with one."""
+
+    neuron: TTFSNeuron
+    with_bias: Callable[[Any, Tensor, Tensor], Tensor]
+
+
+def _find_fused(topology: Topology) -> dict[fx.Node, _Fused]:
+    """Synapses that take a bias -> the only neurons behind each, where their bias is one number an output."""
     modules = {step.node: step.module for step in topology.steps}
-    fused: dict[fx.Node, TTFSNeuron] = {}
+    fused: dict[fx.Node, _Fused] = {}
     for node, synapses in modules.items():
-        if len(node.users) != 1 or not isinstance(synapses, (nn.Conv1d, nn.Conv2d, nn.Linear)):
+        rule = weights_of(synapses)
+        if len(node.users) != 1 or rule is None or rule.with_bias is None:
             continue
-        neuron = modules[next(iter(node.users))]
-        if not isinstance(neuron, TTFSNeuron) or neuron.bias is None:
-            continue
-        channels = synapses.weight.shape[0]
-        places = [] if isinstance(synapses, nn.Linear) else [1] * (synapses.weight.dim() - 2)
-        if tuple(neuron.bias.shape) == (channels, *places):
-            fused[node] = neuron
+        neuron, of_outputs = modules[next(iter(node.users))], rule.bias_shape(synapses)
+        if isinstance(neuron, TTFSNeuron) and neuron.bias is not None and neuron.bias.shape == of_outputs:
+            fused[node] = _Fused(neuron, rule.with_bias)
     return fused
 
 
 _FUSED = Derived(_find_fused)
-
-
-def _call_with_bias(synapses: nn.Module, x: Tensor, bias: Tensor) -> Tensor:
-    if isinstance(synapses, nn.Linear):
-        return F.linear(x, synapses.weight, bias)
-    assert isinstance(synapses, (nn.Conv1d, nn.Conv2d))
-    current: Tensor = synapses._conv_forward(x, synapses.weight, bias)
-    return current

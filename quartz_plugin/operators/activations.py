@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from quartz_plugin.activation import TTFSActivation
+from quartz_plugin.functional import BiasCode, Rectifier
 from quartz_plugin.neuron import TTFSNeuron
 from quartz_plugin.operators.row import Operator, Role, Rows, always, rows_of
 from quartz_plugin.operators.settings import FLAG, one_of, whole, whole_or_none
@@ -129,8 +130,8 @@ EMITTED: Rows = {
             "t_max": whole(2),
             "layer": whole(1),
             "hold": FLAG,
-            "rectifier": one_of("spike", "silent", None),
-            "bias_code": one_of("synapse", "spike"),
+            "rectifier": one_of(*get_args(Rectifier), None),
+            "bias_code": one_of(*get_args(BiasCode)),
             "readout": whole_or_none(0),
             "input_window": whole_or_none(1),
             "has_bias": FLAG,

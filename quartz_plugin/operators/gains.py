@@ -29,11 +29,21 @@ class IntoWeights:
         ``(module, gain)``: whether a gain of the outputs is one number for each row of weights.
     scaled : callable
         ``(module, gain of inputs, gain of outputs)``: the weights times both, float64.
+    bias_shape : callable
+        Shape in which one number for each output is added to a sample.
+    output_dim : int
+        Dimension of the weights that goes with the outputs, of each group where there are several.
+    with_bias : callable or None
+        ``(module, inputs, bias)``: the module's value with another bias than its own; None where the bias is better
+        added to the value.
     """
 
     of_inputs: Callable[[Any, Tensor, Sequence[int]], Tensor | None]
     along_outputs: Callable[[Any, Tensor], bool]
     scaled: Callable[[Any, Tensor, Tensor], Tensor]
+    bias_shape: Callable[[Any], tuple[int, ...]]
+    output_dim: int = 0
+    with_bias: Callable[[Any, Tensor, Tensor], Tensor] | None = None
 
 
 @dataclass(frozen=True, eq=False)

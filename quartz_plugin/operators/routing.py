@@ -16,7 +16,7 @@ from quartz_plugin.operators.gains import Moved
 from quartz_plugin.operators.linear_map import Terms, same_terms
 from quartz_plugin.operators.modules import Concatenate, Permute, Reshape, Slice, sample_dim
 from quartz_plugin.operators.relation import Relation
-from quartz_plugin.operators.row import Operator, Relate, Role, Rows
+from quartz_plugin.operators.row import Operator, Relate, Role, Rows, changes_no_relation
 from quartz_plugin.operators.settings import (
     MOST,
     Settings,
@@ -322,12 +322,8 @@ _PARTS: Rows = {
 ROWS: Rows = _SHAPES | _ORDERS | _ROLLS | _PARTS
 
 
-def _changes_no_relation(relation: Relation, module: Any, place: int, shapes: Sequence[Sequence[int]]) -> None:
-    pass
-
-
 EMITTED: Rows = {
-    AxonalDelay: route({"steps": whole(0)}, _changes_no_relation, how="spikes arrive later", form=same_terms)
+    AxonalDelay: route({"steps": whole(0)}, changes_no_relation, how="spikes arrive later", form=same_terms)
 }
 """Rows of modules that conversion alone makes."""
 

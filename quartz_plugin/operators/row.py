@@ -38,6 +38,10 @@ def accept(module: Any) -> str | None:
     return None
 
 
+def changes_no_relation(relation: Relation, module: Any, place: int, sizes: Sequence[Sequence[int]]) -> None:
+    """Leave a relation as it is: each unit reaches the one in its own place alone."""
+
+
 def _as_it_is(module: Any, shape: Sequence[int]) -> nn.Module:
     spelled: nn.Module = module
     return spelled
@@ -144,4 +148,4 @@ def rows_of(kinds: Iterable[type[nn.Module]], row: Operator) -> Rows:
     return dict.fromkeys(kinds, row)
 
 
-__all__ = ["Operator", "Relate", "Role", "Rows", "accept", "always", "never", "rows_of"]
+__all__ = ["Operator", "Relate", "Role", "Rows", "accept", "always", "changes_no_relation", "never", "rows_of"]

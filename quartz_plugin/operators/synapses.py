@@ -16,7 +16,7 @@ from quartz_plugin.operators.gains import IntoWeights, Summed, is_per_channel
 from quartz_plugin.operators.linear_map import LinearMap, Shape3, as_convolution, pair, sum_of_terms
 from quartz_plugin.operators.modules import Add, OneToOne, per_dimension
 from quartz_plugin.operators.relation import Relation
-from quartz_plugin.operators.row import Operator, Role, Rows
+from quartz_plugin.operators.row import Operator, Role, Rows, changes_no_relation
 from quartz_plugin.operators.settings import MOST, MOST_UNITS, Settings, one_of, sizes, whole
 from quartz_plugin.operators.spelling import spell_space
 from quartz_plugin.operators.tracing import ATTENTION, Append, Build, Refusal, Value
@@ -175,6 +175,23 @@ def _scaled_convolution(transposed: bool) -> Callable[[Any, Tensor, Tensor], Ten
     return scaled
 
 
+def _bias_of_channels(module: Any) -> tuple[int, ...]:
+    return (module.out_channels, *[1] * (module.weight.dim() - 2))
+
+
+def _convolution_with_bias(rank: int) -> Callable[[Any, Tensor, Tensor], Tensor]:
+    function = F.conv1d if rank == 1 else F.conv2d
+
+    def convolve(module: Any, x: Tensor, bias: Tensor) -> Tensor:
+        padding = module.padding
+        if module.padding_mode != "zeros":
+            x = F.pad(x, module._reversed_padding_repeated_twice, mode=module.padding_mode)
+            padding = 0
+        return function(x, module.weight, bias, module.stride, padding, module.dilation, module.groups)
+
+    return convolve
+
+
 def _convolution(kind: Any, rank: int, functions: Sequence[Any], transposed: bool = False) -> Operator:
     return Operator(
         role=Role.SYNAPSE,
@@ -187,7 +204,14 @@ def _convolution(kind: Any, rank: int, functions: Sequence[Any], transposed: boo
         check=_check_convolution(transposed),
         relate=_relate_convolution(transposed),
         form=as_convolution(_convolution_as_map(rank, transposed)),
-        gain=IntoWeights(_gain_of_channels, _along_channels, _scaled_convolution(transposed)),
+        gain=IntoWeights(
+            _gain_of_channels,
+            _along_channels,
+            _scaled_convolution(transposed),
+            _bias_of_channels,
+            output_dim=1 if transposed else 0,
+            with_bias=None if transposed else _convolution_with_bias(rank),
+        ),
     )
 
 
@@ -236,6 +260,14 @@ def _scaled_linear(module: Any, gain: Tensor, out_gain: Tensor) -> Tensor:
     return weight.mul_(gain).mul_(out_gain.view(-1, 1))
 
 
+def _bias_of_features(module: Any) -> tuple[int, ...]:
+    return (module.out_features,)
+
+
+def _linear_with_bias(module: Any, x: Tensor, bias: Tensor) -> Tensor:
+    return F.linear(x, module.weight, bias)
+
+
 _LINEAR = Operator(
     role=Role.SYNAPSE,
     how=_WEIGHTED,
@@ -244,15 +276,13 @@ _LINEAR = Operator(
     rebuild=_without_data,
     relate=_relate_linear,
     form=as_convolution(_linear_as_map, takes_flattened=True),
-    gain=IntoWeights(_gain_of_features, _along_features, _scaled_linear),
+    gain=IntoWeights(
+        _gain_of_features, _along_features, _scaled_linear, _bias_of_features, with_bias=_linear_with_bias
+    ),
 )
 
 
 # One synapse a unit, and sums
-
-
-def _changes_no_relation(relation: Relation, module: Any, place: int, shapes: Sequence[Sequence[int]]) -> None:
-    pass
 
 
 def _rebuild_one_to_one(kind: Any, settings: dict[str, Any], weights: Mapping[str, Tensor]) -> nn.Module:
@@ -281,7 +311,7 @@ _ONE_TO_ONE = Operator(
     settings={},
     rebuild=_rebuild_one_to_one,
     check=_check_one_to_one,
-    relate=_changes_no_relation,
+    relate=changes_no_relation,
     form=as_convolution(_one_to_one_as_map),
     gain=None,
 )
@@ -318,7 +348,7 @@ _ADD = Operator(
     inputs=range(2, MOST),
     settings={},
     check=_check_sum,
-    relate=_changes_no_relation,
+    relate=changes_no_relation,
     form=sum_of_terms,
     gain=Summed(),
     keeps_sign=True,

@@ -150,8 +150,19 @@ def adds(module: nn.Module) -> bool:
 
 def has_weights(module: nn.Module | None) -> bool:
     """Check whether a module mixes units by weights of its own, with a bias or without."""
+    return weights_of(module) is not None
+
+
+def weights_of(module: nn.Module | None) -> IntoWeights | None:
+    """Return what the table knows of the weights by which a module mixes units; None where it has no such weights.
+
+    Examples
+    --------
+    >>> weights_of(nn.Conv2d(3, 8, 3)).bias_shape(nn.Conv2d(3, 8, 3))
+    (8, 1, 1)
+    """
     row = None if module is None else row_of(module)
-    return row is not None and isinstance(row.gain, IntoWeights)
+    return row.gain if row is not None and isinstance(row.gain, IntoWeights) else None
 
 
 def keeps_sign(module: nn.Module) -> bool:
@@ -325,4 +336,5 @@ __all__ = [
     "spell_out",
     "unregister_rule",
     "weighs",
+    "weights_of",
 ]

@@ -9,7 +9,7 @@ from torch import Tensor, fx, nn
 
 from quartz_plugin.activation import TTFSActivation, check_range
 from quartz_plugin.coding import check_unit_interval
-from quartz_plugin.config import FirstLayer
+from quartz_plugin.config import ConversionConfig, FirstLayer
 from quartz_plugin.convert.calibrate import along_channels
 from quartz_plugin.convert.fake_quant import (
     INPUT_QUANTIZER,
@@ -206,7 +206,12 @@ class TrainableNetwork(nn.Module):
         path = str(next(iter(source.users)).target)
         return path if isinstance(self.network.get_submodule(path), TTFSActivation) else None
 
-    def to_spiking(self, *, rectifier: Rectifier = "spike", weight_bits: int | None = None) -> SpikingNetwork:
+    def to_spiking(
+        self,
+        *,
+        rectifier: Rectifier = ConversionConfig.rectifier,
+        weight_bits: int | None = ConversionConfig.weight_bits,
+    ) -> SpikingNetwork:
         """Return the spiking network that was trained; nothing is measured any more, and nothing lost.
 
         Parameters

@@ -31,6 +31,7 @@ from quartz_plugin.operators.table import (
     moves_spikes,
     row_of,
     weighs,
+    weights_of,
 )
 
 ROWS = OPERATORS | EMITTED
@@ -81,6 +82,30 @@ class TestRows:
         pools = [kind for kind, row in OPERATORS.items() if row.role is Role.MAX_POOL]
         assert len(pools) == 4
         assert all(FirstSpikeMaxPool(kind(2)).pool for kind in pools)
+
+    @pytest.mark.parametrize("padding_mode", ["zeros", "circular"])
+    @pytest.mark.parametrize(
+        ("kind", "arguments", "shape"),
+        [
+            (nn.Conv1d, (4, 6, 3, 2, 1, 1, 2), (2, 4, 9)),
+            (nn.Conv2d, (4, 6, (3, 2), 2, (1, 0), 1, 2), (2, 4, 7, 8)),
+            (nn.Conv2d, (4, 6, 3, 1, "same"), (2, 4, 7, 8)),
+            (nn.Linear, (4, 6), (2, 4)),
+            (nn.ConvTranspose2d, (4, 6, 3, 2, 1, 1, 2), (2, 4, 5, 5)),
+        ],
+    )
+    def test_weights_know_their_outputs_and_how_a_bias_is_added(self, kind, arguments, shape, padding_mode):
+        padded = issubclass(kind, nn.Conv1d | nn.Conv2d)
+        module = kind(*arguments, bias=False, **({"padding_mode": padding_mode} if padded else {}))
+        rule, x, bias = weights_of(module), torch.rand(shape), torch.arange(6.0)
+        assert rule.bias_shape(module)[0] == 6
+        assert module.weight.shape[rule.output_dim] * getattr(module, "groups", 1) in (6, 12)
+        wanted = module(x) + bias.view(rule.bias_shape(module))
+        assert (rule.with_bias is None) == (kind is nn.ConvTranspose2d)
+        if rule.with_bias is not None:
+            torch.testing.assert_close(rule.with_bias(module, x, bias), wanted)
+        module.bias = nn.Parameter(bias)
+        torch.testing.assert_close(module(x), wanted)
 
     def test_no_class_has_two_rows(self):
         assert not set(OPERATORS) & set(EMITTED)

@@ -14,7 +14,7 @@ from quartz_plugin.convert.traced import FoldedNetwork, Scales
 from quartz_plugin.functional import fake_quantize
 from quartz_plugin.graph import INPUT
 from quartz_plugin.graph.walk import Step, Walk, plan_walk
-from quartz_plugin.operators.table import WEIGHTED, Affine, Role
+from quartz_plugin.operators.table import Affine, Role, weights_of
 
 LAYER_VALUES = 1 << 27
 """Values of the largest layer that are held at once where all images go through one layer after the other."""
@@ -73,9 +73,9 @@ def _shift(network: FoldedNetwork, node: fx.Node, shift: Tensor) -> None:
     rectifies = network.role_at(node) is Role.RECTIFIER
     source = node.all_input_nodes[0] if rectifies else node
     before: Any = network.module_at(source) if source.op == "call_module" else None
+    rule = weights_of(before)
     # A linear layer's channels are its last dimension: with positions in front, shifts are those of positions.
-    fits = isinstance(before, WEIGHTED) and not (isinstance(before, nn.Linear) and shift.dim() > 1)
-    if fits and (not rectifies or len(source.users) == 1):
+    if rule is not None and shift.shape == rule.bias_shape(before) and (not rectifies or len(source.users) == 1):
         give_bias(network, before)
         biased: Any = before
         biased.bias.data.add_(shift.flatten())
@@ -94,12 +94,9 @@ def _channel_means(values: Tensor) -> Tensor:
     return values.mean(dim=others, keepdim=True)[0]
 
 
-def _outputs(layer: Any) -> int:
-    return int(layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels)
-
-
 def give_bias(network: FoldedNetwork, layer: Any) -> None:
     """Let a layer with weights have a bias."""
-    if layer.bias is None:
-        zeros = torch.zeros(_outputs(layer), dtype=network.dtype, device=network.device)
+    rule = weights_of(layer)
+    if rule is not None and layer.bias is None:
+        zeros = torch.zeros(rule.bias_shape(layer)[0], dtype=network.dtype, device=network.device)
         layer.bias = nn.Parameter(zeros, requires_grad=False)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from quartz_plugin.activation import TTFSActivation
-from quartz_plugin.operators.table import NORMS, WEIGHTED
+from quartz_plugin.operators.table import NORMS, weights_of
 
 
 def parameter_groups(
@@ -35,16 +35,16 @@ def parameter_groups(
     """
     module.requires_grad_(False)
     groups: list[dict[str, Any]] = []
+    each: Any
     for each in module.modules():
         if isinstance(each, TTFSActivation):
             groups.append({"params": list(each.parameters()), "lr": learning_rate})
-        elif isinstance(each, WEIGHTED) or (weights and isinstance(each, NORMS) and each.affine):
+        elif (rule := weights_of(each)) is not None or (weights and isinstance(each, NORMS) and each.affine):
             chosen = [p for name, p in each.named_parameters() if weights or name == "bias"]
             weight = each.weight.detach()
             square = weight.square().mean()
-            if each is unequal and bool(weight.any()):
-                rows = weight.transpose(0, 1) if isinstance(each, nn.ConvTranspose1d | nn.ConvTranspose2d) else weight
-                squares = rows.flatten(1).square().mean(dim=1)
+            if each is unequal and rule is not None and bool(weight.any()):
+                squares = weight.transpose(0, rule.output_dim).flatten(1).square().mean(dim=1)
                 square = squares[squares > 0].min()
             size = float(square.sqrt())
             groups.append({"params": chosen, "lr": learning_rate * size})
