@@ -10,6 +10,7 @@ import inspect
 import operator
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,12 +18,23 @@ import torch
 from torch import Tensor, fx, nn
 
 from quartz_plugin.coding import plain
+from quartz_plugin.convert.shapes import Shapes, not_known
 from quartz_plugin.graph import call_node
 from quartz_plugin.intake import first_line
 from quartz_plugin.operators.table import OPERATORS, REASONS, SHAPE_ATTRIBUTES, SHAPE_QUERIES, ConversionError
 
 _REPLACED = "its forward has been replaced on this one module, so that its class is another; write a class for it"
 _QUANTISED = "it holds quantised weights; convert the float network it was made from (weight_bits=8 rounds its weights)"
+
+_NOTED_WHERE_THEY_STAND = (
+    *(torch.zeros, torch.ones, torch.full, torch.empty, torch.eye, torch.arange, torch.linspace),
+    # Torch before 2.7 takes no symbol in a tuple of sizes.
+    torch.reshape,
+)
+"""Functions that take no tensor, and so would not see a symbol among their arguments."""
+
+_QUESTIONS = frozenset({"size", "dim", "ndimension", "numel", "nelement", "is_floating_point", "is_complex"})
+"""Methods of a tensor that its shape and type answer."""
 
 
 class Tracer(fx.Tracer):
@@ -44,13 +56,13 @@ class Tracer(fx.Tracer):
     proxy_buffer_attributes = False
 
     def __init__(self, *inputs: Tensor) -> None:
-        super().__init__(autowrap_functions=(torch.reshape,), param_shapes_constant=True)
-        # Torch before 2.7 takes no symbol in a tuple of sizes, so the call is noted where it stands.
+        super().__init__(autowrap_functions=_NOTED_WHERE_THEY_STAND, param_shapes_constant=True)
         self._autowrap_search.append(torch)
         self.failed_in: str | None = None
         self.called: list[tuple[str, nn.Module]] = []
         self._inputs = inputs
         self._known: list[dict[fx.Node, Any]] = [{} for _ in inputs]
+        self._shapes: list[Shapes] = []
         self._settings: dict[str, dict[str, Any]] = {}
 
     def create_arg(self, a: Any) -> Any:
@@ -113,22 +125,46 @@ class Tracer(fx.Tracer):
         """
         if question is None and obj.node in value_dependent(self.graph):
             raise _Unanswered(f"must not {doing} the values of tensors")
-        batches = zip(self._known, self._inputs, strict=True)
-        with _running_modules():
-            found = [self._evaluate(obj.node, known, images) for known, images in batches]
+        found = self.without_values(obj.node)
+        if found is None or (question is None and any(isinstance(each, Tensor) for each in found)):
+            batches = zip(self._known, self._inputs, strict=True)
+            with _running_modules():
+                found = [self._evaluate(obj.node, known, images) for known, images in batches]
         answers = found if question is None else [question(each) for each in found]
         if any(answer != answers[0] for answer in answers):
             raise _Unanswered(f"must not {doing} the size of the batch")
         return answers[0]
 
+    def without_values(self, node: fx.Node) -> list[Any] | None:
+        """Return a node's value for each size of the batch, tensors on the meta device; None if it needs values."""
+        self._shapes = self._shapes or [Shapes(self.root, images) for images in self._inputs]
+        with _running_modules():
+            try:
+                return [shapes.of(self.graph, node) for shapes in self._shapes]
+            except Exception:  # What a module of the user's does there is not known.
+                return None
+
+    def of_shape(self, obj: fx.Proxy, question: Callable[[Tensor], Any], symbol: Callable[[], Any]) -> Any:
+        """Return what `question` finds of a tensor's shape: numbers, and symbols where the batch decides."""
+        values = self.without_values(obj.node)
+        if values is None or not all(isinstance(value, Tensor) for value in values):
+            return symbol()
+        first, *others = answers = [question(value) for value in values]
+        if all(answer == first for answer in others):
+            return first
+        if not isinstance(first, torch.Size) or len({len(answer) for answer in answers}) > 1:
+            return symbol()
+        sizes = symbol()
+        by_dim = enumerate(zip(*answers, strict=True))
+        return tuple(size[0] if len(set(size)) == 1 else sizes[dim] for dim, size in by_dim)
+
+    def attribute_of(self, obj: fx.Proxy, name: str, symbol: fx.Proxy) -> Any:
+        """Attribute of a tensor that its shape, its type or its device decides, or the symbol for it."""
+        by_device = name in ("device", "is_cuda")
+        return self.of_shape(obj, lambda value: getattr(self._inputs[0] if by_device else value, name), lambda: symbol)
+
     def _evaluate(self, node: fx.Node, known: dict[fx.Node, Any], images: Tensor) -> Any:
-        wanted, pending = set(), [node]
-        while pending:
-            each = pending.pop()
-            if each not in known and each not in wanted:
-                wanted.add(each)
-                pending.extend(each.all_input_nodes)
-        for each in [each for each in self.graph.nodes if each in wanted]:
+        for each in not_known(self.graph, node, known):
             if each.op == "placeholder":
                 known[each] = each.args[0] if each.args else images.clone()
             elif each.op == "get_attr":
@@ -173,8 +209,12 @@ class _Answering:
     def __len__(self) -> int:
         return int(self.tracer.answer(self, "compute in Python with", len))  # type: ignore[arg-type]
 
-    def __getattr__(self, name: str) -> fx.proxy.Attribute:
-        return _Attribute(self, name)  # type: ignore[arg-type]
+    def __getattr__(self, name: str) -> Any:
+        attribute = _Attribute(self, name)  # type: ignore[arg-type]
+        if name in SHAPE_ATTRIBUTES:
+            tracer: Tracer = object.__getattribute__(self, "tracer")
+            return tracer.attribute_of(self, name, attribute)  # type: ignore[arg-type]
+        return attribute
 
 
 class _Proxy(_Answering, fx.Proxy):  # type: ignore[misc]
@@ -182,7 +222,12 @@ class _Proxy(_Answering, fx.Proxy):  # type: ignore[misc]
 
 
 class _Attribute(_Answering, fx.proxy.Attribute):  # type: ignore[misc]
-    pass
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Note the call of a method, or answer it where it asks of shapes alone."""
+        noted = partial(super().__call__, *args, **kwargs)
+        if self.attr not in _QUESTIONS:
+            return noted()
+        return self.tracer.of_shape(self.root, lambda value: getattr(value, self.attr)(*args, **kwargs), noted)
 
 
 def symbolic(root: nn.Module, name: str, tracer: Tracer) -> fx.Graph:

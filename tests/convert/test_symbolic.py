@@ -1,12 +1,15 @@
 """Tracing: what a forward asks of shapes is answered, and refusals name the cause, the module and what to do."""
 
+import math
 import re
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 import quartz_plugin
 from quartz_plugin import ConversionError
@@ -76,8 +79,48 @@ def _optional(self, x, mask=None, rectify=True, gain=2):
     return self.last((x.relu() if rectify else x) * gain)
 
 
+def _same_padding(self, x):
+    """TensorFlow's: as much as the last window needs."""
+    x = self.fc(x).relu()
+    steps = math.ceil(x.size()[-1] / 3)
+    missing = max((steps - 1) * 3 + 3 - x.size(-1), 0)
+    torch._assert(missing == 2, "padding")
+    x = F.avg_pool1d(F.pad(x[:, None], (missing // 2, missing - missing // 2)), 3).flatten(1)
+    return self.last(torch.cat([x, x], 1))
+
+
+def _unpacks(self, x):
+    if x.dim() == 1 or x.ndim != 2 or x.is_cuda or x.requires_grad or x.device.type == "meta":
+        raise ValueError("wrong input")
+    batch, width = x.shape
+    return self.last(self.fc(x).relu().view(batch, width // 2, 2).reshape(x.size(0), int(np.prod(x.shape[1:]))))
+
+
+def _makes_constants(self, x):
+    x = self.fc(x).relu()
+    weights = torch.ones(x.shape[1], device=x.device, dtype=x.dtype) * 2
+    return self.last(x * weights + torch.zeros(x.size(0), x.size(1)) + torch.arange(x.shape[-1]))
+
+
+def _compares(self, x):
+    rectified = self.fc(x).relu()
+    assert rectified.shape == x.shape
+    assert rectified.shape[1:] == x.size()[1:]
+    return self.last(rectified + x if rectified.size() == x.size() else x)
+
+
+def _checkpoints(self, x):
+    return self.last(checkpoint(lambda x: self.fc(x).relu(), x, use_reentrant=False))
+
+
 class TestShapes:
-    @pytest.mark.parametrize("forward", [_loops, _asserts, _pieces, _numbers, _optional])
+    @pytest.mark.parametrize(
+        "forward",
+        [
+            *(_loops, _asserts, _pieces, _numbers, _optional, _same_padding, _unpacks, _makes_constants, _compares),
+            _checkpoints,
+        ],
+    )
     def test_are_known(self, forward):
         assert_converts(net_of(forward))
 
@@ -142,14 +185,21 @@ class TestBlame:
         message = message_of(ann, torch.rand(20, 1, 6))
         assert re.search(r"'pool' \(AvgPool1d\): its stride changes during forward", message), message
 
-    def test_is_on_the_settings_that_are_computed(self):
+    def test_is_on_the_settings_that_the_batch_decides(self):
         def forward(self, x):
-            self.pool.kernel_size = x.shape[2:]
+            self.pool.stride = (x.shape[0],)
             return self.head(self.pool(x).flatten(1))
 
         ann = net_of(forward, pool=nn.AvgPool1d(3), head=nn.Linear(1, 2))
         message = message_of(ann, torch.rand(20, 1, 6))
-        assert re.search(r"'pool' \(AvgPool1d\): its kernel_size is set in forward; call", message), message
+        assert re.search(r"'pool' \(AvgPool1d\): its stride is set in forward; call", message), message
+
+    def test_is_not_on_the_settings_that_shapes_decide(self):
+        def pooled(self, x):
+            self.pool.kernel_size = x.shape[2:]
+            return self.last(self.fc(self.pool(x).flatten(1)).relu())
+
+        assert_converts(net_of(pooled, pool=nn.AvgPool1d(3), fc=nn.Linear(1, 4)), torch.rand(20, 1, 6))
 
     def test_is_on_quantised_modules_with_their_home(self):
         with warnings.catch_warnings():
