@@ -11,7 +11,7 @@ from quartz_plugin.graph.converted import (
     spike_sources,
     unique_path,
 )
-from quartz_plugin.graph.walk import call_node, called_by, is_spike_source, module_nodes, propagate_levels
+from quartz_plugin.graph.walk import call_node, called_by, is_spike_source, module_nodes
 
 __all__ = [
     "INPUT",
@@ -25,7 +25,6 @@ __all__ = [
     "is_spike_source",
     "module_nodes",
     "projection_to",
-    "propagate_levels",
     "spike_sources",
     "unique_path",
 ]

@@ -144,11 +144,6 @@ def structure_of(graph: ConvertedGraph) -> Structure:
     return _structure_of(graph, _parts_of(graph))
 
 
-def fingerprint_of(graph: ConvertedGraph) -> Fingerprint | None:
-    """Return a network's fingerprint as it is now; None where its weights are traced and have no values."""
-    return snapshot_of(graph).fingerprint
-
-
 def identity_of(graph: ConvertedGraph, snapshot: Snapshot | None = None) -> Identity | None:
     """Return which network this is, and how it is now; None where its weights are traced and have no values.
 

@@ -7,7 +7,7 @@ modules: it stands on the network that it is of, and keeps no other alive.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import Generic, TypeVar
 
@@ -18,7 +18,7 @@ from quartz_plugin.coding import Window
 from quartz_plugin.graph.converted import INPUT, ConvertedGraph, Layer, check_modules, spike_sources
 from quartz_plugin.graph.fingerprint import Snapshot, snapshot_of, structure_of, tensors_of
 from quartz_plugin.graph.synapses import Chain, FanOut, chains, fan_outs, pool_fan_out, unit_shapes
-from quartz_plugin.graph.walk import Step, Walk, called_by, is_spike_source, plan_walk
+from quartz_plugin.graph.walk import Step, called_by, is_spike_source, module_nodes, plan_walk
 from quartz_plugin.neuron import FirstSpikeMaxPool
 from quartz_plugin.operators.table import moves_spikes
 
@@ -110,6 +110,11 @@ class Topology:
         return tuple(node for node in self.nodes.values() if node not in emitting)
 
     @cached_property
+    def routed(self) -> tuple[fx.Node, ...]:
+        """Nodes whose values are the spikes of others, routed or delayed at most, in order."""
+        return tuple(routed_nodes(self.graph.module, {self.nodes[name]: each for name, each in self.shapes.items()}))
+
+    @cached_property
     def steps(self) -> tuple[Step, ...]:
         """Walk over the whole graph; the value of the output layer is kept."""
         return plan_walk(self.graph.module, keep=[self.output.node])
@@ -138,14 +143,12 @@ class Topology:
     @cached_property
     def chained(self) -> set[str]:
         """Layers that have other synapses in their composed maps than in the maps one after the other."""
-        walk = _Routed(plan_walk(self.graph.module, keep=list(self.nodes.values())), self.shapes)
-        walk.run(True)
-        routed = {node.name for node, moves in walk.values.items() if moves}
+        spikes = {node.name for node in (*self.spike_sources, *self.routed)}
         # Of maps of spikes alone, no unit has fewer synapses than in what they compose to.
         plain = {
             layer
             for layer, chain in self.chains.items()
-            if all(before in routed for before, _ in chain)
+            if all(before in spikes for before, _ in chain)
             and sum(int(count.sum()) for _, count in chain)
             == sum(int(count.sum()) for count in self.fan_outs[layer].values())
         }
@@ -188,25 +191,26 @@ class Topology:
         return pools
 
 
-class _Routed(Walk):
-    """Finds whether a node's values are spikes, routed at most."""
+def routed_nodes(module: fx.GraphModule, shapes: Mapping[fx.Node, torch.Size]) -> list[fx.Node]:
+    """Nodes whose values are the spikes of others, routed or delayed at most, in order.
 
-    def __init__(self, steps: Iterable[Step], shapes: Mapping[str, torch.Size]) -> None:
-        super().__init__(steps)
-        self.shapes = shapes
-
-    def at_synapses(self, step: Step) -> bool:
-        moves = step.module is not None and moves_spikes(step.module, self.shapes[step.sources[0].name])
-        return moves and all(self.values[source] for source in step.sources)
-
-    def at_delay(self, step: Step) -> bool:
-        return bool(self.source(step))
-
-    def at_neurons(self, step: Step) -> bool:
-        return True
-
-    def at_pool(self, step: Step) -> bool:
-        return True
+    Parameters
+    ----------
+    module : fx.GraphModule
+        The network.
+    shapes : mapping
+        Shape of each node's value, without the batch.
+    """
+    spikes = {node for node in module.graph.nodes if is_spike_source(module, node)}
+    routed: list[fx.Node] = []
+    for node, called in module_nodes(module):
+        sources = node.all_input_nodes
+        if node in spikes or not sources or not spikes.issuperset(sources):
+            continue
+        if moves_spikes(called, shapes[sources[0]]):
+            spikes.add(node)
+            routed.append(node)
+    return routed
 
 
 def _double(counts: Mapping[str, Tensor]) -> dict[str, Tensor]:

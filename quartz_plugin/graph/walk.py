@@ -225,13 +225,6 @@ def is_spike_source(module: fx.GraphModule, node: fx.Node) -> bool:
     return isinstance(called_by(module, node), TTFSNeuron | FirstSpikeMaxPool)
 
 
-def propagate_levels(module: fx.GraphModule, node: fx.Node, values: Mapping[fx.Node, Any]) -> Any:
-    """Evaluate one node between two layers, where levels count back from the readout and a delay changes nothing."""
-    if isinstance(called_by(module, node), AxonalDelay):
-        return values[node.all_input_nodes[0]]
-    return call_node(module, node, values)
-
-
 def call_node(module: fx.GraphModule, node: fx.Node, values: Mapping[fx.Node, Any]) -> Any:
     """Evaluate one node on the values of its inputs."""
     return _evaluate(node, called_by(module, node), values)

@@ -16,12 +16,13 @@ from torch import Tensor, fx, nn
 from quartz_plugin.coding import Window
 from quartz_plugin.functional import check_bias_shape
 from quartz_plugin.graph import ConvertedGraph, called_by, is_spike_source, module_nodes
+from quartz_plugin.graph.topology import routed_nodes
 from quartz_plugin.neuron import AxonalDelay, FirstSpikeMaxPool, TTFSNeuron
 from quartz_plugin.operators.gains import IntoWeights
 from quartz_plugin.operators.modules import DenseFirstLayer
 from quartz_plugin.operators.row import Operator, Role
 from quartz_plugin.operators.settings import MOST, MOST_UNITS
-from quartz_plugin.operators.table import has_weights, kind_named, moves_spikes, row_of, row_of_class
+from quartz_plugin.operators.table import has_weights, kind_named, row_of, row_of_class
 
 FEW_UNITS, UNITS_FOR_EACH = 2**24, 256
 """Units of one value that any network may have, and more for each unit of its input and each of its weights."""
@@ -216,13 +217,10 @@ def _shape_behind(module: Any, sources: list[Tensor]) -> Tensor:
 def _check_pools(module: fx.GraphModule, shapes: Mapping[fx.Node, torch.Size]) -> None:
     """First spikes are pooled of spikes: from neurons or the input, and merely routed on the way."""
     spikes = {node for node in module.graph.nodes if is_spike_source(module, node)}
+    spikes |= set(routed_nodes(module, shapes))
     for node, each in module_nodes(module):
-        from_spikes, shape = spikes.issuperset(node.all_input_nodes), shapes[node.all_input_nodes[0]]
-        if isinstance(each, FirstSpikeMaxPool):
-            if not from_spikes:
-                raise ValueError(f"{node.target!r} pools currents, and only of spikes the first is the largest")
-        elif from_spikes and moves_spikes(each, shape):
-            spikes.add(node)
+        if isinstance(each, FirstSpikeMaxPool) and not spikes.issuperset(node.all_input_nodes):
+            raise ValueError(f"{node.target!r} pools currents, and only of spikes the first is the largest")
 
 
 def _check_scales(graph: ConvertedGraph, shapes: Mapping[fx.Node, torch.Size]) -> None:

@@ -375,7 +375,4 @@ ROWS: Rows = {
     nn.AdaptiveMaxPool2d: _max_pool(nn.AdaptiveMaxPool2d, 2, F.adaptive_max_pool2d, adaptive=True),
 }
 
-AVERAGES = tuple(kind for kind, row in ROWS.items() if isinstance(row.gain, Mixed) and row.gain.as_sum is not None)
-"""Modules that average units."""
-
-__all__ = ["AVERAGES", "ROWS"]
+__all__ = ["ROWS"]

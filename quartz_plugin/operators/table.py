@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import inspect
 import operator
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -222,22 +221,6 @@ def spell_out(module: nn.Module, shape: Sequence[int]) -> nn.Module:
     return OPERATORS[type(module)].spell(module, shape)
 
 
-@contextmanager
-def added_row(kind: type[nn.Module], row: Operator) -> Iterator[None]:
-    """Let the table have one more row for a while, as a new operator's file would give it."""
-    OPERATORS[kind] = row
-    FUNCTIONS.update(_functions({kind: row}))
-    if row.settings is not None:
-        _KINDS[kind.__name__] = kind
-    try:
-        yield
-    finally:
-        del OPERATORS[kind]
-        _KINDS.pop(kind.__name__, None)
-        for target in _functions({kind: row}):
-            del FUNCTIONS[target]
-
-
 def operator_table() -> str:
     """Return the table as Markdown: what is converted, how, how exactly; then what is refused, and why."""
     converted: dict[tuple[str, str, str], list[str]] = {}
@@ -317,7 +300,6 @@ __all__ = [
     "Role",
     "Rule",
     "Value",
-    "added_row",
     "adds",
     "call",
     "ceiling_of",

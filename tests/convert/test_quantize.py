@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from helpers.conversions import LINEAR, PERCENTILES, T_MAXIMA, assert_same_spikes, engines_of
+from helpers.one_by_one import AVERAGES
 from helpers.paths import SHARED
 from helpers.random_chains import MANY, NEURONS
 from helpers.random_graphs import own_windows, pools_mixed_scales, random_nets
@@ -20,7 +21,6 @@ from quartz_plugin.convert.quantize import quantize
 from quartz_plugin.convert.rescale import rescale
 from quartz_plugin.convert.run import Run
 from quartz_plugin.operators.modules import OneToOne
-from quartz_plugin.operators.pooling import AVERAGES
 from quartz_plugin.operators.table import WEIGHTED
 
 

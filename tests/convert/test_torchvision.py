@@ -6,6 +6,7 @@ from unittest import mock
 
 import pytest
 import torch
+from helpers.conversions import propagate_levels
 from helpers.random_chains import assert_equal_but_for_ties, fired_levels, near_a_half, round_half_up
 from torch import nn
 from torch.nn import functional as F
@@ -13,7 +14,6 @@ from torch.nn import functional as F
 import quartz_plugin
 from quartz_plugin import ConversionError, FirstSpikeMaxPool, TTFSNeuron
 from quartz_plugin.engines.stepped import step_layer
-from quartz_plugin.graph import propagate_levels
 
 pytest.importorskip("torchvision")
 from torchvision import models

@@ -9,7 +9,7 @@ from unittest import mock
 
 import pytest
 import torch
-from helpers.conversions import assert_same_spikes, conversions
+from helpers.conversions import assert_same_spikes, conversions, propagate_levels
 from helpers.golden import FILES, NAMES, golden_steps, read, spiking_network
 from helpers.random_chains import MANY, SOME, TIE
 from helpers.random_graphs import Clock, make_exact, round_half_up
@@ -27,7 +27,7 @@ from quartz_plugin.engines.event import constants as event_constants
 from quartz_plugin.engines.event import deliver
 from quartz_plugin.engines.event.plan import PLANS, plan_of
 from quartz_plugin.engines.stepped import walk_layer
-from quartz_plugin.graph import ConvertedGraph, propagate_levels
+from quartz_plugin.graph import ConvertedGraph
 from quartz_plugin.graph.synapses import unit_shapes
 from quartz_plugin.graph.topology import Topology
 from quartz_plugin.lightning import ResNet20

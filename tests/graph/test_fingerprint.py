@@ -11,7 +11,7 @@ from torch.nn.utils import parametrize, prune
 import quartz_plugin
 from quartz_plugin import TTFSNeuron
 from quartz_plugin.graph.digest import BLOCK, CHUNK, MULTIPLIERS, digest, digest_in_torch
-from quartz_plugin.graph.fingerprint import Identity, fingerprint_of, identity_of, structure_of
+from quartz_plugin.graph.fingerprint import Identity, identity_of, snapshot_of, structure_of
 from quartz_plugin.graph.topology import Derived
 
 
@@ -104,10 +104,10 @@ EDITS = {
 class TestEveryEdit:
     def test_is_seen_by_the_fingerprint(self, images, edit):
         snn = converted(images, hold=False)
-        before, still = fingerprint_of(snn.graph), fingerprint_of(snn.graph)
+        before, still = snapshot_of(snn.graph).fingerprint, snapshot_of(snn.graph).fingerprint
         assert before == still
         EDITS[edit](snn)
-        assert fingerprint_of(snn.graph) != before
+        assert snapshot_of(snn.graph).fingerprint != before
 
     def test_is_seen_by_the_event_engine(self, images, edit):
         pytest.importorskip("numba")
@@ -227,7 +227,7 @@ def test_a_structure_is_the_same_for_copies_and_files_and_whatever_the_weights(i
     weight_of(other).data.neg_()
     number = structure_of(snn.graph).number
     assert number == structure_of(other.graph).number == structure_of(loaded.graph).number
-    assert fingerprint_of(snn.graph) == fingerprint_of(loaded.graph)
+    assert snapshot_of(snn.graph).fingerprint == snapshot_of(loaded.graph).fingerprint
     assert number != structure_of(converted(images, hold=False).graph).number
 
 

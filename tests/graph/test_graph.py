@@ -124,9 +124,10 @@ class TestAPartThatIsReplaced:
     IMAGES = torch.linspace(0, 1, 20).reshape(5, 4)
 
     def networks(self, **options):
+        first = "1" if "first_layer" in options else "input"
         torch.manual_seed(0)
         ann = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 3))
-        return (quartz_plugin.convert(ann, self.IMAGES, t_max, **options) for t_max in (8, {"default": 20, "input": 8}))
+        return (quartz_plugin.convert(ann, self.IMAGES, t_max, **options) for t_max in (8, {"default": 20, first: 8}))
 
     def test_is_the_graph_that_runs_and_is_saved(self, tmp_path):
         snn, other = self.networks()

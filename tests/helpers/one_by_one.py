@@ -8,9 +8,14 @@ from torch import nn
 
 from helpers.random_chains import input_train
 from quartz_plugin import AxonalDelay, FirstSpikeMaxPool, TTFSNeuron
+from quartz_plugin.operators.gains import Mixed
 from quartz_plugin.operators.modules import Add, OneToOne
-from quartz_plugin.operators.pooling import AVERAGES, CumulativeSum
+from quartz_plugin.operators.pooling import ROWS as POOLS
+from quartz_plugin.operators.pooling import CumulativeSum
 from quartz_plugin.operators.table import WEIGHTED
+
+AVERAGES = tuple(kind for kind, row in POOLS.items() if isinstance(row.gain, Mixed) and row.gain.as_sum is not None)
+"""Modules that average units."""
 
 MAPS = (*WEIGHTED, *AVERAGES, CumulativeSum, OneToOne)
 

@@ -9,6 +9,7 @@ import torch
 from helpers.conversions import assert_same_spikes
 from helpers.one_by_one import MAPS, OneByOne, as_lists, changes_on_the_clock
 from helpers.random_graphs import Clock, make_exact
+from helpers.rows import added_row
 from torch import nn
 from torch.nn import functional as F
 
@@ -27,7 +28,6 @@ from quartz_plugin.operators.table import (
     NORMS,
     OPERATORS,
     Affine,
-    added_row,
     moves_spikes,
     row_of,
     weighs,

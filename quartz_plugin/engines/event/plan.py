@@ -22,11 +22,10 @@ from quartz_plugin.engines.event.constants import LANES
 from quartz_plugin.engines.event.records import Array, Bias, Direct, Neurons, Tiles
 from quartz_plugin.engines.event.tables import synapses_of, tiles_of
 from quartz_plugin.functional import TTFSParameters, check_bias_shape
-from quartz_plugin.graph import ConvertedGraph, Layer, module_nodes
+from quartz_plugin.graph import ConvertedGraph, Layer
 from quartz_plugin.graph.fingerprint import Snapshot
 from quartz_plugin.graph.topology import Derived, Topology
 from quartz_plugin.graph.walk import Step, plan_walk
-from quartz_plugin.operators.table import moves_spikes
 
 
 @dataclass(frozen=True)
@@ -61,13 +60,6 @@ def _plan_network(topology: Topology) -> NetworkPlan:
     graph = topology.graph
     shapes = {topology.nodes[name]: shape for name, shape in topology.shapes.items()}
     layers = {layer.name: _plan_layer(graph, layer, shapes) for layer in topology.layers}
-    routing: set[fx.Node] = set()
-    spikes = set(topology.spike_sources)
-    for node, module in module_nodes(graph.module):
-        if node not in spikes and node.all_input_nodes and spikes.issuperset(node.all_input_nodes):
-            moves = moves_spikes(module, shapes[node.all_input_nodes[0]])
-            routing |= {node} if moves else set()
-            spikes |= {node} if moves else set()
 
     def needs(node: fx.Node) -> list[fx.Node]:
         layer = topology.layer_at.get(node)
@@ -80,7 +72,7 @@ def _plan_network(topology: Topology) -> NetworkPlan:
         return [topology.nodes[name] for name in plan.sources] + (sources if layer is topology.output else [])
 
     steps = plan_walk(graph.module, list(topology.layer_at), [topology.output.node], needs)
-    return NetworkPlan(layers, routing, steps)
+    return NetworkPlan(layers, set(topology.routed), steps)
 
 
 PLANS = Derived(_plan_network, from_weights=True)
