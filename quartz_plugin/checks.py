@@ -78,7 +78,8 @@ def t_max_or_one_each(name: str, value: Any) -> None:
 
 def task(name: str, value: Any) -> None:
     """Check of the meaning of an output."""
-    check_task(value)
+    for each in value.values() if isinstance(value, Mapping) else [value]:
+        check_task(each)
 
 
 def method(name: str, value: Any) -> None:

@@ -226,15 +226,16 @@ class ConversionConfig:
         where float32 could not hold them.
         """,
     )
-    task: Task = option(
+    task: Task | Mapping[str, Task] = option(
         CLASSIFICATION,
-        "Meaning of the output: classes (classification) or values (regression).",
+        "Meaning of the output: classes (classification) or values (regression); of several, one for all or for each.",
         checks.task,
         """
         "classification": classes on dimension 1, and a decision at every position (``[B, classes]``, ``[B, classes, H,
         W]``); a single logit (``[B]``, ``[B, 1]``) decides by its sign. "regression": values to estimate, ``[B,
         outputs, ...]``, each with a range of its own, from its least value to its largest on the calibration images
-        (around 0 with ``bias="spike"``, and with ``hold=False`` unless 0 lies outside).
+        (around 0 with ``bias="spike"``, and with ``hold=False`` unless 0 lies outside). A dict has the name of an
+        output, of several -> its task, ``{"boxes": "regression"}``; the others classify.
         """,
     )
     layers: Mapping[str, LayerConfig | Override] | None = option(
@@ -286,7 +287,8 @@ class ConversionConfig:
                 f'calibration_method={self.calibration_method!r} chooses the output\'s range ("output"), which shifts '
                 'biases, and bias="spike" clamps those: leave "output" out, or give bias="synapse"'
             )
-        if self.task == "regression" and self.output_percentile <= 50:
+        tasks = self.task.values() if isinstance(self.task, Mapping) else (self.task,)
+        if "regression" in tasks and self.output_percentile <= 50:
             raise ValueError(f"output_percentile of a regression must be above 50, got {self.output_percentile!r}")
 
     @property
@@ -331,6 +333,7 @@ class ConversionConfig:
         values = {each.name: getattr(self, each.name) for each in fields(self)}
         if self.preprocessing is not None:
             values["preprocessing"] = [list(each) for each in checks.mean_and_std(self.preprocessing)]
+        values["task"] = dict(self.task) if isinstance(self.task, Mapping) else self.task
         values["t_max"] = dict(self.t_max) if isinstance(self.t_max, Mapping) else int(self.t_max)
         return values | {"layers": {name: LayerConfig.to_dict(own) for name, own in (self.layers or {}).items()}}  # type: ignore[arg-type]
 
@@ -340,7 +343,7 @@ class _NetworkOptions(TypedDict, total=False):
 
     granularity: Granularity
     preprocessing: Preprocessing | None
-    task: Task
+    task: Task | Mapping[str, Task]
 
 
 class AllocationOptions(_NetworkOptions, total=False):

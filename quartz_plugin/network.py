@@ -85,8 +85,12 @@ class SpikingNetwork(nn.Module):
             """Logits ``[B, classes]``; see :meth:`forward`."""
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits ``[B, classes]`` of images in [0, 1], by the fastest engine that is exact here."""
-        return self.run(images, record=False).logits
+        """What the ANN returns for images in [0, 1], by the fastest engine that is exact here.
+
+        As a rule logits ``[B, classes]``; several outputs are nested as the ANN nests them (after a file, classes of
+        the user's own are dicts), and what stands behind the last linear map is computed of the decoded values.
+        """
+        return self.run(images, record=False).outputs
 
     def run(self, images: Tensor, engine: str = "auto", record: bool = True) -> SimulationResult:
         """Simulate one inference for each image.
@@ -147,7 +151,7 @@ class SpikingNetwork(nn.Module):
         Returns
         -------
         Tensor
-            ``[B, classes]``, in the ANN's units, as calling this network gives them.
+            ``[B, classes]``, in the ANN's units, as calling this network gives them; several outputs nested.
 
         Raises
         ------
@@ -169,7 +173,7 @@ class SpikingNetwork(nn.Module):
                 f"output_spikes must be [{self.n_steps}, B, ...], one entry for each step, "
                 f"got {list(output_spikes.shape)}"
             )
-        return engines.decode_output(self.graph, output_spikes)
+        return self.graph.outputs.present(engines.decode_output(self.graph, output_spikes))
 
     @property
     def t_max(self) -> int:

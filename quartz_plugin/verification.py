@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -91,6 +91,9 @@ class Verification:
         How many were compared.
     errors : sequence of OutputError
         Of a regression, one for each output; else none.
+    heads : dict
+        Of a network with several outputs: name of each -> its agreement, ties and errors, without layers; agreement and
+        ties of the whole are then None.
     """
 
     layers: Sequence[LayerDeviation]
@@ -98,6 +101,7 @@ class Verification:
     ties: float | None
     images: int
     errors: Sequence[OutputError] = ()
+    heads: Mapping[str, Verification] = field(default_factory=dict)
 
     @property
     def first_wrong(self) -> LayerDeviation | None:
@@ -133,6 +137,8 @@ class Verification:
         return f"{self.diagnosis()}\n{self._of_outputs()}"
 
     def _of_outputs(self) -> str:
+        if self.heads:
+            return "\n".join(f"{name}: {head._of_outputs()}" for name, head in self.heads.items())
         if self.agreement is not None and self.ties is not None:
             return (
                 f"top-1 agreement with the ANN {100 * self.agreement:.2f} %, "
@@ -190,21 +196,19 @@ def verify(
     ('1', True)
     """
     sums = {layer.name: _Sums() for layer in snn.graph.layers}
-    agreeing = ties = decisions = 0
-    errors = _ErrorSums()
+    heads = {head.name: _HeadSums() for head in snn.graph.outputs.heads}
     for name, value, result in values_side_by_side(ann, snn, images, engine, rules):
         if name is not None:
             sums[name].add(name, value, result, snn.graph.scales[name])
-        elif snn.graph.task == "regression":
-            errors.add(value, result.logits)
-        else:
-            agreeing += int((decide(value) == result.decisions).sum())
-            ties += int(result.ties.sum())
-            decisions += result.ties.numel()
+            continue
+        for head, wanted in zip(heads, snn.graph.outputs.split(value), strict=True):
+            heads[head].add(wanted, result.head(head))
     layers = [each.deviation(name) for name, each in sums.items()]
-    if snn.graph.task == "regression":
-        return Verification(layers, None, None, len(images), errors.by_output())
-    return Verification(layers, agreeing / decisions, ties / decisions, len(images))
+    verified = {name: each.verification(len(images)) for name, each in heads.items()}
+    if len(verified) == 1:
+        (only,) = verified.values()
+        return replace(only, layers=layers)
+    return Verification(layers, None, None, len(images), heads=verified)
 
 
 def values_side_by_side(
@@ -287,6 +291,29 @@ class _ErrorSums:
             OutputError(index, *entries)
             for index, entries in enumerate(zip(mean.tolist(), rms.tolist(), relative.tolist(), strict=True))
         ]
+
+
+@dataclass
+class _HeadSums:
+    """Sums over the images of one output."""
+
+    agreeing: int = 0
+    ties: int = 0
+    decisions: int = 0
+    errors: _ErrorSums = field(default_factory=_ErrorSums)
+
+    def add(self, wanted: Tensor, result: SimulationResult) -> None:
+        if result.task == "regression":
+            self.errors.add(wanted, result.logits)
+            return
+        self.agreeing += int((decide(wanted) == result.decisions).sum())
+        self.ties += int(result.ties.sum())
+        self.decisions += result.ties.numel()
+
+    def verification(self, images: int) -> Verification:
+        if self.decisions == 0:
+            return Verification([], None, None, images, self.errors.by_output())
+        return Verification([], self.agreeing / self.decisions, self.ties / self.decisions, images)
 
 
 @dataclass

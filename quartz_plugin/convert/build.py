@@ -6,11 +6,14 @@ import copy
 import inspect
 import keyword
 import operator
+from dataclasses import is_dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 
 from quartz_plugin.convert.symbolic import refusal
+from quartz_plugin.convert.tail import HostBuilder, HostValue, host_call
 from quartz_plugin.convert.traced import TracedNetwork
 from quartz_plugin.graph import INPUT, unique_path
 from quartz_plugin.intake import first_line
@@ -27,6 +30,11 @@ from quartz_plugin.operators.table import (
     spell_out,
 )
 from quartz_plugin.operators.tracing import BATCH
+from quartz_plugin.outputs import OUTPUT, Head, Outputs
+from quartz_plugin.structure import flattened
+
+
+HOSTED = "computed on the decoded output, by the host"
 
 
 class Builder:
@@ -40,15 +48,26 @@ class Builder:
         Node -> its path.
     dynamic : set of fx.Node
         Nodes whose values depend on the image.
+    hosted : set of fx.Node
+        Nodes that the host carries out on the decoded outputs.
     examples : Tensor
         A batch of inputs.
     """
 
-    def __init__(self, root: nn.Module, paths: dict[fx.Node, str], dynamic: set[fx.Node], examples: Tensor) -> None:
-        self.root, self.paths, self.dynamic, self.examples = root, paths, dynamic, examples
+    def __init__(
+        self,
+        root: nn.Module,
+        paths: dict[fx.Node, str],
+        dynamic: set[fx.Node],
+        hosted: set[fx.Node],
+        examples: Tensor,
+    ) -> None:
+        self.root, self.paths, self.dynamic, self.hosted, self.examples = root, paths, dynamic, hosted, examples
+        self.host = HostBuilder(len(examples))
         self.graph = fx.Graph()
         self.modules: dict[str, nn.Module] = {}
         self.report: dict[str, dict[str, Any]] = {}
+        self.hosted_rows: dict[str, dict[str, Any]] = {}
         self.used: set[str] = set()
 
     def build(self, traced: fx.Graph) -> TracedNetwork:
@@ -66,6 +85,8 @@ class Builder:
                 result = args[0]
             elif node.op == "get_attr":
                 known[node] = _attribute(self.root, str(node.target))
+            elif builds_output(node):
+                known[node] = dict(kwargs)
             else:
                 known[node] = self._carry_out(node, args, kwargs)
             if node in in_place:
@@ -73,9 +94,8 @@ class Builder:
                 changed = next(iter([*args, *kwargs.values()]))
                 if isinstance(changed, Value | Tensor):
                     known.update({earlier: known[node] for earlier, value in known.items() if value is changed})
-        if not isinstance(result, Value):
-            raise ConversionError("the network must have one input tensor and one output tensor")
-        self.graph.output(result.node)
+        outputs, packed = self._end(result)
+        self.graph.output(packed.node)
         module = fx.GraphModule(self.modules, self.graph)
         module.graph.eliminate_dead_code()
         module.delete_all_unused_submodules()
@@ -85,15 +105,55 @@ class Builder:
             tuple(self.examples.shape[1:]),
             self.examples.dtype,
             self.examples.device,
-            report={path: self.report[path] for path in paths},
+            report={path: self.report[path] for path in paths} | self.hosted_rows,
             traced=frozenset(paths),
+            outputs=outputs,
         )
+
+    def _end(self, result: Any) -> tuple[Outputs, Value]:
+        """What the network returns, and the value that the output layer encodes: all heads, one behind the other."""
+        structure, leaves = flattened(result, lambda each: isinstance(each, Value | HostValue | Tensor))
+        for name, leaf in leaves.items():
+            if isinstance(leaf, Tensor):
+                raise ConversionError(f"the network must return what depends on its input; {name or 'it'} does not")
+        if not leaves:
+            raise ConversionError("the network must return a tensor, or several; it returns none")
+        program = self.host.program(list(leaves.values()))
+        heads = self.host.heads
+        names = self._names_of(leaves)
+        outputs = Outputs(
+            tuple(Head(name, tuple(head.tensor.shape[1:])) for name, head in zip(names, heads, strict=True)),
+            program,
+            structure,
+        )
+        if len(heads) == 1:
+            return outputs, heads[0]
+        append = self._appender("outputs", "outputs")
+        flat = [head if head.tensor.dim() == 2 else append(Reshape((head.tensor[0].numel(),)), head) for head in heads]
+        packed: Value = FUNCTIONS[torch.cat].build(append, flat, 1)
+        return outputs, packed
+
+    def _names_of(self, leaves: dict[str, Any]) -> list[str]:
+        """A name for each head: that of the only output that is made of it, else that of its module."""
+        heads = self.host.heads
+        if len(heads) == 1:
+            return [OUTPUT]
+        behind = {name: self.host.heads_behind(leaf) for name, leaf in leaves.items()}
+        names: list[str] = []
+        for place, head in enumerate(heads):
+            own = [name for name, found in behind.items() if found == {place}]
+            names.append(unique_path(own[0] if own else str(head.node.target), names))
+        return names
 
     def _carry_out(self, node: fx.Node, args: Any, kwargs: Any) -> Any:
         """Value of a call."""
         operation = _operation(self.root, node)
         append = self._appender(self.paths[node], operation)
         try:
+            if node in self.hosted and (call := host_call(self.root, node)) is not None:
+                path = self.paths[node]
+                self.hosted_rows[path] = {"module": path, "operation": operation, "became": HOSTED, "exact": "exact"}
+                return self.host.add(call[0], args, kwargs if node.op != "call_module" else call[1])
             if node.op != "call_module":
                 return _evaluate(node.target, args, kwargs, node in self.dynamic, append)
             if node not in self.dynamic:
@@ -172,13 +232,18 @@ def _evaluate(target: Any, args: Any, kwargs: Any, dynamic: bool, append: Append
 
 def _tensors(structure: Any) -> Any:
     """The structure with the example's tensors in place of traced ones, to ask for their shapes."""
-    if isinstance(structure, Value):
+    if isinstance(structure, Value | HostValue):
         return structure.tensor
     if isinstance(structure, tuple | list):
         return type(structure)(_tensors(part) for part in structure)
     if isinstance(structure, dict):
         return {key: _tensors(part) for key, part in structure.items()}
     return structure
+
+
+def builds_output(node: fx.Node) -> bool:
+    """Check whether a node only makes a dataclass of what the network returns."""
+    return isinstance(node.target, type) and is_dataclass(node.target)
 
 
 def _in_place(root: nn.Module, node: fx.Node) -> bool:
@@ -222,4 +287,4 @@ def function_name(target: Any) -> str:
     return target if isinstance(target, str) else getattr(target, "__name__", repr(target))
 
 
-__all__ = ["Builder", "function_name"]
+__all__ = ["Builder", "builds_output", "function_name"]

@@ -12,11 +12,14 @@ from quartz_plugin.calibration_methods import LeastSquares
 from quartz_plugin.config import ConversionConfig, LayerConfig
 from quartz_plugin.convert.processes import of_all_processes, raise_on_all_ranks
 from quartz_plugin.convert.run import Run
-from quartz_plugin.convert.sketches import QuantileSketch, RangeSketch
+from quartz_plugin.convert.sketches import HeadsSketch, QuantileSketch, RangeSketch
 from quartz_plugin.convert.traced import FoldedNetwork, Scales
 from quartz_plugin.graph import INPUT
 from quartz_plugin.operators.table import ConversionError, ceiling_of
+from quartz_plugin.outputs import OUTPUT, task_of
 from quartz_plugin.task import by_output, number_or_tensor
+
+Sketch = QuantileSketch | RangeSketch | HeadsSketch
 
 
 def calibrate(
@@ -83,7 +86,7 @@ def calibrate(
         if (sketch := sketches.get(path)) is None:
             continue
         percentile, ceiling = own.get(path, NOTHING).percentile, ceiling_of(network.module_at(node))
-        if isinstance(sketch, RangeSketch):
+        if isinstance(sketch, RangeSketch | HeadsSketch):
             percentile = percentile or config.output_percentile
             scale, middle = sketch.range(percentile, network.signed_output, config.output_shifts)
             shift = number_or_tensor(along_channels(middle, network.shape_at(node)))
@@ -105,17 +108,23 @@ NOTHING = LayerConfig()
 
 def _sketches(
     network: FoldedNetwork, config: ConversionConfig, own: Mapping[str, LayerConfig], known: Mapping[str, Tensor]
-) -> dict[str, QuantileSketch | RangeSketch]:
+) -> dict[str, Sketch]:
     """An empty sketch for each layer whose scale is not known; both halves of a pair share one."""
-    sketches: dict[str, QuantileSketch | RangeSketch] = {}
+    sketches: dict[str, Sketch] = {}
     for node in network.layers():
         path = str(node.target)
         if path in known or path in network.pairs.values():
             continue
-        if node is network.last and config.task == "regression":
+        heads = network.outputs.heads
+        if node is network.last and (len(heads) > 1 or task_of(config.task, OUTPUT) == "regression"):
             # The output for a grey image: the same in all processes, and as a rule in the midst of the values.
             grey = torch.full((1, *network.input_shape), 0.5, dtype=network.dtype, device=network.device)
-            sketches[path] = RangeSketch(by_output(network.output(grey).double()).mean(dim=1).cpu())
+            value = network.output(grey).double()
+            if len(heads) > 1:
+                tasks = [task_of(config.task, head.name) for head in heads]
+                sketches[path] = HeadsSketch([head.shape for head in heads], tasks, value[0].cpu())
+            else:
+                sketches[path] = RangeSketch(by_output(value).mean(dim=1).cpu())
             continue
         granularity = own.get(path, NOTHING).granularity or config.granularity
         by_channel = granularity == "channel" and node is not network.last
@@ -153,7 +162,7 @@ def _scale_in_front(node: fx.Node, scales: Mapping[str, Tensor]) -> float:
 def _observe(
     network: FoldedNetwork,
     images: Iterable[Tensor],
-    sketches: Mapping[str, QuantileSketch | RangeSketch],
+    sketches: Mapping[str, Sketch],
     progress: Callable[[int], None] | None,
 ) -> tuple[int, float]:
     """Count the layers' values in their sketches; returns the number of images and their largest value."""
@@ -172,7 +181,7 @@ def _observe(
                 path = str(watched[node].target)
                 sketch = sketches[path]
                 try:
-                    if isinstance(sketch, RangeSketch):
+                    if isinstance(sketch, RangeSketch | HeadsSketch):
                         sketch.update(by_output(value))
                         continue
                     values = value if watched[node] is node and node is not last else value.abs()

@@ -54,6 +54,7 @@ def emit(calibrated: CalibratedNetwork, network: ScaledNetwork, times: Schedule)
         settings=config.to_dict(),
         dense_stem=calibrated.dense_stem,
         output_shift=calibrated.scales.output_shift,
+        outputs=folded.outputs,
     )
     if graph.dense_stem is not None:
         # Its values are those of images in the network's type, which the grids of weights may have widened.

@@ -8,8 +8,6 @@ from typing import Any
 
 import torch
 
-from quartz_plugin.convert.sketches import QuantileSketch, RangeSketch
-
 
 @contextmanager
 def raise_on_all_ranks() -> Iterator[None]:
@@ -30,9 +28,7 @@ def raise_on_all_ranks() -> Iterator[None]:
             raise ValueError(f"process {rank} could not calibrate: {message}")
 
 
-def of_all_processes(
-    seen: int, brightest: float, sketches: dict[str, QuantileSketch | RangeSketch]
-) -> tuple[int, float, dict[str, QuantileSketch | RangeSketch]]:
+def of_all_processes(seen: int, brightest: float, sketches: dict[str, Any]) -> tuple[int, float, dict[str, Any]]:
     """Counts, largest value and sketches of all processes together, the same in each."""
     gathered: list[Any] = [None] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(gathered, (seen, brightest, sketches))

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from quartz_plugin.config import Shifts
 from quartz_plugin.functional import fake_quantize
+from quartz_plugin.task import Task
 
 
 class QuantileSketch:
@@ -213,6 +217,63 @@ class RangeSketch:
         scale = torch.where(scale > 0, scale, torch.maximum(self.largest.abs(), self.smallest.abs()))
         largest = scale.max()
         return torch.where(scale > 0, scale, largest if largest > 0 else torch.ones_like(largest)), shift
+
+
+class HeadsSketch:
+    """Ranges of several outputs that stand one behind the other: of classes one for all, of values one for each.
+
+    Parameters
+    ----------
+    shapes : sequence of tuple
+        Shape of each output, without the batch.
+    tasks : sequence of str
+        Meaning of each.
+    centre : Tensor
+        A value of each unit's, ``[units]``, float64.
+    """
+
+    def __init__(self, shapes: Sequence[tuple[int, ...]], tasks: Sequence[Task], centre: Tensor) -> None:
+        self.shapes, self.tasks = list(shapes), list(tasks)
+        sizes = [math.prod(shape) for shape in shapes]
+        self.units = sizes
+        self.parts: list[QuantileSketch | RangeSketch] = [
+            RangeSketch(middle.reshape(self._outputs(shape), -1).mean(dim=1)) if task == "regression"
+            else QuantileSketch(1, 512)
+            for shape, task, middle in zip(shapes, tasks, centre.split(sizes), strict=True)
+        ]  # fmt: skip
+
+    def update(self, values: Tensor) -> None:
+        """Count values ``[units, n]``; ValueError if one is NaN or infinite."""
+        for shape, part, own in zip(self.shapes, self.parts, values.split(self.units), strict=True):
+            if isinstance(part, RangeSketch):
+                part.update(own.reshape(self._outputs(shape), -1))
+            else:
+                part.update(own.reshape(1, -1).abs().float())
+
+    def merge(self, other: HeadsSketch) -> None:
+        """Add the counts of another sketch of the same outputs."""
+        for part, its in zip(self.parts, other.parts, strict=True):
+            part.merge(its)  # type: ignore[arg-type]
+
+    def range(self, percentile: float, signed: bool, shifts: Shifts) -> tuple[Tensor, Tensor]:
+        """Scale and shift of each unit, float64; see :meth:`RangeSketch.range`. An output that is always 0 has 1."""
+        scales, middles = [], []
+        for part, units in zip(self.parts, self.units, strict=True):
+            if isinstance(part, RangeSketch):
+                scale, middle = part.range(percentile, signed, shifts)
+            else:
+                scale = part.quantile(percentile)
+                scale = torch.where(scale > 0, scale, part.largest)
+                scale, middle = torch.where(scale > 0, scale, 1.0), torch.zeros_like(scale)
+            repeats = units // len(scale)
+            scales.append(scale.double().repeat_interleave(repeats))
+            middles.append(middle.double().repeat_interleave(repeats))
+        return torch.cat(scales), torch.cat(middles)
+
+    @staticmethod
+    def _outputs(shape: tuple[int, ...]) -> int:
+        """Outputs that a regression has a range each for: the entries of its first dimension."""
+        return shape[0] if shape else 1
 
 
 def _shifted(counts: Tensor, bins: int) -> tuple[Tensor, Tensor]:

@@ -16,6 +16,7 @@ from quartz_plugin.graph import INPUT, unique_path
 from quartz_plugin.graph.walk import Step, Walk, plan_walk
 from quartz_plugin.operators.modules import DenseFirstLayer
 from quartz_plugin.operators.table import Role, role_of, weights_of
+from quartz_plugin.outputs import OUTPUT, Head, Outputs
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,8 @@ class TracedNetwork:
         Module path -> row of the report, in the order of the network; every stage logs into it.
     traced : frozenset of str
         Paths that tracing found; what the later stages insert is not among them.
+    outputs : Outputs
+        What the network returns, of the value of its last node.
     """
 
     module: fx.GraphModule
@@ -42,6 +45,7 @@ class TracedNetwork:
     device: torch.device
     report: dict[str, dict[str, Any]] = field(default_factory=dict)
     traced: frozenset[str] = frozenset()
+    outputs: Outputs = field(default_factory=lambda: Outputs((Head(OUTPUT, ()),)))
 
     def steps(self) -> list[tuple[fx.Node, nn.Module]]:
         """The nodes between input and output with their modules, in order."""

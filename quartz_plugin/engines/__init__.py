@@ -22,6 +22,7 @@ from quartz_plugin.graph import INPUT, ConvertedGraph
 from quartz_plugin.graph.fingerprint import identity_of, snapshot_of
 from quartz_plugin.graph.topology import FINITE, Topology
 from quartz_plugin.precision import exact_arithmetic
+from quartz_plugin.task import Task, number_or_tensor
 
 __all__ = ["ENGINES", "SimulationResult", "decode_output", "run"]
 
@@ -82,7 +83,9 @@ def run(graph: ConvertedGraph, images: Tensor, engine: str = "auto", record: boo
         engine=engine,
         signed_output=neuron.p.signed,
         task=graph.task,
-        last_positive_step=_last_positive_step(graph, neuron.clock.output_window),
+        last_positive_step=_last_positive_step(graph.output_scale, graph.output_shift, neuron.clock.output_window),
+        layout=graph.outputs,
+        parts=_parts(graph, neuron.clock.output_window),
         network=network,
     )
 
@@ -129,9 +132,24 @@ def decode_output(graph: ConvertedGraph, output_spikes: Tensor) -> Tensor:
     return graph.output_values(levels.to(graph.dtype), neuron.clock.window)
 
 
-def _last_positive_step(graph: ConvertedGraph, window: Window) -> int | None:
+def _parts(graph: ConvertedGraph, window: Window) -> dict[str, tuple[Task, int | None]]:
+    """Task and last positive step of each of several outputs."""
+    if len(graph.outputs.heads) == 1:
+        return {}
+    scale, shift = (torch.as_tensor(each) for each in (graph.output_scale, graph.output_shift))
+    units = sum(head.units for head in graph.outputs.heads)
+    found: dict[str, tuple[Task, int | None]] = {}
+    start = 0
+    for head in graph.outputs.heads:
+        own = slice(start, start + head.units)
+        same = [number_or_tensor(each.expand(units)[own].unique()) for each in (scale, shift)]
+        found[head.name] = graph.task_of(head.name), _last_positive_step(same[0], same[1], window)
+        start += head.units
+    return found
+
+
+def _last_positive_step(scale: float | Tensor, shift: float | Tensor, window: Window) -> int | None:
     """Step at which an output of the smallest positive value fires; None where outputs differ in their range."""
-    scale, shift = graph.output_scale, graph.output_shift
     if isinstance(scale, Tensor) or isinstance(shift, Tensor):
         return None
     level = math.floor(-shift * window.length / scale) + 1

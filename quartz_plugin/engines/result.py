@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -13,6 +13,9 @@ from quartz_plugin.coding import NO_SPIKE, Window
 from quartz_plugin.graph import INPUT, ConvertedGraph
 from quartz_plugin.graph.digest import digests
 from quartz_plugin.graph.fingerprint import Identity, Snapshot, snapshot_of
+from quartz_plugin.host import BatchSize, Call, HostProgram, Ref
+from quartz_plugin.outputs import OUTPUT, Head, Outputs
+from quartz_plugin.structure import Leaf, Nest
 from quartz_plugin.task import CLASSIFICATION, Task, decide, single_logit, undecided
 
 
@@ -43,6 +46,10 @@ class SimulationResult:
         Meaning of the output; see :func:`~quartz_plugin.convert`.
     last_positive_step : int or None
         Step at which an output of the smallest positive value fires.
+    layout : Outputs
+        Heads that the output layer encodes, and what the host computes of them.
+    parts : dict
+        Of a network with several outputs: name of each -> its task and last positive step.
     network : Identity or None
         Which network it is of; None where that is not known.
 
@@ -61,12 +68,16 @@ class SimulationResult:
     signed_output: bool = True
     task: Task = CLASSIFICATION
     last_positive_step: int | None = None
+    layout: Outputs = field(default_factory=lambda: Outputs((Head(OUTPUT, ()),)))
+    parts: dict[str, tuple[Task, int | None]] = field(default_factory=dict)
     network: Identity | None = None
     _found: dict[Any, tuple[Hashable, dict[Any, Any]]] = field(default_factory=dict, init=False, repr=False)
 
     def __getstate__(self) -> dict[str, Any]:
         # Tensors inside an autograd graph cannot go to another process, nor be copied.
         apart = {"logits": self.logits.detach(), "membrane": self.membrane.detach(), "_found": {}}
+        # Classes of the user's own stay behind: a file of results is loaded without any.
+        apart["layout"] = replace(self.layout, structure=self.layout.structure_without_classes())
         return {**self.__dict__, **apart}
 
     def memo(self, graph: ConvertedGraph | None = None, snapshot: Snapshot | None = None) -> dict[Any, Any]:
@@ -85,6 +96,58 @@ class SimulationResult:
         if known is None or known[0] != state:
             known = self._found[owner] = state, {}
         return known[1]
+
+    @property
+    def outputs(self) -> Any:
+        """What the network returns: the logits, nested and computed with as the ANN does it."""
+        return self.layout.present(self.logits)
+
+    @property
+    def heads(self) -> tuple[str, ...]:
+        """Names of the outputs that the output layer encodes, ``("output",)`` for one."""
+        return tuple(head.name for head in self.layout.heads)
+
+    def head(self, name: str) -> SimulationResult:
+        """One of several outputs as a result of its own: its logits, spikes, decisions and ties.
+
+        Spikes and steps of the other layers are those of the whole network.
+
+        Raises
+        ------
+        KeyError
+            Where there is no output of this name.
+
+        Examples
+        --------
+        >>> import torch, quartz_plugin
+        >>> class Two(torch.nn.Module):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.stem, self.policy, self.value = (torch.nn.Linear(4, n) for n in (4, 3, 1))
+        ...     def forward(self, x):
+        ...         x = self.stem(x).relu()
+        ...         return {"policy": self.policy(x), "value": self.value(x)}
+        >>> images = torch.rand(8, 4)
+        >>> result = quartz_plugin.convert(Two(), images, task={"value": "regression"}).run(images)
+        >>> result.heads, result.head("policy").decisions.shape
+        (('policy', 'value'), torch.Size([8]))
+        """
+        place = self.layout.index_of(name)
+        if len(self.layout.heads) == 1:
+            return self
+        head, (task, last_positive_step) = self.layout.heads[place], self.parts[name]
+        steps = {self.output: self.layout.split(self.spike_steps[self.output])[place]}
+        return replace(
+            self,
+            logits=self.layout.split(self.logits)[place],
+            membrane=self.layout.split(self.membrane)[place],
+            spike_steps=self.spike_steps | steps,
+            task=task,
+            last_positive_step=last_positive_step,
+            layout=Outputs((Head(OUTPUT, head.shape),)),
+            parts={},
+            network=None,
+        )
 
     @property
     def output(self) -> str:
@@ -157,9 +220,12 @@ class SimulationResult:
         return undecided(self.logits)
 
     def _check_decides(self) -> None:
+        if len(self.heads) > 1:
+            raise ValueError(f"this network has several outputs: result.head(name) of one of {', '.join(self.heads)}")
         if self.task == "regression":
             raise ValueError("a regression decides for no class; compare result.logits with the values wanted")
 
 
 # Plain data: a file of results may be loaded without running code.
-torch.serialization.add_safe_globals([SimulationResult, Window, Identity])
+_PLAIN = [SimulationResult, Window, Identity, Outputs, Head, HostProgram, Call, Ref, BatchSize, Leaf, Nest]
+torch.serialization.add_safe_globals(_PLAIN)

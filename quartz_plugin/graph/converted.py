@@ -26,6 +26,7 @@ from quartz_plugin.graph.digest import Structure, new_number
 from quartz_plugin.graph.walk import LevelWalk, Step, Walk, is_spike_source, module_nodes, plan_walk
 from quartz_plugin.neuron import AxonalDelay, TTFSNeuron
 from quartz_plugin.operators.modules import DenseFirstLayer
+from quartz_plugin.outputs import OUTPUT, Head, Outputs, task_of
 from quartz_plugin.task import Task
 
 INPUT = "input"
@@ -120,6 +121,8 @@ class ConvertedGraph:
         What computes the values that the input's spikes encode; None where they encode the image.
     output_shift : float or Tensor
         The ANN's output that the value 0 stands for.
+    outputs : Outputs
+        What users get of the output layer's values.
     number : int
         Identity as an object: its copies, which may be edited apart from it, have others.
     known_structure : Structure or None
@@ -135,6 +138,7 @@ class ConvertedGraph:
     report: list[dict[str, Any]] = field(default_factory=list)
     dense_stem: DenseFirstLayer | None = None
     output_shift: float | Tensor = 0.0
+    outputs: Outputs = field(default_factory=lambda: Outputs((Head(OUTPUT, ()),)))
     number: int = field(default_factory=new_number, repr=False, compare=False)
     known_structure: Structure | None = field(default=None, init=False, repr=False, compare=False)
 
@@ -163,9 +167,15 @@ class ConvertedGraph:
 
     @property
     def task(self) -> Task:
-        """Meaning of the output; files of earlier versions, which do not have it, hold classifiers."""
-        task: Task = self.settings.get("task", ConversionConfig.task)
-        return task
+        """Meaning of the only output; several are each known by name, and together values to estimate.
+
+        Files of earlier versions, which do not have it, hold classifiers.
+        """
+        return self.task_of(OUTPUT) if len(self.outputs.heads) == 1 else "regression"
+
+    def task_of(self, head: str) -> Task:
+        """Meaning of one of the outputs."""
+        return task_of(self.settings.get("task", ConversionConfig.task), head)
 
     def output_values(self, levels: Tensor, window: int) -> Tensor:
         """The ANN's outputs that the output's levels ``[B, ...]`` of a window of so many steps stand for."""

@@ -24,10 +24,12 @@ from quartz_plugin.graph.wellformed import (
     may_stand_alone,
     mixes_by_weights,
     pools_first_spikes,
+    shapes_of,
 )
 from quartz_plugin.neuron import FirstSpikeMaxPool, StatefulModule, TTFSNeuron
 from quartz_plugin.operators.modules import DenseFirstLayer
 from quartz_plugin.operators.table import kind_named, row_of, row_of_class
+from quartz_plugin.outputs import Outputs
 from quartz_plugin.tables import printable
 
 FORMAT = "quartz_plugin.network"
@@ -85,6 +87,7 @@ def write(graph: ConvertedGraph, path: str | PathLike[str]) -> None:
         "report": graph.report,
         "modules": modules,
         "nodes": nodes,
+        "outputs": graph.outputs.to_json(),
         "front": None if graph.dense_stem is None else _describe_dense_stem(graph.dense_stem),
     }
     try:
@@ -197,7 +200,23 @@ def _build(header: dict[str, Any], tensors: dict[str, Tensor]) -> ConvertedGraph
         output_shift=_along_outputs(header["output_shift"], scales.get(str(last.target))),
     )
     check_network(result)
+    result.outputs = Outputs.from_json(header.get("outputs"), output_shape(result))
+    check_outputs(result)
     return result
+
+
+def check_outputs(graph: ConvertedGraph) -> None:
+    """Raise ValueError where what the host computes does not run on the outputs."""
+    shape = output_shape(graph)
+    try:
+        graph.outputs.results(torch.zeros(2, *shape, dtype=graph.dtype))
+    except (RuntimeError, IndexError, TypeError, AttributeError) as error:
+        raise ValueError(f"its host program does not run: {str(error).partition(chr(10))[0]}") from error
+
+
+def output_shape(graph: ConvertedGraph) -> tuple[int, ...]:
+    """Shape of the output layer, without the batch."""
+    return tuple(shapes_of(graph)[graph.layers[-1].node])
 
 
 def _check_header(header: dict[str, Any]) -> None:

@@ -11,7 +11,10 @@ from torch.nn import functional as F
 from quartz_plugin.operators.tracing import ATTENTION
 
 _NOT_PIECEWISE_LINEAR = "it is not a ReLU; train the network with nn.ReLU in its place"
-MONOTONE_OUTPUT = "leave it out: the predicted class is the same without it"
+_SHARES = (
+    "it divides values by their sum, which no fixed synapses do; at the end of a network the host carries it out, "
+    "elsewhere train the network without it"
+)
 _OWN_STATISTICS = "it normalises by statistics of its own input; train the network with batch norm in its place"
 
 REASONS: dict[Any, str] = {
@@ -45,22 +48,9 @@ REASONS: dict[Any, str] = {
     **dict.fromkeys((nn.LayerNorm, nn.GroupNorm, nn.InstanceNorm1d, nn.InstanceNorm2d), _OWN_STATISTICS),
     **dict.fromkeys((F.layer_norm, F.group_norm, F.instance_norm), _OWN_STATISTICS),
     **dict.fromkeys((nn.MultiheadAttention, nn.Bilinear), ATTENTION),
-    **dict.fromkeys((nn.Softmax, nn.LogSoftmax, F.softmax, F.log_softmax, torch.softmax), MONOTONE_OUTPUT),
-    **dict.fromkeys((torch.log_softmax, "softmax", "log_softmax"), MONOTONE_OUTPUT),
+    **dict.fromkeys((nn.Softmax, nn.LogSoftmax, F.softmax, F.log_softmax, torch.softmax), _SHARES),
+    **dict.fromkeys((torch.log_softmax, "softmax", "log_softmax", nn.Softmax2d), _SHARES),
 }
 """Reasons why some operations are refused, and what to do."""
 
-_SOFTMAXES = frozenset(target for target, reason in REASONS.items() if reason is MONOTONE_OUTPUT)
-MONOTONE: frozenset[Any] = _SOFTMAXES | {
-    nn.Softmax2d, nn.Sigmoid, nn.LogSigmoid, F.sigmoid, F.logsigmoid, torch.sigmoid, "sigmoid", torch.argmax, "argmax"
-}  # fmt: skip
-"""Operations that may be left out at the end of a network: the decision is the same without them."""
-
-_SHARES = (
-    "it divides values by their sum, which no fixed synapses do, and inside a network it cannot be left out; train the "
-    "network without it"
-)
-INSIDE: dict[Any, str] = dict.fromkeys((*_SOFTMAXES, nn.Softmax2d), _SHARES)
-"""Reasons against some of them elsewhere."""
-
-__all__ = ["INSIDE", "MONOTONE", "MONOTONE_OUTPUT", "REASONS"]
+__all__ = ["REASONS"]

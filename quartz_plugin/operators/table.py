@@ -23,7 +23,7 @@ from quartz_plugin.operators.activations import DROPOUTS, ceiling_of
 from quartz_plugin.operators.constants import NORMS, norm_as_affine
 from quartz_plugin.operators.gains import IntoWeights
 from quartz_plugin.operators.modules import Affine
-from quartz_plugin.operators.refused import INSIDE, MONOTONE, MONOTONE_OUTPUT, REASONS
+from quartz_plugin.operators.refused import REASONS
 from quartz_plugin.operators.row import Operator, Role, Rows
 from quartz_plugin.operators.rules import RULES, Rule, register_rule, rules_with, unregister_rule
 from quartz_plugin.operators.spelling import spell_plainly
@@ -280,9 +280,6 @@ __all__ = [
     "DROPOUTS",
     "EMITTED",
     "FUNCTIONS",
-    "INSIDE",
-    "MONOTONE",
-    "MONOTONE_OUTPUT",
     "NORMS",
     "OPERATORS",
     "PAGE",

@@ -1,0 +1,174 @@
+"""The part of stage 1 that leaves to the host what stands behind a network's last linear map."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from quartz_plugin.host import MODULES, OPERATIONS, BatchSize, Call, HostProgram, Ref, starts
+from quartz_plugin.operators.table import Value
+
+
+@dataclass(frozen=True, eq=False)
+class HostValue:
+    """A value that the host computes while a network is traced: its place in the program, and what it is here."""
+
+    index: int
+    tensor: Any
+
+
+def operation_name(target: Any) -> str:
+    """Name of a function, method or ATen operation as the host's table has it.
+
+    Examples
+    --------
+    >>> operation_name(torch.softmax), operation_name("sigmoid"), operation_name(torch.ops.aten.sigmoid.default)
+    ('softmax', 'sigmoid', 'sigmoid')
+    """
+    if isinstance(target, torch._ops.OpOverload):
+        return target._schema.name.split("::")[1]
+    return target if isinstance(target, str) else getattr(target, "__name__", repr(target))
+
+
+def host_call(root: nn.Module, node: fx.Node) -> tuple[str, dict[str, Any]] | None:
+    """Operation of the host's that a node is, and its settings; None where it is none."""
+    if node.op == "call_module":
+        module = root.get_submodule(str(node.target))
+        return MODULES[type(module)](module) if type(module) in MODULES else None
+    if node.op not in ("call_function", "call_method"):
+        return None
+    name = operation_name(node.target)
+    return (name, dict(node.kwargs)) if name in OPERATIONS else None
+
+
+def _settings(name: str, node: fx.Node, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What decides whether an operation is the host's, given by place or by name."""
+    if name in ("clamp", "clip", "hardtanh") and len(node.args) > 1 and node.op != "call_module":
+        return {"min": node.args[1]}
+    return dict(settings)
+
+
+def hosted_nodes(root: nn.Module, graph: fx.Graph, dynamic: set[fx.Node]) -> set[fx.Node]:
+    """Nodes that the host carries out: a first one, and all behind it, where it can carry out all of them."""
+    hosted: set[fx.Node] = set()
+    # From the end: what stands behind a node is known when the node is looked at.
+    able = {node for node in graph.nodes if node.op == "output"}
+    for node in reversed(graph.nodes):
+        if node in dynamic and all(user in able for user in node.users) and host_call(root, node) is not None:
+            able.add(node)
+    for node in graph.nodes:
+        if node not in able or node.op == "output":
+            continue
+        call = host_call(root, node)
+        assert call is not None
+        behind = not hosted.isdisjoint(node.all_input_nodes)
+        if behind or starts(call[0], _settings(call[0], node, call[1])):
+            hosted.add(node)
+    return hosted
+
+
+@dataclass
+class HostBuilder:
+    """Collects the host's program while a network is traced.
+
+    Attributes
+    ----------
+    batch : int
+        Images of the example: a setting of this size that asks for the batch is the number of images.
+    heads : list of Value
+        Outputs of the network that it takes.
+    """
+
+    batch: int
+    heads: list[Value] = field(default_factory=list)
+    _calls: list[tuple[str, Any, Any]] = field(default_factory=list)
+
+    def add(self, name: str, args: Any, kwargs: Any) -> HostValue:
+        """Carry an operation out on the example, and note it."""
+        for each in (*args, *kwargs.values()):
+            self._take(each)
+        found = OPERATIONS[name](*_tensors(args), **_tensors(kwargs))
+        self._calls.append((name, args, kwargs))
+        return HostValue(len(self._calls) - 1, found)
+
+    def head(self, value: Value) -> int:
+        """Place of an output of the network among the heads; it becomes one."""
+        for place, known in enumerate(self.heads):
+            if known.node is value.node:
+                return place
+        self.heads.append(value)
+        return len(self.heads) - 1
+
+    def program(self, results: list[Value | HostValue]) -> HostProgram | None:
+        """The program that gives these results; None where they are the heads themselves, in order."""
+        places = [self.head(each) if isinstance(each, Value) else -1 for each in results]
+        count = len(self.heads)
+        if not self._calls and places == list(range(count)):
+            return None
+        indices = [
+            place if isinstance(each, Value) else count + each.index
+            for place, each in zip(places, results, strict=True)
+        ]
+        calls = [
+            Call(
+                name,
+                tuple(self._written(each, name, place) for place, each in enumerate(args)),
+                {key: self._written(each, name) for key, each in kwargs.items()},
+            )
+            for name, args, kwargs in self._calls
+        ]
+        return HostProgram(count, tuple(calls), tuple(indices))
+
+    def heads_behind(self, result: Value | HostValue) -> set[int]:
+        """Heads that a result is computed from."""
+        if isinstance(result, Value):
+            return {self.head(result)}
+        _, args, kwargs = self._calls[result.index]
+        found: set[int] = set()
+        for each in _values([*args, *kwargs.values()]):
+            found |= self.heads_behind(each)
+        return found
+
+    def _take(self, each: Any) -> None:
+        for value in _values([each]):
+            if isinstance(value, Value):
+                self.head(value)
+
+    def _written(self, each: Any, name: str, place: int = -1) -> Any:
+        if isinstance(each, Value):
+            return Ref(self.head(each))
+        if isinstance(each, HostValue):
+            return Ref(len(self.heads) + each.index)
+        if name in ("view", "reshape", "expand") and place == 1:
+            sizes = list(each) if isinstance(each, tuple | list) else [each]
+            if sizes and sizes[0] == self.batch:
+                sizes[0] = BatchSize()
+            return tuple(sizes) if isinstance(each, tuple | list) else sizes[0]
+        if isinstance(each, tuple | list):
+            return type(each)(self._written(part, name) for part in each)
+        return each.detach().cpu() if isinstance(each, Tensor) else each
+
+
+def _values(structure: Any) -> list[Value | HostValue]:
+    if isinstance(structure, Value | HostValue):
+        return [structure]
+    if isinstance(structure, tuple | list):
+        return [value for part in structure for value in _values(part)]
+    return []
+
+
+def _tensors(structure: Any) -> Any:
+    if isinstance(structure, Value | HostValue):
+        return structure.tensor
+    if isinstance(structure, tuple | list):
+        return type(structure)(_tensors(part) for part in structure)
+    if isinstance(structure, dict):
+        return {key: _tensors(part) for key, part in structure.items()}
+    return structure
+
+
+__all__ = ["HostBuilder", "HostValue", "host_call", "hosted_nodes", "operation_name"]
