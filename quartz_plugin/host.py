@@ -67,7 +67,7 @@ FOLLOWS: dict[str, Callable[..., Any]] = {
     "reshape": lambda x, *shape: x.reshape(*shape),
     "view": lambda x, *shape: x.reshape(*shape),
     "expand": lambda x, *shape: x.expand(*shape),
-    **dict.fromkeys(("contiguous", "clone", "detach", "alias"), lambda x, **_: x),
+    **dict.fromkeys(("contiguous", "clone", "detach", "alias", "dropout"), lambda x, *_, **__: x),
     **{name: (lambda x, name=name: getattr(x, name)()) for name in ("float", "long", "int", "double", "bool")},
     "slice": lambda x, dim=0, start=None, end=None, step=1: x[(slice(None),) * dim + (slice(start, end, step),)],
     "t": torch.t,

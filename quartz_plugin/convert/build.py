@@ -6,14 +6,13 @@ import copy
 import inspect
 import keyword
 import operator
-from dataclasses import is_dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
 from quartz_plugin.convert.symbolic import refusal
-from quartz_plugin.convert.tail import HostBuilder, HostValue, host_call
+from quartz_plugin.convert.tail import HostBuilder, HostValue, builds_output, host_call
 from quartz_plugin.convert.traced import TracedNetwork
 from quartz_plugin.graph import INPUT, unique_path
 from quartz_plugin.intake import first_line
@@ -32,7 +31,6 @@ from quartz_plugin.operators.table import (
 from quartz_plugin.operators.tracing import BATCH
 from quartz_plugin.outputs import OUTPUT, Head, Outputs
 from quartz_plugin.structure import flattened
-
 
 HOSTED = "computed on the decoded output, by the host"
 
@@ -86,7 +84,7 @@ class Builder:
             elif node.op == "get_attr":
                 known[node] = _attribute(self.root, str(node.target))
             elif builds_output(node):
-                known[node] = dict(kwargs)
+                known[node] = dict(zip(getattr(node.target, "_fields", ()), args, strict=False)) | kwargs
             else:
                 known[node] = self._carry_out(node, args, kwargs)
             if node in in_place:
@@ -115,7 +113,9 @@ class Builder:
         structure, leaves = flattened(result, lambda each: isinstance(each, Value | HostValue | Tensor))
         for name, leaf in leaves.items():
             if isinstance(leaf, Tensor):
-                raise ConversionError(f"the network must return what depends on its input; {name or 'it'} does not")
+                raise ConversionError(
+                    f"the network returns a value that does not depend on the input{name and f': {name}'}"
+                )
         if not leaves:
             raise ConversionError("the network must return a tensor, or several; it returns none")
         program = self.host.program(list(leaves.values()))
@@ -241,11 +241,6 @@ def _tensors(structure: Any) -> Any:
     return structure
 
 
-def builds_output(node: fx.Node) -> bool:
-    """Check whether a node only makes a dataclass of what the network returns."""
-    return isinstance(node.target, type) and is_dataclass(node.target)
-
-
 def _in_place(root: nn.Module, node: fx.Node) -> bool:
     """Check whether a node changes the tensor it is called on."""
     if node.op == "call_module":
@@ -287,4 +282,4 @@ def function_name(target: Any) -> str:
     return target if isinstance(target, str) else getattr(target, "__name__", repr(target))
 
 
-__all__ = ["Builder", "builds_output", "function_name"]
+__all__ = ["Builder", "function_name"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, is_dataclass
 from typing import Any
 
 import torch
@@ -45,6 +45,12 @@ def host_call(root: nn.Module, node: fx.Node) -> tuple[str, dict[str, Any]] | No
     return (name, dict(node.kwargs)) if name in OPERATIONS else None
 
 
+def builds_output(node: fx.Node) -> bool:
+    """Check whether a node only makes a dataclass or a named tuple, as torch.fx writes them, of what is returned."""
+    kind = node.target
+    return isinstance(kind, type) and (is_dataclass(kind) or hasattr(kind, "_fields"))
+
+
 def _settings(name: str, node: fx.Node, settings: Mapping[str, Any]) -> dict[str, Any]:
     """What decides whether an operation is the host's, given by place or by name."""
     if name in ("clamp", "clip", "hardtanh") and len(node.args) > 1 and node.op != "call_module":
@@ -56,12 +62,12 @@ def hosted_nodes(root: nn.Module, graph: fx.Graph, dynamic: set[fx.Node]) -> set
     """Nodes that the host carries out: a first one, and all behind it, where it can carry out all of them."""
     hosted: set[fx.Node] = set()
     # From the end: what stands behind a node is known when the node is looked at.
-    able = {node for node in graph.nodes if node.op == "output"}
+    able = {node for node in graph.nodes if node.op == "output" or builds_output(node)}
     for node in reversed(graph.nodes):
         if node in dynamic and all(user in able for user in node.users) and host_call(root, node) is not None:
             able.add(node)
     for node in graph.nodes:
-        if node not in able or node.op == "output":
+        if node not in able or node.op == "output" or builds_output(node):
             continue
         call = host_call(root, node)
         assert call is not None
@@ -171,4 +177,4 @@ def _tensors(structure: Any) -> Any:
     return structure
 
 
-__all__ = ["HostBuilder", "HostValue", "host_call", "hosted_nodes", "operation_name"]
+__all__ = ["HostBuilder", "HostValue", "builds_output", "host_call", "hosted_nodes", "operation_name"]

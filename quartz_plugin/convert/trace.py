@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, fx, nn
 
-from quartz_plugin.convert.build import Builder, builds_output, function_name
+from quartz_plugin.convert.build import Builder, function_name
 from quartz_plugin.convert.symbolic import Tracer, class_name, reason_against, refusal, symbolic, value_dependent
-from quartz_plugin.convert.tail import hosted_nodes
+from quartz_plugin.convert.tail import builds_output, hosted_nodes
 from quartz_plugin.convert.traced import TracedNetwork
 from quartz_plugin.graph import INPUT, unique_path
 from quartz_plugin.intake import carry_out_hooks, copy_of, first_line, hooks_of, make_plain

@@ -87,9 +87,10 @@ def write(graph: ConvertedGraph, path: str | PathLike[str]) -> None:
         "report": graph.report,
         "modules": modules,
         "nodes": nodes,
-        "outputs": graph.outputs.to_json(),
         "front": None if graph.dense_stem is None else _describe_dense_stem(graph.dense_stem),
     }
+    if not graph.outputs.plain:
+        header["outputs"] = graph.outputs.to_json()
     try:
         text = json.dumps(header)
         _check_header(json.loads(text))

@@ -12,8 +12,8 @@ from quartz_plugin.operators.tracing import ATTENTION
 
 _NOT_PIECEWISE_LINEAR = "it is not a ReLU; train the network with nn.ReLU in its place"
 _SHARES = (
-    "it divides values by their sum, which no fixed synapses do; at the end of a network the host carries it out, "
-    "elsewhere train the network without it"
+    "it divides values by their sum, which no fixed synapses do, and inside a network it cannot be left to the host; "
+    "train the network without it"
 )
 _OWN_STATISTICS = "it normalises by statistics of its own input; train the network with batch norm in its place"
 

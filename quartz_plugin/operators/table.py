@@ -18,6 +18,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
+from quartz_plugin.host import STARTS
 from quartz_plugin.operators import activations, borders, constants, pooling, routing, synapses
 from quartz_plugin.operators.activations import DROPOUTS, ceiling_of
 from quartz_plugin.operators.constants import NORMS, norm_as_affine
@@ -255,10 +256,19 @@ What an operation of an ANN becomes, and how exactly. A module class of your own
 
 {table}
 
+Where nothing but such operations stands behind the last linear map, the host carries them out on the decoded outputs:
+{host}.
+
 This page is made of the rows in this folder:
-`python -c 'from quartz_plugin.operators.table import *; print(PAGE.format(table=operator_table()), end="")'`
+`python -c 'from quartz_plugin.operators.table import *; print(page(), end="")'`
 """
 """The page ``OPERATORS.md`` beside this file, but for its table."""
+
+
+def page() -> str:
+    """Return the page of the table, :data:`PAGE` filled in."""
+    starts = ", ".join(f"`{name}`" for name in STARTS if not name.startswith("_"))
+    return PAGE.format(table=operator_table(), host=starts)
 
 
 def _spelled(target: Any) -> str:
@@ -306,6 +316,7 @@ __all__ = [
     "moves_spikes",
     "norm_as_affine",
     "operator_table",
+    "page",
     "rank_of",
     "register_rule",
     "role_of",

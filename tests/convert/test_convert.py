@@ -800,26 +800,21 @@ class TestRefusedNetworks:
         message = message_of(Path(module), torch.rand(5, 1, 6, 6), ConversionError)
         assert re.search(words, message), message
 
-    @pytest.mark.parametrize("last", [nn.Softmax(1), nn.LogSoftmax(1)])
-    def test_ending_in_a_softmax_are_told_to_leave_it_out(self, last):
-        message = message_of(nn.Sequential(nn.Linear(4, 2), last), torch.rand(5, 4), ConversionError)
-        assert re.search(r"'1'.*leave it out: the predicted class is the same", message), message
-
     @pytest.mark.parametrize(
         ("function", "words"),
         [
             (lambda x: x * x.relu(), r"'mul' \(mul\).*multiplies two activations"),
             (lambda x: 1 / x, "truediv.*divides by activations"),
-            (lambda x: torch.sigmoid(x), "sigmoid"),
+            (lambda x: torch.sigmoid(x).relu(), "sigmoid"),
             (lambda x: x.view(-1), r"'view' \(view\).*mixes the batch"),
             (lambda x: x.t(), r"'t' \(t\).*not in the table"),
             (lambda x: x.permute(1, 0), "'permute'.*mixes the batch"),
-            (lambda x: x.clamp(-1, 1), "'clamp'.*only a lower bound of 0"),
+            (lambda x: x.clamp(-1, 1).relu(), "'clamp'.*only a lower bound of 0"),
             (lambda x: F.dropout(x, 0.5), "'dropout'.*drops units in eval mode.*training=self.training"),
             (lambda x: F.pad(x, (1, 1), value=1.0), "'pad'.*constant other than 0"),
             (lambda x: torch.cat([x, x.new_zeros(x.size(0), 2)], 1), "'cat'.*constant beside activations"),
             (lambda x: x[torch.tensor([0])], "'getitem'.*by a tensor or a list"),
-            (lambda x: F.log_softmax(x, 1), "log_softmax.*leave it out"),
+            (lambda x: F.log_softmax(x, 1).relu(), "log_softmax.*train the network without it"),
             (lambda x: F.gelu(x), "gelu"),
             (lambda x: x[:1], "'getitem'.*mixes the batch"),
         ],
@@ -843,18 +838,6 @@ class TestRefusedNetworks:
     def test_with_branches_that_depend_on_the_data(self):
         message = message_of(Branching(), torch.rand(5, 4), ConversionError)
         assert re.search(r"torch\.fx cannot trace Branching.*must not branch on the values", message), message
-
-    def test_with_several_inputs_or_outputs(self):
-        class Two(nn.Module):
-            def __init__(self):
-                super().__init__()
-                self.fc = nn.Linear(4, 2)
-
-            def forward(self, x):
-                return self.fc(x), x
-
-        message = message_of(Two(), torch.rand(5, 4), ConversionError)
-        assert "one output tensor" in message
 
     @pytest.mark.parametrize("ann", [nn.Sequential(), nn.Sequential(nn.Flatten(), nn.Dropout()), nn.Identity()])
     def test_that_compute_nothing(self, ann):

@@ -447,13 +447,13 @@ class TestTracing:
     @pytest.mark.parametrize(
         ("returned", "says"),
         [
-            (lambda x: (x, x), "one output tensor; forward returns a tuple of 2"),
-            (lambda x: {"out": x, "aux": x}, "one output tensor; forward returns a dict of 2"),
             (lambda x: torch.ones(3), "does not depend on the input"),
-            (lambda x: x.chunk(2, 1), "the network must return one tensor, it gave tuple"),
+            (lambda x: (x, torch.ones(3)), "does not depend on the input: 1"),
+            (lambda x: (x, "words"), "several nested: 1 is str, which is no tensor"),
+            (lambda x: None, "the network must return a tensor, or several; it returns none"),
         ],
     )
-    def test_refuses_other_outputs_than_one_tensor(self, returned, says):
+    def test_refuses_outputs_that_are_no_tensors_of_the_network(self, returned, says):
         with pytest.raises(ConversionError, match=says):
             quartz_plugin.convert(nn.Sequential(nn.Linear(4, 4), _Returning(returned)), torch.rand(5, 4))
 

@@ -1,0 +1,204 @@
+"""Networks with several outputs, and what the host computes of them."""
+
+import copy
+import dataclasses
+import pickle
+from collections import namedtuple
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn import functional as F
+
+import quartz_plugin
+from quartz_plugin.host import OPERATIONS, HostProgram
+from quartz_plugin.outputs import Head, Outputs
+from quartz_plugin.structure import flattened, from_json, rebuilt, to_json
+
+
+@dataclasses.dataclass
+class Found:
+    logits: torch.Tensor
+    boxes: torch.Tensor | None = None
+
+
+Pair = namedtuple("Pair", ["policy", "value"])
+
+
+class Net(nn.Module):
+    """A stem with two heads and an early one; `returned` makes what it returns."""
+
+    def __init__(self, returned):
+        super().__init__()
+        self.returned = returned
+        self.stem, self.one, self.two, self.early = nn.Linear(6, 8), nn.Linear(8, 3), nn.Linear(8, 4), nn.Linear(6, 2)
+
+    def forward(self, x):
+        early = self.early(x)
+        x = self.stem(x).relu()
+        return self.returned(self.one(x), self.two(x), early)
+
+
+RETURNED = {
+    "tuple": lambda a, b, c: (a, b),
+    "list": lambda a, b, c: [b, a],
+    "dict": lambda a, b, c: {"a": a, "b": b, "early": c},
+    "nested": lambda a, b, c: {"a": (a, None), "b": [b, {"c": c}]},
+    "dataclass": lambda a, b, c: Found(a, b),
+    "dataclass with a hole": lambda a, b, c: Found(a),
+    "named tuple": lambda a, b, c: Pair(a.softmax(1), torch.tanh(b).mean(1)),
+    "one value twice": lambda a, b, c: (a, a),
+    "logits and shares": lambda a, b, c: {"logits": a, "shares": F.softmax(a, dim=1), "class": a.argmax(1)},
+    "shaped": lambda a, b, c: (a, b.view(b.size(0), 2, 2)),
+    "a split value": lambda a, b, c: b.chunk(2, 1),
+    "behind one another": lambda a, b, c: torch.log(torch.sigmoid(a) + 1e-3).view(a.size(0), -1) * 2 - b.tanh()[:, :3],
+    "a distribution": lambda a, b, c: (b.softmax(-1) * torch.arange(4.0)).sum(-1),
+}
+
+
+def leaves_of(value):
+    return list(flattened(value, lambda each: isinstance(each, torch.Tensor))[1].values())
+
+
+@pytest.mark.parametrize("name", RETURNED)
+def test_what_is_returned_is_that_of_the_ann(name, tmp_path):
+    ann, images = Net(RETURNED[name]).eval(), torch.rand(40, 6)
+    snn = quartz_plugin.convert(ann, images, 4096, percentile=100)
+    wanted, given = ann(images), snn(images)
+    assert type(given) is type(wanted)
+    structure, _ = flattened(wanted, lambda each: isinstance(each, torch.Tensor))
+    assert flattened(given, lambda each: isinstance(each, torch.Tensor))[0] == structure
+    for one, other in zip(leaves_of(given), leaves_of(wanted), strict=True):
+        assert one.shape == other.shape
+        if other.is_floating_point():
+            assert float((one - other).detach().abs().max()) < 3e-3 * max(1.0, float(other.detach().abs().max()))
+        else:
+            assert float((one == other).float().mean()) >= 0.9
+    for engine in ("stepped", "event"):
+        if engine == "event":
+            pytest.importorskip("numba")
+        few = quartz_plugin.convert(ann, images, 9)
+        assert torch.equal(few.run(images, engine=engine).logits, few.run(images).logits)
+    snn.save(tmp_path / "net.snn")
+    again = quartz_plugin.load(tmp_path / "net.snn")
+    for loaded, one in zip(leaves_of(again(images)), leaves_of(given), strict=True):
+        assert torch.equal(loaded, one)
+    assert all(torch.equal(a, b) for a, b in zip(leaves_of(copy.deepcopy(snn)(images)), leaves_of(given), strict=True))
+
+
+def test_each_output_has_its_own_scale_task_and_decisions():
+    def returned(a, b, c):
+        return {"a": a * 0.001, "b": b * 100.0, "early": c}
+
+    ann, images = Net(returned).eval(), torch.rand(50, 6)
+    snn = quartz_plugin.convert(ann, images, 256, percentile=100, task={"b": "regression"})
+    result, wanted = snn.run(images), ann(images)
+    assert result.heads == ("a", "b", "early")
+    for name in result.heads:
+        logits = result.head(name).logits
+        assert torch.equal(logits, result.outputs[name])
+        assert float((logits - wanted[name]).abs().max()) < 0.03 * float(wanted[name].abs().max())
+    assert float((result.head("a").decisions == wanted["a"].argmax(1)).float().mean()) > 0.9
+    # The first spike decides: values of one output are scaled alike.
+    steps = result.head("a").spike_steps[result.output]
+    assert torch.equal(steps.argmin(1), result.head("a").decisions)
+    with pytest.raises(ValueError, match="regression decides for no class"):
+        _ = result.head("b").decisions
+    with pytest.raises(ValueError, match=r"several outputs: result.head\(name\) of one of a, b, early"):
+        _ = result.decisions
+    with pytest.raises(KeyError, match="no output 'c'; there are 'a', 'b', 'early'"):
+        result.head("c")
+    again = pickle.loads(pickle.dumps(result))
+    assert torch.equal(again.outputs["b"], result.outputs["b"])
+    found = quartz_plugin.verify(ann, snn, images)
+    assert found.heads["a"].agreement > 0.9
+    assert len(found.heads["b"].errors) == 4
+    assert found.agreement is None
+    assert "early: top-1 agreement" in str(found)
+
+
+def test_a_network_of_heads_stepped_by_hand_returns_the_same():
+    ann, images = Net(RETURNED["nested"]).eval(), torch.rand(3, 6)
+    snn = quartz_plugin.convert(ann, images, 6)
+    net = snn.to_snntorch()
+    spikes = torch.stack([net(step) for step in quartz_plugin.encode(images, 6, snn.n_steps)])
+    for one, other in zip(leaves_of(snn.decode(spikes)), leaves_of(snn(images)), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_the_report_names_what_the_host_computes():
+    snn = quartz_plugin.convert(nn.Sequential(nn.Linear(4, 3), nn.Softmax(1)), torch.rand(9, 4))
+    rows = {row["module"]: row["became"] for row in snn.report}
+    assert rows["1"] == "computed on the decoded output, by the host"
+    images = torch.rand(5, 4)
+    assert torch.allclose(snn(images), snn.run(images).logits.softmax(1))
+
+
+def test_the_batch_may_have_any_size_behind_the_last_layer():
+    ann = Net(lambda a, b, c: torch.sigmoid(a).reshape(a.shape[0], 3, 1)).eval()
+    snn = quartz_plugin.convert(ann, torch.rand(9, 6))
+    for size in (1, 2, 3, 7):
+        assert snn(torch.rand(size, 6)).shape == (size, 3, 1)
+
+
+def test_what_feeds_on_is_no_host_operation():
+    class Gated(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 2)
+
+        def forward(self, x):
+            return self.b(torch.sigmoid(self.a(x)))
+
+    with pytest.raises(quartz_plugin.ConversionError, match=r"'sigmoid' \(sigmoid\)"):
+        quartz_plugin.convert(Gated(), torch.rand(5, 4))
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda held: held.update(heads=[["a", [2]]]),
+        lambda held: held.update(structure=["tuple", ["0"], [7]]),
+        lambda held: held.update(structure="tuple"),
+        lambda held: held["program"]["calls"].__setitem__(0, ["system", [{"ref": 0}], {}]),
+        lambda held: held["program"]["calls"].__setitem__(0, ["softmax", [{"ref": 9}], {}]),
+        lambda held: held["program"]["calls"].__setitem__(0, ["softmax", [{"ref": 0}, 5], {}]),
+        lambda held: held["program"].update(results=[99]),
+        lambda held: held["program"].update(inputs=0),
+    ],
+)
+def test_damaged_outputs_are_refused(spoil):
+    snn = quartz_plugin.convert(Net(RETURNED["logits and shares"]), torch.rand(9, 6))
+    held = copy.deepcopy(snn.graph.outputs.to_json())
+    assert Outputs.from_json(held, (3,)) == dataclasses.replace(
+        snn.graph.outputs, structure=snn.graph.outputs.structure_without_classes()
+    )
+    spoil(held)
+    with pytest.raises((ValueError, IndexError, RuntimeError)):
+        Outputs.from_json(held, (3,)).results(torch.rand(2, 3))
+
+
+@given(
+    st.recursive(
+        st.none() | st.integers(),
+        lambda inner: (
+            st.lists(inner, max_size=3)
+            | st.lists(inner, max_size=3).map(tuple)
+            | st.dictionaries(st.text(max_size=3), inner, max_size=3)
+        ),
+        max_leaves=8,
+    )
+)
+def test_structures_are_built_again(value):
+    structure, leaves = flattened(value, lambda each: isinstance(each, int))
+    assert rebuilt(structure, list(leaves.values())) == value
+    assert rebuilt(from_json(to_json(structure), len(leaves)), list(leaves.values())) == value
+
+
+def test_programs_of_every_operation_are_written_and_read():
+    for name in OPERATIONS:
+        written = {"inputs": 1, "calls": [[name, [{"ref": 0}], {}]], "results": [1]}
+        assert HostProgram.from_json(written).to_json() == written
+    assert Head("a", (2, 3)).units == 6
