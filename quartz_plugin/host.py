@@ -249,9 +249,9 @@ def _from_json(value: Any, known: int) -> Any:
         if value is None or isinstance(value, bool | int | float | str):
             return value
         raise ValueError("its host program is damaged")
-    ((kind, held),) = value.items() if len(value) == 1 else ((None, None),)
     if "tensor" in value:
         return torch.tensor(value["tensor"], dtype=_DTYPES[value["dtype"]])
+    kind, held = next(iter(value.items()), ("", None))
     if kind == "ref":
         if type(held) is not int or not 0 <= held < known:
             raise ValueError("its host program takes a value that is not there yet")
@@ -260,9 +260,9 @@ def _from_json(value: Any, known: int) -> Any:
         return BatchSize()
     if kind == "ellipsis":
         return Ellipsis
-    if kind == "slice":
+    if kind == "slice" and isinstance(held, list) and len(held) == 3:
         return slice(*held)
-    if kind in ("tuple", "list"):
+    if kind in ("tuple", "list") and isinstance(held, list):
         parts = [_from_json(each, known) for each in held]
         return tuple(parts) if kind == "tuple" else parts
     raise ValueError("its host program is damaged")

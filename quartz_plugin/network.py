@@ -81,10 +81,10 @@ class SpikingNetwork(nn.Module):
         graph_module: fx.GraphModule
         dense_stem: DenseFirstLayer | None
 
-        def __call__(self, images: Tensor) -> Tensor:
-            """Logits ``[B, classes]``; see :meth:`forward`."""
+        def __call__(self, images: Tensor) -> Any:
+            """Logits ``[B, classes]``, or several outputs; see :meth:`forward`."""
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor) -> Any:
         """What the ANN returns for images in [0, 1], by the fastest engine that is exact here.
 
         As a rule logits ``[B, classes]``; several outputs are nested as the ANN nests them (after a file, classes of
@@ -139,7 +139,7 @@ class SpikingNetwork(nn.Module):
         images = self.graph.check_images(images)
         return self.graph.values_to_encode(images)
 
-    def decode(self, output_spikes: Tensor) -> Tensor:
+    def decode(self, output_spikes: Tensor) -> Any:
         """Logits that the output spikes of a network stepped by hand encode.
 
         Parameters

@@ -70,6 +70,10 @@ class Outputs:
         """True where the network returns its one head as it is."""
         return len(self.heads) == 1 and self.program is None and isinstance(self.structure, Leaf)
 
+    def task(self, task: Task | Mapping[str, Task]) -> Task:
+        """Meaning of the output layer as a whole: that of the only head; several are values, with a range each."""
+        return task_of(task, self.heads[0].name) if len(self.heads) == 1 else "regression"
+
     def split(self, packed: Tensor) -> list[Tensor]:
         """Heads ``[B, *shape]``, of the output layer's values."""
         if len(self.heads) == 1:

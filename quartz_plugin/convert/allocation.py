@@ -177,7 +177,9 @@ def _lost_by_rounding(
                 lowest, around = (-length, shift) if signed else (0, 0.0)
                 rounded = fake_quantize(values[node] - around, own.to(values[node]), length, lowest) + around
                 tried = values_behind(network.module, node, {**values, node: rounded})
-                lost[path][length] = float(output_distance(tried[network.last], wanted, config.task, size))
+                lost[path][length] = float(
+                    output_distance(tried[network.last], wanted, network.outputs.task(config.task), size)
+                )
             if progress is not None:
                 progress(done + 1, len(measured))
     return lost

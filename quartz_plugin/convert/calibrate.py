@@ -16,7 +16,7 @@ from quartz_plugin.convert.sketches import HeadsSketch, QuantileSketch, RangeSke
 from quartz_plugin.convert.traced import FoldedNetwork, Scales
 from quartz_plugin.graph import INPUT
 from quartz_plugin.operators.table import ConversionError, ceiling_of
-from quartz_plugin.outputs import OUTPUT, task_of
+from quartz_plugin.outputs import task_of
 from quartz_plugin.task import by_output, number_or_tensor
 
 Sketch = QuantileSketch | RangeSketch | HeadsSketch
@@ -116,7 +116,7 @@ def _sketches(
         if path in known or path in network.pairs.values():
             continue
         heads = network.outputs.heads
-        if node is network.last and (len(heads) > 1 or task_of(config.task, OUTPUT) == "regression"):
+        if node is network.last and network.outputs.task(config.task) == "regression":
             # The output for a grey image: the same in all processes, and as a rule in the midst of the values.
             grey = torch.full((1, *network.input_shape), 0.5, dtype=network.dtype, device=network.device)
             value = network.output(grey).double()

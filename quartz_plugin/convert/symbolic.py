@@ -238,6 +238,9 @@ def symbolic(root: nn.Module, name: str, tracer: Tracer) -> fx.Graph:
     ConversionError
         With the reason, and the module.
     """
+    with torch.device("meta"):
+        # torch keeps which functions make tensors from the first use on, and torch.fx is about to patch those.
+        torch.empty(0)
     try:
         graph = tracer.trace(root, _defaults(root))
         for path, module in tracer.called:

@@ -227,5 +227,5 @@ class SimulationResult:
 
 
 # Plain data: a file of results may be loaded without running code.
-_PLAIN = [SimulationResult, Window, Identity, Outputs, Head, HostProgram, Call, Ref, BatchSize, Leaf, Nest]
+_PLAIN: list[Any] = [SimulationResult, Window, Identity, Outputs, Head, HostProgram, Call, Ref, BatchSize, Leaf, Nest]
 torch.serialization.add_safe_globals(_PLAIN)

@@ -171,7 +171,7 @@ class ConvertedGraph:
 
         Files of earlier versions, which do not have it, hold classifiers.
         """
-        return self.task_of(OUTPUT) if len(self.outputs.heads) == 1 else "regression"
+        return self.outputs.task(self.settings.get("task", ConversionConfig.task))
 
     def task_of(self, head: str) -> Task:
         """Meaning of one of the outputs."""

@@ -102,7 +102,11 @@ def prepare_qat(
         raise ConversionError(
             f"cannot train {sorted(missing)}: its neurons come about only when batch norms are folded"
         )
-    return _trainable(folded, calibrated.scales, calibrated.windows, config.task)
+    heads = folded.outputs.heads
+    if len(heads) > 1:
+        names = ", ".join(head.name for head in heads)
+        raise ConversionError(f"prepare_qat trains one output, and this network has several ({names}): return one")
+    return _trainable(folded, calibrated.scales, calibrated.windows, folded.outputs.task(config.task))
 
 
 def prepare(*args: Any, **kwargs: Any) -> TrainableNetwork:

@@ -19,7 +19,7 @@ from quartz_plugin import ConversionError
 from quartz_plugin.convert.symbolic import Tracer
 from quartz_plugin.convert.trace import trace
 from quartz_plugin.costs import InferenceCounts
-from quartz_plugin.operators.table import FUNCTIONS, OPERATORS, PAGE, RULES, Role, operator_table
+from quartz_plugin.operators.table import FUNCTIONS, OPERATORS, RULES, Role, operator_table, page
 
 # Many levels, so that rounding is far smaller than any mistake.
 FINE = {"t_max": 1 << 20, "percentile": 100}
@@ -237,9 +237,9 @@ def test_every_module_of_the_table_can_be_saved_or_never_is():
 
 
 def test_the_page_beside_the_table_has_it():
-    page = Path(quartz_plugin.operators.table.__file__).with_name("OPERATORS.md").read_text()
-    assert operator_table() in page
-    assert page == PAGE.format(table=operator_table()), f"write the page anew, as its last lines show: {page[-140:]}"
+    text = Path(quartz_plugin.operators.table.__file__).with_name("OPERATORS.md").read_text()
+    assert operator_table() in text
+    assert text == page(), f"write the page anew, as its last lines show: {text[-140:]}"
 
 
 class Doubled(nn.Module):

@@ -58,7 +58,13 @@ def refine(
     Scales, CalibrationMethod
         The scales, and what they come from: the method without what was left out.
     """
-    method, task = config.method, config.task
+    method, task = config.method, network.outputs.task(config.task)
+    if method.find(OutputRange) and len(network.outputs.heads) > 1:
+        names = ", ".join(head.name for head in network.outputs.heads)
+        raise ValueError(
+            f'calibration_method={config.calibration_method!r} chooses the range of one output ("output"), and this '
+            f'network has several ({names}): leave "output" out, as "least_squares+distill" does'
+        )
     # The ANN as it is before any step changes its numbers.
     teacher = copy.deepcopy(network.module) if method.find(Tuning) else None
     ranged = evenly_of(images, RANGE_VALUES // max(1, math.prod(network.shape_at(network.last))))

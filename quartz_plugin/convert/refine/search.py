@@ -42,7 +42,7 @@ def search_scales(
     nodes = list(module.graph.nodes)
     layers = [n for n in nodes if n.op == "call_module" and str(n.target) in found and _is_quantizer(module, n)]
     (last,) = nodes[-1].all_input_nodes
-    task, size = config.task, scales.of_layers[str(network.last.target)]
+    task, size = network.outputs.task(config.task), scales.of_layers[str(network.last.target)]
     with torch.no_grad():
         wanted = network.output(images)
         values = all_values(module, images)

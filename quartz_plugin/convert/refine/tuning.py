@@ -56,7 +56,7 @@ def tune(
     """
     output = str(network.last.target)
     size = scales.of_layers[output]
-    factors = _balancing_factors(network, size) if config.task == "regression" else None
+    factors = _balancing_factors(network, size) if network.outputs.task(config.task) == "regression" else None
     if factors is None:
         return _tune(network, teacher, scales, windows, images, config, progress)
     shift = torch.as_tensor(scales.output_shift, dtype=torch.float64)
@@ -104,14 +104,14 @@ def _tune(
     groups = parameter_groups(module, config.tuning_rate, weights=weights)
     if images.dim() == 4:
         module, teacher = (each.to(memory_format=torch.channels_last) for each in (module, teacher))  # type: ignore[call-overload]
-    tuning = _Tuning(network, module, teacher, scales, config.task)
+    tuning = _Tuning(network, module, teacher, scales, network.outputs.task(config.task))
     before = tuning.distance(images)
     tuning.learn(groups, images, config.tuning_passes, progress)
     after = tuning.distance(images)
     # Also where it is no number.
     if not after <= 2 * before + NO_DISTANCE:
         warn(
-            f"tuning moved the output away from the ANN's ({DISTANCES[config.task]} {before:.3g} before, {after:.3g} "
+            f"tuning moved the output away from the ANN's ({DISTANCES[tuning.task]} {before:.3g} before, {after:.3g} "
             f"after) and is left out: give a lower tuning_rate than {config.tuning_rate:g}, or more calibration images "
             "or tuning_passes"
         )

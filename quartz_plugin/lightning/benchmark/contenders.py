@@ -61,7 +61,8 @@ def _loop(snn: SpikingNetwork) -> Run:
     def run(images: Tensor) -> Tensor:
         quartz_plugin.reset(net)
         train = [*quartz_plugin.encode(images, snn.t_max), *[torch.zeros_like(images)] * (snn.n_steps - snn.t_max)]
-        return snn.decode(torch.stack([net(spikes) for spikes in train]))
+        logits: Tensor = snn.decode(torch.stack([net(spikes) for spikes in train]))
+        return logits
 
     return run
 
