@@ -20,7 +20,7 @@ from quartz_plugin import checks
 from quartz_plugin.calibration_methods import CalibrationMethod, CalibrationStep
 from quartz_plugin.coding import plain
 from quartz_plugin.functional import BiasCode, Rectifier
-from quartz_plugin.options import UNSET, describe, option, refuse_unknown, take_plain_and_check
+from quartz_plugin.options import UNSET, NotGiven, describe, option, refuse_unknown, take_plain_and_check
 from quartz_plugin.task import CLASSIFICATION, Task
 
 Granularity = Literal["layer", "channel"]
@@ -45,10 +45,6 @@ def _check_layers(name: str, value: Any) -> None:
             raise TypeError(f"{name} must be named by strings, as the report has them, got {layer!r}")
         if not isinstance(own, LayerConfig):
             LayerConfig.from_dict(own, f"{name}[{layer!r}]")
-
-
-class _NotGiven(int):
-    """A number that is known for being a default: nobody gave it."""
 
 
 class Override(TypedDict, total=False):
@@ -130,7 +126,7 @@ class ConversionConfig:
     """
 
     t_max: int | Mapping[str, int] = option(
-        _NotGiven(16),
+        NotGiven(16),
         "T: every value is one of T levels, and a layer takes T - 1 steps; or one for each layer or block.",
         checks.t_max_or_one_each,
         """
@@ -183,9 +179,10 @@ class ConversionConfig:
     )
     calibration_method: Method = option(
         "percentile",
-        "Method of finding scales and biases, names joined by +; or best. No labels are needed.",
+        "Scales by percentile, least_squares or search, then +bias_correction, +tune or +distill, +output; or best.",
         checks.method,
         """
+        No labels are needed.
         Or objects that add up, as ``LeastSquares() + Distill(passes=4)`` (:mod:`quartz_plugin.calibration_methods`).
         First, where scales come from: "percentile", "least_squares" (rounding loses least in each layer) or "search"
         (the output is nearest to the ANN's). Then, if wanted, "bias_correction" (the mean error of rounding goes into
@@ -240,7 +237,7 @@ class ConversionConfig:
     )
     layers: Mapping[str, LayerConfig | Override] | None = option(
         None,
-        "Options of single layers or blocks, of the input and the output.",
+        "Options of single layers, blocks, input, output: name -> dict of percentile, granularity, t_max.",
         _check_layers,
         """
         Name of a layer (as the report has it; "output", "input") or of a block of the ANN -> options of its own, a
@@ -311,11 +308,6 @@ class ConversionConfig:
     def default_t_max(self) -> int | None:
         """``T`` of the layers that have none of their own; None where it is not given."""
         return self.t_max.get(DEFAULT) if isinstance(self.t_max, Mapping) else self.t_max
-
-    @property
-    def t_max_is_given(self) -> bool:
-        """True where ``t_max`` is not the default that nobody gave."""
-        return not isinstance(self.t_max, _NotGiven)
 
     @property
     def output_shifts(self) -> Shifts:

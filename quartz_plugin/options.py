@@ -77,6 +77,10 @@ UNSET: Any = object()
 """Default of an argument that the configuration has where it is not given."""
 
 
+class NotGiven(int):
+    """A number that is known for being a default: nobody gave it."""
+
+
 def with_options(config: type, taken: Any, defaults: Mapping[str, Any] | None = None) -> Callable[[Function], Function]:
     """Decorator of a function that takes options as keywords: gives it their signature, and their lines of help.
 

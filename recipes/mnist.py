@@ -6,7 +6,7 @@
     python recipes/mnist.py convert --data.root data --ckpt_path runs/mnist/best.ckpt --t_max 16
     python recipes/mnist.py test --data.root data --ckpt_path runs/mnist/best.ckpt --snn runs/mnist/snn.safetensors
     python recipes/mnist.py predict --snn runs/mnist/snn.safetensors --images digit.png
-    python recipes/mnist.py sweep --data.root data --ckpt_path runs/mnist/best.ckpt     # T_max x percentile x neuron
+    python recipes/mnist.py sweep --data.root data --ckpt_path runs/mnist/best.ckpt     # t_max x percentile x neuron
     python recipes/mnist.py figures                               # the sweep's pictures once more, beside the paper's
     python recipes/mnist.py costs --data.root data --ckpt_path runs/mnist/best.ckpt     # beside ANN, rate code, Loihi
 

@@ -12,6 +12,7 @@ from quartz_plugin.convert.dense import dense_nodes
 from quartz_plugin.convert.run import Run
 from quartz_plugin.convert.traced import FoldedNetwork
 from quartz_plugin.graph import INPUT
+from quartz_plugin.options import NotGiven
 from quartz_plugin.task import prepared_tasks
 
 _OF_SCALES = {"percentile", "granularity"}
@@ -72,7 +73,8 @@ def windows_of(network: FoldedNetwork, config: ConversionConfig, own: Mapping[st
     trained = {path: quantizer.t_max for path, quantizer in network.activation_quantizers().items()}
     encoded = [path for path in own if path != INPUT or config.first_layer == "spiking"]
     # Beside trained layers, the T of all layers is that of the others.
-    of_all = config.default_t_max if config.t_max_is_given and trained.keys() >= {*encoded} else None
+    only_trained = trained.keys() >= {*encoded}
+    of_all = config.default_t_max if only_trained and not isinstance(config.t_max, NotGiven) else None
     if any((own[path].t_max or of_all or t_max) != t_max for path, t_max in trained.items()):
         raise ValueError(
             f"the network was trained for windows of its own, {trained}, and can have no others: leave t_max out"

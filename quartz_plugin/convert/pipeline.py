@@ -33,7 +33,8 @@ from quartz_plugin.convert.trace import trace
 from quartz_plugin.convert.traced import CalibratedNetwork, FoldedNetwork, Scales, TracedNetwork
 from quartz_plugin.graph import INPUT
 from quartz_plugin.network import SpikingNetwork
-from quartz_plugin.operators.table import Rule, ceiling_of
+from quartz_plugin.operators.modules import in_eval_mode
+from quartz_plugin.operators.table import ConversionError, Rule, ceiling_of
 from quartz_plugin.options import UNSET, with_options
 from quartz_plugin.precision import exact_arithmetic
 from quartz_plugin.warn import warn
@@ -141,7 +142,8 @@ def trace_network(ann: nn.Module, calibration: Calibration, run: Run) -> tuple[T
     if first is None:
         raise ValueError("calibration is empty: give at least one batch of training images")
     example = _example(ann, first, run.example_input)
-    return trace(ann, example, run.rules), (chunk.to(example) for chunk in images)
+    given = calibration if isinstance(calibration, Tensor) else first
+    return _traced(ann, example, run.rules, "calibration", given), (chunk.to(example) for chunk in images)
 
 
 def calibrate_traced(
@@ -226,8 +228,41 @@ def check_convertible(
     nn.ReLU in its place
     """
     config = ConversionConfig(preprocessing=preprocessing, linear=linear)
-    traced = trace(ann, _example(ann, example_input, example_input), rules)
+    example = _example(ann, example_input, example_input)
+    traced = _traced(ann, example, rules, "example_input", example_input)
     check(fold(traced, config.preprocessing, config.linear))
+
+
+def _traced(
+    ann: nn.Module, example: Tensor, rules: Mapping[type[nn.Module], Rule] | None, name: str, given: Tensor
+) -> TracedNetwork:
+    """Trace a network with one example of the images given; of a wrong shape, where another one runs, name that."""
+    try:
+        return trace(ann, example, rules)
+    except ConversionError as error:
+        if _runs(ann, example):
+            raise
+        shape = list(given.shape)
+        if _runs(ann, given[None].to(example)):
+            raise ConversionError(
+                f"{name} has the shape {shape}; is a batch dimension missing? The network runs on {[1, *shape]}"
+            ) from error
+        if example.dim() > 2 and _runs(ann, example.movedim(-1, 1)):
+            raise ConversionError(
+                f"{name} has the shape {shape}; are channels last? The network runs on "
+                f"{[shape[0], shape[-1], *shape[1:-1]]}: give images.movedim(-1, 1)"
+            ) from error
+        raise
+
+
+def _runs(ann: nn.Module, images: Tensor) -> bool:
+    """Return whether a network takes images of this shape."""
+    try:
+        with in_eval_mode(ann), torch.no_grad():
+            ann(images)
+    except Exception:
+        return False
+    return True
 
 
 def _example(ann: nn.Module, first: Tensor, given: Tensor | None) -> Tensor:

@@ -39,6 +39,7 @@ class QuartzCLI(LightningCLI):
     def __init__(self, model_class: Any, datamodule_class: Any, **options: Any) -> None:
         options.setdefault("seed_everything_default", 0)
         options.setdefault("save_config_kwargs", {"overwrite": True})
+        self._model_module = model_class.__module__
         super().__init__(
             model_class,
             datamodule_class,
@@ -69,7 +70,8 @@ class QuartzCLI(LightningCLI):
 
     def init_parser(self, **kwargs: Any) -> Any:
         """Return a parser that raises what is wrong, for one line, in place of printing all options."""
-        return super().init_parser(**{**kwargs, "exit_on_error": False})
+        recipe, _, _ = (getattr(sys.modules.get(self._model_module), "__doc__", None) or "").partition("\n")
+        return super().init_parser(**{"description": recipe, **kwargs, "exit_on_error": False})
 
     def _parse_ckpt_path(self) -> None:
         # Lightning would read the file here, for hyperparameters that we do not store.

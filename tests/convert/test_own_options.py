@@ -1,11 +1,11 @@
-"""Options of single layers, and those that a trained network refuses: none is ignored."""
+"""Options of single layers, and those that a trained network refuses: none is ignored. Images of a wrong shape."""
 
 import pytest
 import torch
 from torch import nn
 
 import quartz_plugin
-from quartz_plugin import ConversionConfig, TTFSActivation
+from quartz_plugin import ConversionConfig, ConversionError, TTFSActivation
 
 
 @pytest.fixture
@@ -128,6 +128,47 @@ def test_steps_are_allocated_to_both_halves_of_a_pair(bottleneck, images):
     snn = quartz_plugin.convert(bottleneck, images, windows, linear="pair")
     assert snn.n_steps <= 60
     assert set(snn.windows) >= {name for name in windows if name != "output"}
+
+
+class TestImagesOfAWrongShape:
+    @pytest.fixture
+    def net(self):
+        return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 2))
+
+    def calls(self, net, images):
+        yield "calibration", lambda: quartz_plugin.convert(net, images)
+        yield "calibration", lambda: quartz_plugin.convert(net, images, example_input=images[:1])
+        yield "example_input", lambda: quartz_plugin.check_convertible(net, images)
+        yield "calibration", lambda: quartz_plugin.prepare_qat(net, images)
+
+    def test_without_a_batch_dimension_are_named_as_they_were_given(self, net):
+        for name, call in self.calls(net, torch.rand(3, 8, 8)):
+            with pytest.raises(ConversionError) as refusal:
+                call()
+            assert str(refusal.value) == (
+                f"{name} has the shape [3, 8, 8]; is a batch dimension missing? The network runs on [1, 3, 8, 8]"
+            )
+
+    def test_with_channels_last_are_named_as_they_were_given(self, net):
+        for name, call in self.calls(net, torch.rand(20, 8, 8, 3)):
+            with pytest.raises(ConversionError) as refusal:
+                call()
+            assert str(refusal.value) == (
+                f"{name} has the shape [20, 8, 8, 3]; are channels last? The network runs on [20, 3, 8, 8]: give "
+                "images.movedim(-1, 1)"
+            )
+        assert net.training
+
+    def test_that_no_other_order_mends_end_in_the_error_of_the_network(self, net):
+        for _, call in self.calls(net, torch.rand(20, 5, 8, 8)):
+            with pytest.raises(ConversionError, match=r"does not run on inputs of shape \[1, 5, 8, 8\]"):
+                call()
+
+    def test_are_not_blamed_for_an_operation_that_cannot_be_converted(self, net):
+        net[2] = nn.GELU()
+        for _, call in self.calls(net, torch.rand(20, 3, 8, 8)):
+            with pytest.raises(ConversionError, match=r"cannot convert '2' \(GELU\)"):
+                call()
 
 
 @pytest.mark.parametrize("options", [{"linear": "foo"}, {"preprocessing": 0.5}])

@@ -9,7 +9,8 @@ pytest.importorskip("lightning", reason="needs the extra recipes")
 from jsonargparse import ArgumentParser
 
 from quartz_plugin import plot
-from quartz_plugin.config import TRAINING, ConversionConfig, ConversionOptions
+from quartz_plugin.calibration_methods import STEPS
+from quartz_plugin.config import TRAINING, ConversionConfig, ConversionOptions, LayerConfig
 from quartz_plugin.figures import SWEEP_OPTIONS
 from quartz_plugin.lightning.options import (
     DEFAULTS_OF,
@@ -115,3 +116,11 @@ class TestPointsOfASweep:
         assert set(LISTS_OF["sweep"]) < set(SWEEP_OPTIONS)
         assert set(plot.OPTIONS) == set(SWEEP_OPTIONS) - {"t_max"}
         assert set(SWEEP_OPTIONS) <= set(OPTIONS_OF["sweep"])
+
+
+def test_help_names_the_calibration_methods_and_the_fields_of_layers():
+    shown = " ".join(parser_of("convert")[0].format_help().split())
+    of_method = shown[shown.rindex("--calibration_method CAL") : shown.rindex("--tuning_passes")]
+    assert all(name in of_method for name in (*STEPS, "best"))
+    of_layers = shown[shown.rindex("--layers LAYERS") :]
+    assert all(each.name in of_layers for each in dataclasses.fields(LayerConfig))

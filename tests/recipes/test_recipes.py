@@ -1003,6 +1003,19 @@ def test_the_recipe_without_a_file_is_its_config(name, capsys, here):
             assert (known[part][key] or "32-true" if key == "precision" else known[part][key]) == value, (part, key)
 
 
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("mnist", "MNIST with the network of the Quartz paper"), ("imagenet", "ImageNet, or any images in folders")],
+)
+def test_help_begins_with_what_the_recipe_is(name, words, capsys, here):
+    with pytest.raises(SystemExit) as stopped:
+        recipe(name, "--help")
+    assert not stopped.value.code
+    shown = " ".join(capsys.readouterr().out.split())
+    assert words in shown
+    assert "Lightning Trainer" not in shown
+
+
 @pytest.mark.parametrize("name", ["mnist", "cifar10", "imagenet"])
 @pytest.mark.parametrize(
     "subcommand", ["fit", "validate", "convert", "test", "predict", "run", "sweep", "figures", "costs"]
