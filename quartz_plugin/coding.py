@@ -5,8 +5,6 @@ A value :math:`x \in [0, 1]` is one spike at step :math:`\lceil S (1 - x) - 1/2 
 
 Every step at which anything happens is computed here, and nowhere else.
 
-References
-----------
 G. Lenz, G. Orchard, S. Sheik, "Ultra-low-power Image Classification on Neuromorphic Hardware",
 arXiv:2309.16795.
 """
@@ -235,10 +233,8 @@ def check_unit_interval(x: Tensor, what: str = "x") -> Tensor:
 
     Raises
     ------
-    TypeError
-        If it is no tensor.
-    ValueError
-        Unless it is floating point, with all values in [0, 1] but for :data:`TOLERANCE`; the message maps others.
+    TypeError, ValueError
+        Unless it is a floating-point tensor with all values in [0, 1] but for :data:`TOLERANCE`.
 
     Examples
     --------
@@ -310,8 +306,7 @@ def round_half_up(x: Tensor, *, inplace: bool = False) -> Tensor:
 def encode(x: Tensor, t_max: int, steps: int | None = None, *, silent_zeros: bool = False) -> Tensor:
     r"""Latency code: one spike per value, the earlier the larger.
 
-    The spike of value ``x`` comes at step :math:`\lceil S (1 - x) - 1/2 \rceil`, ``S = t_max - 1``
-    (arXiv:2309.16795).
+    The spike of value ``x`` comes at step :math:`\lceil S (1 - x) - 1/2 \rceil`, ``S = t_max - 1``.
 
     Parameters
     ----------
@@ -370,9 +365,8 @@ def decode(spikes: Tensor, t_max: int, start: int = 0, *, silent: float = 0.0) -
     start : int
         Step of a spike that encodes 1: 0 for the input, ``l * (t_max - 1)`` for layer ``l``.
     silent : float
-        Value of a unit that did not fire: 0 for the input and for layers with a rectifier; give -1 for a signed
-        output (``rectifier=None``), whose late spikes encode values down to -1. With 0 an output that stays silent
-        would be larger than one that fires late.
+        Value of a unit that did not fire. Give -1 for a signed output (``rectifier=None``), whose late spikes encode
+        values down to -1: with 0 an output that stays silent would be larger than one that fires late.
 
     Returns
     -------
@@ -389,13 +383,8 @@ def decode(spikes: Tensor, t_max: int, start: int = 0, *, silent: float = 0.0) -
     --------
     >>> decode(encode(torch.tensor([[0.0, 0.4, 1.0]]), t_max=6), t_max=6)
     tensor([[0.0000, 0.4000, 1.0000]])
-
-    A signed output of layer 2, the first of two classes silent, the second late:
-
-    >>> spikes = torch.zeros(9, 1, 2)
-    >>> spikes[7, 0, 1] = 1.0
-    >>> decode(spikes, t_max=3, start=4, silent=-1.0)
-    tensor([[-1.0000, -0.5000]])
+    >>> decode(torch.zeros(9, 1, 2), t_max=3, start=4, silent=-1.0)
+    tensor([[-1., -1.]])
     """
     length = window_length(t_max)
     if spikes.dim() == 0 or spikes.shape[0] == 0:
@@ -404,8 +393,7 @@ def decode(spikes: Tensor, t_max: int, start: int = 0, *, silent: float = 0.0) -
     if isinstance(silent, bool) or not isinstance(silent, int | float):
         raise ValueError(f"silent must be a number, the value of units that did not fire, got {silent!r}")
     fired = spikes != 0
-    window = Window(start, length)
-    levels = window.end - fired.to(torch.int8).argmax(dim=0)
+    levels = Window(start, length).end - fired.to(torch.int8).argmax(dim=0)
     dtype = at_least_float32(spikes.dtype)
     silent_value = torch.full((), silent, dtype=dtype, device=spikes.device)
     return torch.where(fired.any(dim=0), levels.to(dtype) / length, silent_value)

@@ -22,6 +22,7 @@ from quartz_plugin.functional import (
     not_fired,
     ttfs_step,
 )
+from quartz_plugin.wiring import warn_of_late_arrivals
 
 _MEANINGLESS = {
     "beta": "the neuron does not leak",
@@ -120,8 +121,7 @@ class TTFSNeuron(StatefulModule, SpikingNeuron):
         ``[C, 1, 1]`` or a map behind a convolution. An ``nn.Parameter`` stays one and is trained; another tensor
         becomes a buffer.
     spike_grad : callable, optional
-        Surrogate gradient, as in :mod:`snntorch.surrogate`; default
-        :func:`~quartz_plugin.functional.arctan_surrogate`, the slope of ``arctan(pi x) / pi``.
+        Surrogate gradient, as in :mod:`snntorch.surrogate`; default: the slope of ``arctan(pi x) / pi``.
     init_hidden : bool
         Keep the state inside: ``spk = neuron(cur)``.
     output : bool
@@ -174,15 +174,7 @@ class TTFSNeuron(StatefulModule, SpikingNeuron):
             reason = _MEANINGLESS.get(name, "it is not a parameter of this neuron")
             raise TypeError(f"TTFSNeuron takes no {name!r}: {reason}")
         parameters = TTFSParameters(
-            t_max,
-            layer,
-            hold,
-            rectifier,
-            bias,
-            bias_code,
-            readout,
-            input_window,
-            spike_grad or arctan_surrogate,
+            t_max, layer, hold, rectifier, bias, bias_code, readout, input_window, spike_grad or arctan_surrogate
         ).check()
         super().__init__(
             threshold=parameters.clock.threshold,
@@ -231,7 +223,7 @@ class TTFSNeuron(StatefulModule, SpikingNeuron):
         return ttfs_step(input_, state, self.p)
 
     def forward(self, input_: Tensor, state: TTFSState | None = None) -> Any:
-        """Advance one step.
+        """Advance one step; a QuartzWarning where current arrives after the readout, when it changes no value.
 
         Parameters
         ----------
@@ -246,6 +238,7 @@ class TTFSNeuron(StatefulModule, SpikingNeuron):
             ``(spk, state)``; with `init_hidden` ``spk``, or ``(spk, mem)`` with `output`.
         """
         out = super().forward(input_, state)
+        warn_of_late_arrivals(self._hidden if self.init_hidden else out[1], self._parameters_but_bias, self.bias)
         return (out, self.mem) if self.init_hidden and self.output else out
 
     def extra_repr(self) -> str:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from quartz_plugin.functional import TTFSParameters, TTFSState, initial_state, ttfs_step
 from quartz_plugin.neuron import keep_bias
+from quartz_plugin.wiring import warn_of_late_arrivals
 
 try:
     with warnings.catch_warnings():
@@ -75,7 +76,7 @@ class TTFSCell(_BiasOfModule, SNNCell):
     """
 
     def __init__(self, p: TTFSParameters, **kwargs: Any) -> None:
-        super().__init__(activation=ttfs_step, state_fallback=initial_state, p=p, **kwargs)
+        super().__init__(activation=_checked_step, state_fallback=initial_state, p=p, **kwargs)
 
 
 class TTFS(_BiasOfModule, SNN):
@@ -103,7 +104,15 @@ class TTFS(_BiasOfModule, SNN):
     """
 
     def __init__(self, p: TTFSParameters, **kwargs: Any) -> None:
-        super().__init__(activation=ttfs_step, state_fallback=_state_of_one_step, p=p, **kwargs)
+        super().__init__(activation=_checked_step, state_fallback=_state_of_one_step, p=p, **kwargs)
+
+
+def _checked_step(
+    input_: Tensor, state: TTFSState | None, p: TTFSParameters, dt: float = 1.0
+) -> tuple[Tensor, TTFSState]:
+    spikes, state = ttfs_step(input_, state, p, dt)
+    warn_of_late_arrivals(state, p, p.bias)
+    return spikes, state
 
 
 def _state_of_one_step(sequence: Any) -> TTFSState:

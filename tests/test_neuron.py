@@ -143,6 +143,7 @@ def test_a_sequential_net_equals_the_pure_step(hold):
     assert torch.equal(net[3].mem, states[1].v)
 
 
+@pytest.mark.filterwarnings("ignore:current arrives after the readout")
 def test_after_a_reset_the_same_input_gives_the_same_spikes_and_without_one_it_does_not():
     net, spikes = make_net(), some_input()
     first = run(net, spikes)
@@ -222,6 +223,7 @@ def test_a_neuron_repeats_the_value_it_receives(values, t_max, layer, hold, rect
 # ------------------------------------------------------------------------------------------- changing inputs
 
 
+@pytest.mark.filterwarnings("ignore:current arrives after the readout")
 @pytest.mark.parametrize("rectifier", ["spike", "silent", None])
 @pytest.mark.parametrize("hold", [False, True])
 def test_it_fires_at_most_once_and_not_after_its_last_step(rectifier, hold):
@@ -242,6 +244,7 @@ def test_another_batch_size_starts_an_inference_anew(shape):
     assert torch.equal(run(net, other), pure(net, other)[0])
 
 
+@pytest.mark.filterwarnings("ignore:current arrives after the readout")
 @pytest.mark.parametrize("first", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_spikes_have_the_inputs_dtype_and_the_state_at_least_float32(dtype, first):
@@ -340,6 +343,7 @@ def test_reset_resets_this_net_alone():
     assert [net[3].mem.numel() for net in nets] == [21, 0, 21]
 
 
+@pytest.mark.filterwarnings("ignore:current arrives after the readout")
 def test_reset_also_resets_snntorchs_own_neurons_inside_the_net():
     net = nn.Sequential(TTFSNeuron(T, init_hidden=True), nn.Sequential(snntorch.Leaky(0.5, init_hidden=True)))
     other = snntorch.Leaky(0.5, init_hidden=True)

@@ -14,6 +14,9 @@ from torch import nn
 from quartz_plugin import TTFSNeuron, encode
 from quartz_plugin.functional import initial_state, ttfs_step
 
+# Random currents arrive at all steps.
+pytestmark = pytest.mark.filterwarnings("ignore:current arrives after the readout")
+
 
 @pytest.fixture(scope="module")
 def faces():

@@ -137,6 +137,7 @@ class TestReset:
         assert torch.equal(run_snntorch(net, first), alone)
         assert not torch.equal(other, alone)
 
+    @pytest.mark.filterwarnings("ignore:current arrives after the readout")
     def test_without_it_a_network_stays_silent(self, snn):
         train = input_train(snn, torch.rand(4, 1, 6, 6))
         net = snn.to_snntorch()
