@@ -11,7 +11,7 @@ from torch import nn
 
 import quartz_plugin
 
-# What must occur among the lines and modules of 200 drawn networks.
+# What must occur among the lines and modules of 400 drawn networks.
 DRAWN = {
     "ReLU as a module": r"ReLU\(",
     "ReLU as a function": r"F\.relu\(",
@@ -22,6 +22,11 @@ DRAWN = {
     "sums": r" \+ v|\.add\(|torch\.add\(",
     "differences": r"a - b",
     "constants": r"Constant|\* 0\.5|\+ 0\.25",
+    "broadcasting sums": r"a \+ b",
+    "copies": r"expand\(|expand_as\(|repeat\(|tile\(|repeat_interleave\(",
+    "other orders": r"flip\(|movedim\(|index_select\(|\[\d",
+    "pixel shuffles": r"pixel_(un)?shuffle\(",
+    "constants beside values": r"\.value\.expand\(",
     "concatenations": r"torch\.cat",
     "chunks": r"\.chunk\(",
     "max pooling": r"MaxPool",
@@ -52,7 +57,7 @@ FEW = settings(max_examples=3, suppress_health_check=[HealthCheck.too_slow, Heal
 def test_every_kind_of_operation_is_drawn():
     drawn = []
 
-    @settings(FEW, max_examples=200, derandomize=True, database=None)
+    @settings(FEW, max_examples=400, derandomize=True, database=None)
     @given(random_nets())
     def draw(net):
         drawn.append(f"{net!r}\n{net.ann}\n{net_dtype(net)}")

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from quartz_plugin.operators.gains import IntoGain
 from quartz_plugin.operators.modules import Affine
 from quartz_plugin.operators.row import Operator, Role, Rows, rows_of
+from quartz_plugin.operators.selection import expanded
 from quartz_plugin.operators.tracing import Append, Refusal, Value, constant_for
 
 _BATCH_STATISTICS = "it normalises by the statistics of each batch; use track_running_stats=True"
@@ -61,8 +62,22 @@ _NORM = Operator(
 )
 
 
+def _as_wide(append: Append, value: Value, constant: Any) -> Value:
+    """Let a value be copied along dimensions of size 1 in which a constant is larger."""
+    units = value.tensor.shape[1:]
+    if not isinstance(constant, Tensor) or constant.dim() > value.tensor.dim():
+        return value
+    own = constant.shape[1:] if constant.dim() == value.tensor.dim() else constant.shape
+    try:
+        shape = torch.broadcast_shapes(own, units)
+    except RuntimeError:
+        return value
+    return expanded(append, value, (len(value.tensor), *shape)) if len(shape) == len(units) else value
+
+
 def scaled(append: Append, value: Value, factor: Any) -> Value:
     """Let a value be followed by a factor, unless that is 1."""
+    value = _as_wide(append, value, factor)
     factor = constant_for(factor, value)
     if bool((factor == 1).all()):
         return value
@@ -71,6 +86,7 @@ def scaled(append: Append, value: Value, factor: Any) -> Value:
 
 def shifted(append: Append, value: Value, shift: Any) -> Value:
     """Let a value be followed by a constant that is added, unless that is 0."""
+    value = _as_wide(append, value, shift)
     shift = constant_for(shift, value)
     if bool((shift == 0).all()):
         return value

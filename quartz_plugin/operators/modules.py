@@ -155,6 +155,62 @@ class Slice(nn.Module):
         return f"dim={self.dim}, start={self.start}, stop={self.stop}, step={self.step}"
 
 
+class Expand(nn.Module):
+    """Copies units along dimensions of size 1.
+
+    Parameters
+    ----------
+    shape : sequence of int
+        One sample's new shape, without the batch, of as many dimensions.
+
+    Examples
+    --------
+    >>> Expand((2, 3))(torch.ones(5, 2, 1)).shape
+    torch.Size([5, 2, 3])
+    """
+
+    def __init__(self, shape: Sequence[int]) -> None:
+        super().__init__()
+        self.shape = tuple(shape)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Expand."""
+        return x.expand(len(x), *self.shape).contiguous()
+
+    def extra_repr(self) -> str:
+        """Show the shape."""
+        return f"shape={self.shape}"
+
+
+class Select(nn.Module):
+    """Takes the units at these places of a dimension, some perhaps more than once.
+
+    Parameters
+    ----------
+    dim : int
+        Dimension, 1 or more.
+    indices : sequence of int
+        Places, from 0 on.
+
+    Examples
+    --------
+    >>> Select(1, [2, 0, 0])(torch.tensor([[1.0, 2.0, 3.0]]))
+    tensor([[3., 1., 1.]])
+    """
+
+    def __init__(self, dim: int, indices: Sequence[int]) -> None:
+        super().__init__()
+        self.dim, self.indices = sample_dim(dim), tuple(indices)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Select."""
+        return x.index_select(self.dim, torch.tensor(self.indices, device=x.device))
+
+    def extra_repr(self) -> str:
+        """Show the dimension, and how many places there are."""
+        return f"dim={self.dim}, places={len(self.indices)}"
+
+
 class Permute(nn.Module):
     """Reorders dimensions.
 
@@ -302,10 +358,12 @@ __all__ = [
     "Affine",
     "Concatenate",
     "DenseFirstLayer",
+    "Expand",
     "Mean",
     "OneToOne",
     "Permute",
     "Reshape",
+    "Select",
     "Slice",
     "per_dimension",
     "sample_dim",

@@ -187,6 +187,8 @@ def _relate_mean(relation: Relation, module: Any, place: int, shapes: Sequence[S
 
 def _mean_as_map(module: Any, shape: Shape3, out_shape: torch.Size) -> LinearMap | None:
     channels, height, width = shape
+    if module.dims == (1,) and module.keepdim:
+        return LinearMap(weight=torch.full((1, channels, 1, 1), 1.0 / channels, dtype=torch.float64))
     if 1 in module.dims or math.prod(out_shape) != channels:
         return None
     return _depthwise_average(channels, (height, width), height * width)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -12,17 +11,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from quartz_plugin.neuron import AxonalDelay
+from quartz_plugin.operators.constants import shifted
 from quartz_plugin.operators.gains import Moved
 from quartz_plugin.operators.linear_map import Terms, same_terms
-from quartz_plugin.operators.modules import Concatenate, Permute, Reshape, Slice, sample_dim
+from quartz_plugin.operators.modules import Concatenate, Permute, Reshape, Slice
 from quartz_plugin.operators.relation import Relation
 from quartz_plugin.operators.row import Operator, Relate, Role, Rows, changes_no_relation
-from quartz_plugin.operators.settings import (
-    MOST,
-    Settings,
-    listed,
-    whole,
-)
+from quartz_plugin.operators.selection import picked, selected
+from quartz_plugin.operators.settings import MOST, Settings, listed, whole
 from quartz_plugin.operators.tracing import BATCH, Append, Build, Refusal, Value, build_module, call, unit_dim
 
 _ROUTE = "routes spikes (where it mixes the batch with a sample's units: refused)"
@@ -80,7 +76,9 @@ def _flattened_terms(module: Any, inputs: list[Terms], shape: torch.Size, flatte
 def _build_reshape(target: Any) -> Build:
     def build(append: Append, input: Value, *args: Any, **kwargs: Any) -> Value:
         # contiguous() is dropped, so a view may have to copy here.
-        out = call("reshape" if target == "view" else target, input.tensor, *args, **kwargs)
+        like = {"view": "reshape", "view_as": "reshape_as"}.get(target, target) if isinstance(target, str) else target
+        args = tuple(arg.tensor if isinstance(arg, Value) else arg for arg in args)
+        out = call(like, input.tensor, *args, **kwargs)
         if out.dim() == 0 or len(out) != len(input.tensor):
             raise Refusal(BATCH)
         if out.shape == input.tensor.shape:
@@ -92,7 +90,7 @@ def _build_reshape(target: Any) -> Build:
 
 _RESHAPES: tuple[Any, ...] = (
     *(torch.flatten, "flatten", torch.reshape, "reshape", torch.unflatten, "unflatten"),
-    *(torch.squeeze, "squeeze", torch.unsqueeze, "unsqueeze", "view"),
+    *(torch.squeeze, "squeeze", torch.unsqueeze, "unsqueeze", "view", "view_as", "reshape_as"),
 )
 
 _SHAPES: Rows = {
@@ -140,7 +138,10 @@ def _relate_shuffle(relation: Relation, module: Any, place: int, shapes: Sequenc
     relation.along(0, lambda m: m[:, order])
 
 
-_PERMUTATIONS = (torch.permute, "permute", torch.transpose, "transpose", torch.swapaxes, "swapaxes")
+_PERMUTATIONS = (
+    *(torch.permute, "permute", torch.transpose, "transpose", torch.swapaxes, "swapaxes"),
+    *(torch.swapdims, "swapdims", torch.movedim, "movedim", torch.moveaxis, "moveaxis"),
+)
 
 _ORDERS: Rows = {
     Permute: route(
@@ -158,55 +159,6 @@ _ORDERS: Rows = {
     nn.ChannelShuffle: route(
         {"groups": whole(1)}, _relate_shuffle, functions={build_module(nn.ChannelShuffle): [F.channel_shuffle]}
     ),
-}
-
-
-class Roll(nn.Module):
-    """Moves units along dimensions, and those that leave at the end back to the front.
-
-    Parameters
-    ----------
-    shifts, dims : sequence of int
-        By how many places, and along which dimensions, each 1 or more.
-
-    Examples
-    --------
-    >>> Roll([1], [1])(torch.tensor([[1.0, 2.0, 3.0]]))
-    tensor([[3., 1., 2.]])
-    """
-
-    def __init__(self, shifts: Sequence[int], dims: Sequence[int]) -> None:
-        super().__init__()
-        self.shifts, self.dims = tuple(shifts), tuple(map(sample_dim, dims))
-        if len(self.shifts) != len(self.dims):
-            raise ValueError(f"a roll needs a shift for each dimension, got {shifts} and {dims}")
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Roll."""
-        return x.roll(self.shifts, self.dims)
-
-    def extra_repr(self) -> str:
-        """Show shifts and dimensions."""
-        return f"shifts={self.shifts}, dims={self.dims}"
-
-
-def _build_roll(append: Append, input: Value, shifts: Any, dims: Any = ()) -> Value:
-    shifts, dims = (tuple(each) if isinstance(each, tuple | list) else (each,) for each in (shifts, dims))
-    if not dims:
-        # Torch flattens the batch with the rest.
-        raise Refusal(BATCH)
-    return append(Roll(shifts, [unit_dim(dim, input) for dim in dims]), input)
-
-
-def _relate_roll(relation: Relation, module: Any, place: int, shapes: Sequence[Sequence[int]]) -> None:
-    for shift, dim in zip(module.shifts, module.dims, strict=True):
-        relation.along(dim - 1, partial(torch.roll, shifts=shift, dims=1))
-
-
-_ROLLS: Rows = {
-    Roll: route(
-        {"shifts": listed(-MOST), "dims": listed(1)}, _relate_roll, functions={_build_roll: [torch.roll, "roll"]}
-    )
 }
 
 
@@ -234,8 +186,10 @@ def _build_narrow(append: Append, input: Value, dim: int, start: int, length: in
 
 def _build_getitem(append: Append, input: Value, index: Any) -> Value:
     index = list(index) if isinstance(index, tuple) else [index]
-    if any(not isinstance(part, slice | int) and part is not None and part is not Ellipsis for part in index):
-        raise Refusal("it picks units by a tensor or a list; slices, whole numbers, None and ... are routed")
+    if any(isinstance(part, Value) for part in index):
+        raise Refusal("it picks units by the values of activations; slices, numbers and constant places are routed")
+    if any(isinstance(part, list | Tensor) for part in index):
+        return _pick(append, input, index)
     rank, used = input.tensor.dim(), sum(part is not None and part is not Ellipsis for part in index)
     if Ellipsis not in index:
         index.append(Ellipsis)
@@ -259,20 +213,84 @@ def _build_getitem(append: Append, input: Value, index: Any) -> Value:
     return value if value.tensor.shape == shape else append(Reshape(shape[1:]), value)
 
 
+def _pick(append: Append, input: Value, index: list[Any]) -> Value:
+    """Units at constant places, given as a list or a tensor."""
+    if index[0] != slice(None) and index[0] is not Ellipsis:
+        raise Refusal(BATCH)
+    places = [torch.as_tensor(part).cpu() if isinstance(part, list | Tensor) else part for part in index]
+    *before, last = places
+    along_one = all(isinstance(part, slice) and part == slice(None) for part in before)
+    if along_one and isinstance(last, Tensor) and last.dim() == 1:
+        chosen = last.nonzero().flatten() if last.dtype == torch.bool else last
+        return selected(append, input, len(before), chosen)
+    if input.tensor[tuple(places)].shape[:1] != input.tensor.shape[:1]:
+        raise Refusal(BATCH)
+    return picked(append, input, lambda units: units[tuple(places)])
+
+
+def _build_picked_number(append: Append, input: Value, dim: int, index: int) -> Value:
+    whole_dims = [slice(None)] * unit_dim(dim, input)
+    return _build_getitem(append, input, (*whole_dims, index))
+
+
+def _build_unbinding(append: Append, input: Value, dim: int = 0) -> list[Value]:
+    size = input.tensor.shape[unit_dim(dim, input)]
+    return [_build_picked_number(append, input, dim, index) for index in range(size)]
+
+
 def _relate_slice(relation: Relation, module: Any, place: int, shapes: Sequence[Sequence[int]]) -> None:
     relation.along(module.dim - 1, lambda m: m[:, module.start : module.stop : module.step])
 
 
 def _build_concatenation(append: Append, tensors: Sequence[Any], dim: int = 0) -> Value:
-    if not all(isinstance(value, Value) for value in tensors):
-        raise Refusal("it puts a constant beside activations; pad with zeros (F.pad) where these are meant")
-    return append(Concatenate(unit_dim(dim, tensors[0])), *tensors)
+    values = [value for value in tensors if isinstance(value, Value)]
+    dim = unit_dim(dim, values[0])
+    if len(values) < len(tensors):
+        return _beside_constants(append, tensors, dim)
+    return values[0] if len(values) == 1 else append(Concatenate(dim), *values)
+
+
+def _beside_constants(append: Append, tensors: Sequence[Any], dim: int) -> Value:
+    """Zeros take a constant's place, and a bias is the constant there."""
+    values: list[Value] = []
+    whole: list[Tensor] = []
+    before = 0
+    for each in tensors:
+        if isinstance(each, Value):
+            values.append(_padded(append, each, dim, before, 0))
+            whole.append(torch.zeros_like(each.tensor))
+            before = 0
+            continue
+        if not isinstance(each, Tensor):
+            raise Refusal(f"it puts {type(each).__name__} beside activations, which is no tensor")
+        whole.append(each.detach().to(next(value.tensor for value in tensors if isinstance(value, Value))))
+        if values:
+            values[-1] = _padded(append, values[-1], dim, 0, each.shape[dim])
+        else:
+            before += each.shape[dim]
+    joined = values[0] if len(values) == 1 else append(Concatenate(dim), *values)
+    return shifted(append, joined, torch.cat(whole, dim))
+
+
+def _padded(append: Append, value: Value, dim: int, before: int, behind: int) -> Value:
+    if before == behind == 0:
+        return value
+    kinds: tuple[Any, ...] = (nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d)
+    rank = value.tensor.dim() - dim
+    if rank > len(kinds):
+        raise Refusal(f"it puts a constant beside activations {rank} dimensions from the end; 3 are known here")
+    return append(kinds[rank - 1]((*[0] * (2 * (rank - 1)), before, behind)), value)
 
 
 def _build_stack(append: Append, tensors: Sequence[Any], dim: int = 0) -> Value:
-    unsqueeze = _build_reshape("unsqueeze")
-    rows = [unsqueeze(append, value, dim) if isinstance(value, Value) else value for value in tensors]
+    rank = next(value.tensor.dim() for value in tensors if isinstance(value, Value))
+    dim, unsqueeze = dim % (rank + 1), _build_reshape("unsqueeze")
+    rows = [unsqueeze(append, each, dim) if isinstance(each, Value) else each.unsqueeze(dim) for each in tensors]
     return _build_concatenation(append, rows, dim)
+
+
+def _build_columns(append: Append, tensors: Sequence[Any]) -> Value:
+    return _build_concatenation(append, tensors, 1)
 
 
 def _relate_concatenation(relation: Relation, module: Any, place: int, shapes: Sequence[Sequence[int]]) -> None:
@@ -304,14 +322,21 @@ _PARTS: Rows = {
         _relate_slice,
         functions={
             **{_build_pieces(target): [target] for target in (torch.chunk, "chunk", torch.split, "split")},
+            **{_build_pieces(target): [target] for target in (torch.tensor_split, "tensor_split")},
             _build_narrow: [torch.narrow, "narrow"],
+            _build_picked_number: [torch.select, "select"],
+            _build_unbinding: [torch.unbind, "unbind"],
             _build_getitem: [operator.getitem],
         },
     ),
     Concatenate: route(
         {"dim": whole(1)},
         _relate_concatenation,
-        functions={_build_concatenation: [torch.cat, torch.concat, torch.concatenate], _build_stack: [torch.stack]},
+        functions={
+            _build_concatenation: [torch.cat, torch.concat, torch.concatenate],
+            _build_stack: [torch.stack],
+            _build_columns: [torch.hstack],
+        },
         inputs=range(1, MOST),
         form=_concatenated_terms,
         gain=Moved(before=_gain_of_part),
@@ -319,7 +344,7 @@ _PARTS: Rows = {
 }
 
 
-ROWS: Rows = _SHAPES | _ORDERS | _ROLLS | _PARTS
+ROWS: Rows = _SHAPES | _ORDERS | _PARTS
 
 
 EMITTED: Rows = {

@@ -17,6 +17,7 @@ from quartz_plugin.operators.linear_map import LinearMap, Shape3, as_convolution
 from quartz_plugin.operators.modules import Add, OneToOne, per_dimension
 from quartz_plugin.operators.relation import Relation
 from quartz_plugin.operators.row import Operator, Role, Rows, changes_no_relation
+from quartz_plugin.operators.selection import broadcast
 from quartz_plugin.operators.settings import MOST, MOST_UNITS, Settings, one_of, sizes, whole
 from quartz_plugin.operators.spelling import spell_space
 from quartz_plugin.operators.tracing import ATTENTION, Append, Build, Refusal, Value
@@ -319,10 +320,8 @@ _ONE_TO_ONE = Operator(
 
 def _build_sum(append: Append, input: Any, other: Any, *, alpha: float = 1) -> Value:
     if isinstance(input, Value) and isinstance(other, Value):
-        if input.tensor.shape != other.tensor.shape:
-            shapes = f"{list(input.tensor.shape[1:])} and {list(other.tensor.shape[1:])}"
-            raise Refusal(f"it adds tensors of different shapes, {shapes}; give both one shape")
-        return append(Add(), input, scaled(append, other, alpha))
+        one, other = broadcast(append, [input, scaled(append, other, alpha)])
+        return append(Add(), one, other)
     if isinstance(input, Value):
         return shifted(append, input, other * alpha)
     return shifted(append, scaled(append, other, alpha), input)

@@ -812,8 +812,13 @@ class TestRefusedNetworks:
             (lambda x: x.clamp(-1, 1).relu(), "'clamp'.*only a lower bound of 0"),
             (lambda x: F.dropout(x, 0.5), "'dropout'.*drops units in eval mode.*training=self.training"),
             (lambda x: F.pad(x, (1, 1), value=1.0), "'pad'.*constant other than 0"),
-            (lambda x: torch.cat([x, x.new_zeros(x.size(0), 2)], 1), "'cat'.*constant beside activations"),
-            (lambda x: x[torch.tensor([0])], "'getitem'.*by a tensor or a list"),
+            (lambda x: x[torch.tensor([0])], "'getitem'.*mixes the batch"),
+            (lambda x: x + x[:1], "'getitem'.*mixes the batch"),
+            (lambda x: x + x.unsqueeze(1), "'add'.*mixes the batch"),
+            (lambda x: x.expand(2, -1, -1), "'expand'.*mixes the batch"),
+            (lambda x: x.repeat(2, 1), "'repeat'.*mixes the batch"),
+            (lambda x: x.repeat_interleave(2), "'repeat_interleave'.*mixes the batch"),
+            (lambda x: x.index_select(1, torch.tensor([7])), "the network does not run on inputs.*out of DATA bounds"),
             (lambda x: F.log_softmax(x, 1).relu(), "log_softmax.*train the network without it"),
             (lambda x: F.gelu(x), "gelu"),
             (lambda x: x[:1], "'getitem'.*mixes the batch"),
@@ -823,17 +828,17 @@ class TestRefusedNetworks:
         message = message_of(Scaled(function), torch.rand(5, 4), ConversionError)
         assert re.search(words, message), message
 
-    def test_with_an_addition_of_different_shapes(self):
-        class Broadcasting(nn.Module):
+    def test_with_an_addition_of_shapes_that_do_not_fit(self):
+        class Unfit(nn.Module):
             def __init__(self):
                 super().__init__()
-                self.fc = nn.Linear(4, 1)
+                self.fc = nn.Linear(4, 2)
 
             def forward(self, x):
                 return x + self.fc(x)
 
-        message = message_of(Broadcasting(), torch.rand(5, 4), ConversionError)
-        assert re.search(r"'add' \(add\).*different shapes, \[4\] and \[1\]", message), message
+        message = message_of(Unfit(), torch.rand(5, 4), ConversionError)
+        assert re.search(r"does not run on inputs of shape \[1, 4\].*must match the size", message), message
 
     def test_with_branches_that_depend_on_the_data(self):
         message = message_of(Branching(), torch.rand(5, 4), ConversionError)

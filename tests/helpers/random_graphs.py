@@ -44,7 +44,8 @@ class Line:
 
     ``path`` is the name its layer would have. ``rectifies`` marks a ReLU; of a ReLU behind max
     pooling, whose neurons stand in front of it, ``pooled`` is what remains without it, and ``sources`` are the
-    values that the neurons encode. ``pools`` marks a line that pools ``sources`` itself.
+    values that the neurons encode. ``pools`` marks a line that pools ``sources`` itself. ``calls`` counts the nodes
+    that it becomes; the last of them has its value.
     """
 
     names: tuple[str, ...]
@@ -54,6 +55,7 @@ class Line:
     pooled: str = ""
     pools: bool = False
     sources: tuple[str, ...] = ()
+    calls: int = 1
 
     def values(self, net, known, text=None):
         """What the line gives for each of its names."""
@@ -86,6 +88,17 @@ class Constant(nn.Module):
     def __init__(self, value):
         super().__init__()
         self.register_buffer("value", value)
+
+    def extra_repr(self):
+        return str(self.value.tolist())
+
+
+class Token(nn.Module):
+    """Holds numbers of its own that are put beside values, as a class token."""
+
+    def __init__(self, value):
+        super().__init__()
+        self.value = nn.Parameter(value)
 
     def extra_repr(self):
         return str(self.value.tolist())
@@ -380,7 +393,7 @@ class _Writer:
             self.write(text, both, kind, path="add", run=run)
         elif how == "subtract":
             block = self.module(Part("a - b"))
-            self.write(f"self.{block}({a.name}, {b.name})", both, "signed", path=f"{block}.sub", run=run)
+            self.write(f"self.{block}({a.name}, {b.name})", both, "signed", path=f"{block}.sub", run=run, calls=2)
         elif self.chance():
             (made,) = self.write(f"{a.name}.add_({b.name})", both, kind, path="add_", run=run)
             a.kind, a.run, a.weighted = kind, run, False
@@ -389,6 +402,85 @@ class _Writer:
             # torch.fx takes += for +, so nobody may look at the old name again.
             self.write(f"operator.iadd({a.name}, {b.name})", both, kind, path="add", run=run)
             self.values.remove(a)
+
+    def broadcast(self):
+        """A sum or difference with something that is smaller along some dimensions."""
+        large = self.value(lambda v: v.run < 3)
+        if large is None:
+            return
+        dims = [dim for dim in range(1, 1 + len(large.shape)) if self.chance()] or [-1]
+        name, whole = large.name, all(large.shape[dim - (dim > 0)] in (1, 2, 4, 8) for dim in dims)
+        if (not self.exact or whole) and self.chance(60):
+            kind = "signed" if large.kind == "signed" else "positive"
+            made = self.write(f"{name}.mean({dims}, keepdim=True)", [large], kind, path="mean", run=large.run)
+        else:
+            parts = ", ".join(
+                ":1" if dim in dims or dim - len(large.shape) - 1 in dims else ":"
+                for dim in range(1, 1 + len(large.shape))
+            )
+            made = self.write(f"{name}[:, {parts}]", [large], large.kind, run=large.run, alias=True)
+        if not made or made[0].shape == large.shape:
+            return
+        (small,) = made
+        small.routed = True
+        if len(large.shape) < 4 and self.chance(30):
+            self.rectify(small)
+            small = self.values[-1]
+        a, b = (small, large) if self.chance() else (large, small)
+        sign = self.pick("+", "+", "-")
+        block = self.module(Part(f"a {sign} b"))
+        kind = "positive" if "signed" not in (a.kind, b.kind) and sign == "+" else "signed"
+        path, calls = (f"{block}.add", 2) if sign == "+" else (f"{block}.sub", 3)
+        run = max(a.run, b.run)
+        self.write(f"self.{block}({a.name}, {b.name})", [a, b], kind, path=path, run=run, calls=calls)
+
+    def copy(self):
+        """Copies of units, or their order, by places that are known beforehand."""
+        source = self.value(lambda v: math.prod(v.shape) <= 60)
+        if source is None:
+            return
+        name, rank = source.name, len(source.shape)
+        dim = self.pick(*range(1, 1 + rank))
+        size = source.shape[dim - 1]
+        ones = [1] * (rank + 1)
+        twice = [*ones[:dim], 2, *ones[dim + 1 :]]
+        places = [self.pick(*range(size)) for _ in range(self.pick(1, 2, 3))]
+        parts = ":, " * dim
+        choices = [
+            f"{name}.flip({dim})",
+            f"torch.flip({name}, [{dim}, -1])" if dim < rank else f"torch.flip({name}, (-1,))",
+            f"{name}.repeat({twice})",
+            f"torch.tile({name}, {tuple(twice)})",
+            f"{name}.repeat_interleave(2, dim={dim})",
+            f"{name}.index_select({dim}, torch.tensor({places}))",
+            f"{name}[{parts}{places}]",
+            f"{name}.unsqueeze({dim}).expand({', '.join(map(str, [-1] * dim + [2] + [-1] * (rank + 1 - dim)))})",
+            f"{name}.narrow({dim}, 0, 1).expand_as({name})",
+            f"{name}.movedim({dim}, 1)",
+            f"{name}.unbind({dim})[-1]" if rank > 1 else f"{name}.tensor_split(2, dim=1)[0]",
+        ]
+        if rank == 3:
+            choices += [f"F.pixel_shuffle({name}.repeat(1, 4, 1, 1), 2)", f"F.pixel_unshuffle({name}, 2)"]
+        text = self.pick(*choices)
+        alias = any(word in text for word in ("expand", "movedim", "unbind", "split"))
+        for made in self.write(text, [source], source.kind, run=source.run, alias=alias):
+            made.routed = True
+
+    def put_beside(self):
+        """Constants beside a value, and perhaps other values behind them."""
+        source = self.value(lambda v: v.run < 3)
+        if source is None:
+            return
+        name, dim = source.name, self.pick(*range(1, 1 + len(source.shape)))
+        shape = [1, *source.shape]
+        shape[dim] = self.pick(1, 2)
+        token = self.module(Token(torch.randn(shape)))
+        constant = f"self.{token}.value.expand({name}.size(0), {', '.join(['-1'] * len(source.shape))})"
+        parts = self.pick([constant, name], [name, constant], [name, constant, name], [constant, name, constant])
+        # Padding, and then a bias.
+        text = f"torch.cat([{', '.join(parts)}], {dim})"
+        for made in self.write(text, [source], "signed", run=source.run + 1):
+            made.routed = True
 
     def concatenate(self):
         one = self.value()
@@ -621,8 +713,9 @@ class _Writer:
 
     OPERATIONS = (
         *(["rectify"] * 4 + ["weigh"] * 3 + ["branch"] * 3 + ["join"] * 2 + ["concatenate"] * 2),
+        *(["broadcast"] * 2 + ["copy"] * 3 + ["put_beside"]),
         *("bottleneck", "normalise", "compute_with_constants", "max_pool_before_relu", "add_up", "split"),
-        *(["route"] * 3 + ["resize"] * 2 + ["reshape"] * 3 + ["max_pool"] * 3 + ["average"] * 2),
+        *(["route"] * 3 + ["resize"] * 3 + ["reshape"] * 3 + ["max_pool"] * 3 + ["average"] * 2),
     )
 
     def end(self):
@@ -937,10 +1030,9 @@ def assert_the_ann_agrees(net, snn, spike_steps):
         assert_equal_but_for_ties(levels, expected, drive, name)
         return levels / lengths[name] * graph.scales[name].double() + shift
 
-    def by_a_pair(path, value):
+    def by_a_pair(line, value):
         """A signed value, by the pair of layers that carries it, if one does."""
-        # A difference is a change of sign and a sum, and named twice.
-        name = f"{path}_2" if path.endswith(".sub") else path
+        name = line.path if line.calls == 1 else f"{line.path}_{line.calls}"
         if f"{name}_positive" not in lengths:
             return value
         return encoded(f"{name}_positive", value) - encoded(f"{name}_negative", -value)
@@ -979,7 +1071,7 @@ def assert_the_ann_agrees(net, snn, spike_steps):
                 if line.rectifies and line.path in lengths:
                     value = encoded(line.path, value)
                 elif not line.rectifies:
-                    value = by_a_pair(line.path, value)
+                    value = by_a_pair(line, value)
                 # In place: who uses what the line has changed sees the change.
                 known.update(dict.fromkeys(same, value))
             known[line.names[0]] = value

@@ -1,6 +1,7 @@
 """The table of operators: every function, method and module in it, what users add to it, and the page that shows it."""
 
 import copy
+import math
 import operator
 import re
 from pathlib import Path
@@ -58,6 +59,12 @@ def assert_converts(ann, shape=(2, 6, 6), **options):
 
 def sequence(x):
     return x.flatten(2)
+
+
+def places(like, count):
+    """Places from 0 to `count`, without it, in turn; the same for each image."""
+    sample = like.shape[1:]
+    return torch.zeros_like(like, dtype=torch.int64) + (torch.arange(math.prod(sample)) % count).view(sample)
 
 
 EXAMPLES = {
@@ -143,6 +150,39 @@ EXAMPLES = {
     "transpose": lambda net, x: x.transpose(-1, 1),
     torch.swapaxes: lambda net, x: torch.swapaxes(x, 1, 2),
     "swapaxes": lambda net, x: x.swapaxes(2, 3),
+    torch.swapdims: lambda net, x: torch.swapdims(x, 1, 3),
+    "swapdims": lambda net, x: x.swapdims(-1, 1),
+    torch.movedim: lambda net, x: torch.movedim(x, (1, 2), (2, 3)),
+    "movedim": lambda net, x: x.movedim(1, -1),
+    torch.moveaxis: lambda net, x: torch.moveaxis(x, 3, 1),
+    "moveaxis": lambda net, x: x.moveaxis(2, 1),
+    "view_as": lambda net, x: x.view_as(x.flatten(2)),
+    "reshape_as": lambda net, x: x.transpose(1, 2).reshape_as(x.flatten(1)),
+    "expand": lambda net, x: x.unsqueeze(2).expand(-1, 4, 3, 6, -1),
+    "expand_as": lambda net, x: x.mean((2, 3), keepdim=True).expand_as(x),
+    torch.broadcast_to: lambda net, x: torch.broadcast_to(x[:, :1], (x.size(0), 5, 6, 6)),
+    "broadcast_to": lambda net, x: x[..., :1].broadcast_to(x.shape),
+    torch.broadcast_tensors: lambda net, x: torch.add(*torch.broadcast_tensors(x[..., :1], x[:, :1])),
+    "repeat": lambda net, x: x[..., :1].repeat(1, 2, 1, 3) + x[:, [0, 1, 2, 3] * 2, :, :3],
+    torch.tile: lambda net, x: torch.tile(x, (2, 1)),
+    "tile": lambda net, x: x.tile(1, 2, 1, 1),
+    torch.repeat_interleave: lambda net, x: torch.repeat_interleave(x, torch.tensor([1, 0, 2, 1]), 1),
+    "repeat_interleave": lambda net, x: x.repeat_interleave(3, dim=2),
+    torch.flip: lambda net, x: torch.flip(x, (1, -1)),
+    "flip": lambda net, x: x.flip(2),
+    torch.index_select: lambda net, x: torch.index_select(x, 1, torch.tensor([3, 0, 0])),
+    "index_select": lambda net, x: x.index_select(-1, torch.tensor([5])),
+    torch.gather: lambda net, x: torch.gather(x, 1, places(x[:, :2], 3)),
+    "gather": lambda net, x: x.gather(3, places(x, 5)),
+    torch.take_along_dim: lambda net, x: torch.take_along_dim(x, torch.tensor([2, 2, 0]).view(1, 3, 1, 1), 1),
+    "take_along_dim": lambda net, x: x.take_along_dim(torch.tensor([[[[1, 0]]]]), dim=3),
+    torch.select: lambda net, x: torch.select(x, 1, -1),
+    "select": lambda net, x: x.select(2, 3),
+    torch.unbind: lambda net, x: torch.unbind(x, 1)[2],
+    "unbind": lambda net, x: x.unbind(-1)[5] - x.unbind(dim=2)[0],
+    torch.tensor_split: lambda net, x: torch.tensor_split(x, (1, 4), 2)[1],
+    "tensor_split": lambda net, x: x.tensor_split(4, dim=3)[0],
+    torch.hstack: lambda net, x: torch.hstack([x, net.weight[:1, :, :1, :1].expand(x.size(0), 4, 6, 6), x]),
     torch.roll: lambda net, x: torch.roll(x, (1, -2), (1, -1)),
     "roll": lambda net, x: x.roll(shifts=2, dims=3),
     torch.chunk: lambda net, x: torch.chunk(x, 3, 2)[1],

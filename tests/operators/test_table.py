@@ -20,6 +20,7 @@ from quartz_plugin.graph.synapses import fan_out, probed_fan_out, unit_shapes
 from quartz_plugin.neuron import FirstSpikeMaxPool
 from quartz_plugin.operators.gains import IntoGain, IntoWeights, Mixed, Moved, Summed
 from quartz_plugin.operators.linear_map import LinearMap, as_convolution
+from quartz_plugin.operators.modules import Permute
 from quartz_plugin.operators.row import Operator, Role
 from quartz_plugin.operators.settings import whole
 from quartz_plugin.operators.table import (
@@ -168,10 +169,17 @@ def neighbours_as_map(module, shape, out_shape):
     return LinearMap(weight=torch.ones(shape[0], 1, 1, 2), dilation=(1, module.gap), groups=shape[0])
 
 
+def mirrored_twice(append, value):
+    """Two quarter turns: backwards in both dimensions of space."""
+    for _ in range(2):
+        value = append(Permute((0, 1, 3, 2)), append(Mirrored(0), value))
+    return value
+
+
 MIRRORED = Operator(
     role=Role.ROUTE,
     how="mirrored",
-    functions={lambda append, input, dims: append(Mirrored(0), input): ["flip"]},
+    functions={lambda append, input, times, dims: mirrored_twice(append, input): ["rot90"]},
     settings={"places": whole(0)},
     relate=along_rows,
     form=None,
@@ -192,7 +200,7 @@ class Flipping(nn.Module):
     """Calls the method that the first row is for."""
 
     def forward(self, x):
-        return x.flip(-1)
+        return x.rot90(2, (2, 3))
 
 
 @pytest.fixture
@@ -200,7 +208,7 @@ def toys():
     with added_row(Mirrored, MIRRORED), added_row(Neighbours, NEIGHBOURS):
         yield
     assert row_of(Mirrored(1)) is None
-    assert "flip" not in FUNCTIONS
+    assert "rot90" not in FUNCTIONS
 
 
 TOYS = {

@@ -1,0 +1,114 @@
+"""Sums that broadcast, copies, other orders, constants beside activations: hand-made networks against their ANNs."""
+
+import pytest
+import torch
+from helpers.conversions import assert_same_spikes
+from helpers.one_by_one import OneByOne, as_lists
+from helpers.random_graphs import make_exact
+from torch import nn
+
+import quartz_plugin
+from quartz_plugin.costs import InferenceCounts
+from quartz_plugin.graph.synapses import fan_out, probed_fan_out, unit_shapes
+
+
+class Dueling(nn.Module):
+    """State value and advantages, as in a dueling Q network."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.value, self.advantage = nn.Linear(6, 8), nn.Linear(8, 1), nn.Linear(8, 4)
+
+    def forward(self, x):
+        x = self.first(x).relu()
+        advantage = self.advantage(x)
+        return self.value(x) + advantage - advantage.mean(1, keepdim=True)
+
+
+class Gated(nn.Module):
+    """A sum of a map and one number a channel, as of squeeze and excite with a sum."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.gate, self.last = nn.Conv2d(2, 4, 3, padding=1), nn.Conv2d(4, 4, 1), nn.Linear(4, 3)
+
+    def forward(self, x):
+        x = self.conv(x).relu()
+        x = (self.gate(x.mean((2, 3), keepdim=True)) + x).relu()
+        return self.last(x.mean((2, 3)))
+
+
+class Tokens(nn.Module):
+    """A class token in front, and positions on top."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.mix, self.last = nn.Conv2d(2, 5, 2, stride=2), nn.Linear(5, 5), nn.Linear(5, 3)
+        self.token, self.position = nn.Parameter(torch.randn(1, 1, 5)), nn.Parameter(torch.randn(1, 10, 5))
+
+    def forward(self, x):
+        x = self.conv(x).relu().flatten(2).transpose(1, 2)
+        x = torch.cat([self.token.expand(x.size(0), -1, -1), x], 1) + self.position
+        x = (self.mix(x).relu() + x.mean(1, keepdim=True)).relu()
+        return self.last(x[:, 0] + x[:, [3, 1, 3]].sum(1))
+
+
+class Mirrored(nn.Module):
+    """Features of an image and of its mirror image, side by side."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.last = nn.Conv2d(2, 3, 3), nn.Linear(24, 3)
+
+    def forward(self, x):
+        x = torch.cat([self.conv(x).relu(), self.conv(x.flip(3)).relu()], 1)
+        x = x.mean(3).repeat_interleave(2, 1)[:, ::2]
+        return self.last(x.flatten(1) + x.movedim(1, 2).flatten(1))
+
+
+NETWORKS = {"dueling": (Dueling, (6,)), "gated": (Gated, (2, 6, 6)), "tokens": (Tokens, (2, 6, 6))}
+NETWORKS["mirrored"] = (Mirrored, (2, 6, 6))
+
+
+@pytest.fixture(params=NETWORKS)
+def network(request):
+    torch.manual_seed(1)
+    kind, shape = NETWORKS[request.param]
+    return kind().double(), torch.rand(40, *shape)
+
+
+def test_have_the_values_of_their_ann(network):
+    ann, images = network
+    snn = quartz_plugin.convert(ann, images, t_max=1 << 20, percentile=100)
+    torch.testing.assert_close(snn(images), ann(images.double()).detach(), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("options", [{}, {"hold": False}, {"linear": "pair"}, {"weight_bits": 8}], ids=str)
+def test_spike_and_count_alike_in_every_engine(network, options, tmp_path):
+    ann, images = network
+    snn = quartz_plugin.convert(ann, images, t_max=9, **options)
+    snn = snn if "weight_bits" in options else make_exact(snn)
+    stepped = snn.run(images[:3], engine="stepped")
+    for engine in ("event", *(["analytic"] if options.get("hold", True) else [])):
+        assert_same_spikes(snn.run(images[:3], engine=engine).spike_steps, stepped.spike_steps)
+    judge, counted = OneByOne(snn, stepped), InferenceCounts(snn, stepped)
+    assert as_lists(counted["synops"]) == judge.synops()
+    assert as_lists(counted["synops_factored"]) == judge.synops_factored()
+    shapes = unit_shapes(snn.graph)
+    for layer in snn.graph.layers:
+        found, probed = fan_out(layer.projection, shapes), probed_fan_out(layer.projection, shapes)
+        assert all(torch.equal(found[source], probed[source]) for source in probed)
+    snn.save(tmp_path / "snn.safetensors")
+    assert torch.equal(quartz_plugin.load(tmp_path / "snn.safetensors")(images), snn(images))
+
+
+def test_a_smaller_operand_costs_a_synapse_for_each_place_it_reaches():
+    torch.manual_seed(1)
+    snn = quartz_plugin.convert(Gated(), torch.rand(40, 2, 6, 6))
+    assert [(row["operation"], row["became"]) for row in snn.report if row["module"].startswith("add")] == [
+        ("add", "routing"),
+        ("add", "synapses"),
+    ]
+    counts = {row["module"]: row["synapses"] for row in snn.report if row.get("synapses")}
+    # Each of 36 places of 4 channels reaches all 36 of all 4 by way of the gate.
+    assert counts["relu_2"] == 144 * 144
