@@ -1,43 +1,41 @@
 """Synapses of a converted network, counted exactly: entries of the composed map between two layers of spikes.
 
-The units of a source reach the neurons of a layer by a relation, composed of those that the table of operators has for
-the modules between them (:mod:`quartz_plugin.operators.relation`); where several paths lead from a source to a layer,
-their union is counted by inclusion and exclusion. Borders and overlaps are exact.
+The units of a source reach those of a node by relations, composed of those that the table of operators has for the
+modules between them; where several paths meet, they are united (:mod:`quartz_plugin.operators.unions`). One walk over
+the graph finds them all. Borders and overlaps are exact.
 """
 
 from __future__ import annotations
 
 import copy
-import itertools
 import math
-from collections.abc import Sequence
-from typing import Any, TypeVar
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, fx, nn
 
-from quartz_plugin.graph.converted import ConvertedGraph, Projection
-from quartz_plugin.graph.walk import LevelWalk, Step, plan_walk
-from quartz_plugin.operators.relation import NoProductError, Relation, row_sums
+from quartz_plugin.graph.converted import ConvertedGraph, Layer, Projection
+from quartz_plugin.graph.walk import LevelWalk, Step, Walk, plan_walk
+from quartz_plugin.operators.relation import NoProductError, Relation
 from quartz_plugin.operators.table import adds, moves_spikes, row_of, weighs
+from quartz_plugin.operators.unions import Union, Unions
 
-MOST_PATHS = 6
-"""Paths from one source into one layer whose union is counted by inclusion and exclusion; beyond, units are probed."""
+MOST_PROBED = 2**26
+"""Values that may be computed for a report to find how many neurons each unit reaches, by a spike from each."""
 
 Module = TypeVar("Module", bound=nn.Module)
 
 FanOut = dict[str, dict[str, Tensor]]
-"""Layer -> name of a source node -> number of synapses of each source unit into that layer."""
+"""Layer -> name of a source node -> number of synapses of each source unit into that layer. Not to be changed."""
 
 
 def fan_outs(graph: ConvertedGraph) -> FanOut:
     """:func:`fan_out` of every layer, int64 of each source's shape."""
-    shapes = unit_shapes(graph)
-    counts = {}
-    for layer in graph.layers:
-        by_source = fan_out(layer.projection, shapes)
-        counts[layer.name] = {source.name: count for source, count in by_source.items()}
-    return counts
+    counted = _Counted(graph)
+    return {
+        layer.name: {fan.source.name: counted.units(fan) for fan in counted.into(layer)} for layer in counted.layers
+    }
 
 
 def unit_shapes(graph: ConvertedGraph) -> dict[fx.Node, torch.Size]:
@@ -55,11 +53,11 @@ class _Shapes(LevelWalk):
         return self.source(step)
 
 
-def synapse_counts(graph: ConvertedGraph, most_probes: int = 4096) -> dict[str, tuple[int, int] | None]:
+def synapse_counts(graph: ConvertedGraph, most_probed: int = MOST_PROBED) -> dict[str, tuple[int, int] | None]:
     """Layer -> its synapses: of the composed maps into it, and of the chains as software runs them.
 
-    A chain that several layers share is counted for the first of them alone in the second figure. None where a
-    count would have to send a spike from each of more than `most_probes` units.
+    A chain that several layers share is counted for the first of them alone in the second figure. None where a spike
+    from each unit would have to be sent, and more than `most_probed` values computed for it.
 
     Examples
     --------
@@ -68,17 +66,16 @@ def synapse_counts(graph: ConvertedGraph, most_probes: int = 4096) -> dict[str, 
     >>> synapse_counts(quartz_plugin.convert(bottleneck, torch.rand(32, 4)).graph)
     {'1': (32, 32), '4': (64, 32)}
     """
-    shapes = unit_shapes(graph)
-    counted: set[fx.Node] = set()
-    counts: dict[str, tuple[int, int] | None] = {}
-    for layer in graph.layers:
+    counted = _Counted(graph, most_probed)
+    chains = counted.chains()
+
+    def counts_of(layer: Layer) -> tuple[int, int] | None:
         try:
-            composed = fan_out(layer.projection, shapes, most_probes).values()
-            chain = _chain(layer.projection, shapes, counted, most_probes)
-            counts[layer.name] = sum(int(count.sum()) for count in composed), sum(int(c.sum()) for _, c in chain)
+            return sum(map(counted.total, counted.into(layer))), sum(map(counted.total, chains[layer.name]))
         except _TooManyProbesError:
-            counts[layer.name] = None
-    return counts
+            return None
+
+    return {layer.name: counts_of(layer) for layer in counted.layers}
 
 
 Chain = list[tuple[str, Tensor]]
@@ -87,34 +84,121 @@ Chain = list[tuple[str, Tensor]]
 
 def chains(graph: ConvertedGraph) -> dict[str, Chain]:
     """Layer -> the synapses of each linear map on the way to it; a shared map stands with the first layer alone."""
-    shapes = unit_shapes(graph)
-    counted: set[fx.Node] = set()
-    return {layer.name: _chain(layer.projection, shapes, counted) for layer in graph.layers}
+    counted = _Counted(graph)
+    return {
+        layer: [(fan.source.name, counted.units(fan)) for fan in chain] for layer, chain in counted.chains().items()
+    }
 
 
-def _chain(
-    projection: Projection, shapes: dict[fx.Node, torch.Size], counted: set[fx.Node], most_probes: int | None = None
-) -> Chain:
-    module = projection.module
-    routed = set(projection.sources)
-    chain: Chain = []
+class _Fan(NamedTuple):
+    """Synapses between the units of a node and those of another, where they are known as a union of relations."""
 
-    def one_to_one(node: fx.Node) -> tuple[str, Tensor]:
-        return node.name, torch.ones(shapes[node], dtype=torch.int64)
+    source: fx.Node
+    union: Union | None
+    projection: Projection
 
-    for node in projection.nodes:
-        each = module.get_submodule(str(node.target))
-        before = node.all_input_nodes
-        if routed.issuperset(before) and moves_spikes(each, shapes[before[0]]):
-            routed.add(node)
-        if node not in counted and adds(each):
-            # Spikes that are added as they come do so through a synapse each.
-            chain += [one_to_one(arg) for arg in before if arg in routed]
-        elif node not in counted and weighs(each, shapes[before[0]]):
-            each_count = fan_out(Projection(module, tuple(before), (node,), node), shapes, most_probes)
-            chain += [(source.name, count) for source, count in each_count.items()]
-        counted.add(node)
-    return [*chain, one_to_one(projection.target)] if projection.target in routed else chain
+
+class _Counted:
+    """Finds which units reach which in a network, and counts them; one that is not to be edited meanwhile."""
+
+    def __init__(self, graph: ConvertedGraph, most_probed: float = math.inf) -> None:
+        self.layers, self.module, self.most_probed = graph.layers, graph.module, most_probed
+        self.shapes, self.unions = unit_shapes(graph), Unions()
+        targets = [layer.projection.target for layer in self.layers]
+        walk = _Reaching(plan_walk(self.module, keep=targets), self.shapes, self.unions)
+        walk.run(None)
+        self.reached: Mapping[fx.Node, _Reached] = walk.values
+
+    def into(self, layer: Layer) -> Iterator[_Fan]:
+        """Synapses of the composed maps into a layer, from each of its sources."""
+        projection = layer.projection
+        reached = self.reached[projection.target]
+        return (_Fan(source, reached[source], projection) for source in projection.sources)
+
+    def chains(self) -> dict[str, list[_Fan]]:
+        """Layer -> the synapses of each linear map on the way to it; a shared map stands with the first layer alone."""
+        seen: set[fx.Node] = set()
+        return {layer.name: list(self._chain(layer.projection, seen)) for layer in self.layers}
+
+    def _chain(self, projection: Projection, seen: set[fx.Node]) -> Iterator[_Fan]:
+        routed = set(projection.sources)
+        for node in projection.nodes:
+            each = self.module.get_submodule(str(node.target))
+            before = node.all_input_nodes
+            if routed.issuperset(before) and moves_spikes(each, self.shapes[before[0]]):
+                routed.add(node)
+            if node not in seen and adds(each):
+                # Spikes that are added as they come do so through a synapse each.
+                yield from (self._one_to_one(arg) for arg in before if arg in routed)
+            elif node not in seen and weighs(each, self.shapes[before[0]]):
+                alone = Projection(self.module, tuple(before), (node,), node)
+                reached = _reached(alone, self.shapes, self.unions)
+                yield from (_Fan(source, reached[source], alone) for source in before)
+            seen.add(node)
+        if projection.target in routed:
+            yield self._one_to_one(projection.target)
+
+    def _one_to_one(self, node: fx.Node) -> _Fan:
+        return _Fan(node, self.unions.identity(self.shapes[node]), Projection(self.module, (node,), (), node))
+
+    def units(self, fan: _Fan) -> Tensor:
+        """For each unit of the source, its synapses: int64, of the source's shape."""
+        return _units(fan, self.shapes, self.unions, self.most_probed)
+
+    def total(self, fan: _Fan) -> int:
+        """Synapses of all units of the source."""
+        if fan.union is not None:
+            try:
+                return self.unions.total(fan.union)
+            except NoProductError:
+                pass
+        return int(self.units(fan).sum())
+
+
+_Reached = dict[fx.Node, Union | None]
+"""Node that emits spikes -> what its units reach at some other node; None where that is no small union of products."""
+
+
+class _Reaching(Walk):
+    """Finds what the units of each node that emits spikes reach at all others."""
+
+    def __init__(self, steps: Iterable[Step], shapes: Mapping[fx.Node, torch.Size], unions: Unions) -> None:
+        super().__init__(steps)
+        self.shapes, self.unions = shapes, unions
+
+    def _itself(self, step: Step) -> _Reached:
+        return {step.node: self.unions.identity(self.shapes[step.node])}
+
+    at_input = at_neurons = at_pool = _itself
+
+    def at_delay(self, step: Step) -> _Reached:
+        reached: _Reached = self.source(step)
+        return reached
+
+    def at_synapses(self, step: Step) -> _Reached:
+        if step.module is None or step.arguments is None:
+            return dict.fromkeys(source for before in step.sources for source in self.values[before])
+        shapes = [self.shapes[before] for before in step.arguments]
+        reached: _Reached = {}
+        for place, before in enumerate(step.arguments):
+            for source, union in self.values[before].items():
+                try:
+                    if union is None:
+                        raise NoProductError
+                    behind = self.unions.composed(union, step.module, place, shapes)
+                    known = reached.get(source, behind)
+                    reached[source] = None if known is None else self.unions.united(known, behind)
+                except NoProductError:
+                    reached[source] = None
+        return reached
+
+
+def _reached(projection: Projection, shapes: Mapping[fx.Node, torch.Size], unions: Unions) -> _Reached:
+    """What the units of the sources of a projection reach at its target."""
+    from_sources = {source: {source: unions.identity(shapes[source])} for source in projection.sources}
+    steps = plan_walk(projection.module, keep=[projection.target], among=projection.nodes)
+    reached: _Reached = _Reaching(steps, shapes, unions).run_from(from_sources)[projection.target]
+    return reached
 
 
 def pool_fan_out(pool: nn.Module, shape: Sequence[int]) -> Tensor:
@@ -125,7 +209,10 @@ def pool_fan_out(pool: nn.Module, shape: Sequence[int]) -> Tensor:
     >>> pool_fan_out(nn.MaxPool1d(3, stride=1), (1, 5))
     tensor([[1, 2, 3, 2, 1]])
     """
-    return _outer(pool_relation(pool, shape).reached())
+    product = torch.ones((), dtype=torch.int64)
+    for count in pool_relation(pool, shape).reached():
+        product = product.unsqueeze(-1) * count
+    return product
 
 
 def pool_relation(pool: nn.Module, shape: Sequence[int]) -> Relation:
@@ -138,11 +225,9 @@ def pool_relation(pool: nn.Module, shape: Sequence[int]) -> Relation:
 
 
 def relation_to(projection: Projection, source: fx.Node, shapes: dict[fx.Node, torch.Size]) -> Relation | None:
-    """Units of a source by the neurons that they reach; None where several paths lead there, or it is no product."""
-    paths = _paths(projection, source)
-    if paths is None or len(paths) != 1:
-        return None
-    return _along(projection, paths[0], shapes)
+    """Units of a source by the neurons that they reach; None where it is no product."""
+    union = _reached(projection, shapes, Unions())[source]
+    return union[0].copy() if union is not None and len(union) == 1 else None
 
 
 class _TooManyProbesError(Exception):
@@ -150,7 +235,7 @@ class _TooManyProbesError(Exception):
 
 
 def fan_out(
-    projection: Projection, shapes: dict[fx.Node, torch.Size], most_probes: int | None = None
+    projection: Projection, shapes: dict[fx.Node, torch.Size], most_probed: float = math.inf
 ) -> dict[fx.Node, Tensor]:
     """Number of neurons that each source unit reaches: its weight synapses, an entry of the composed map each.
 
@@ -160,22 +245,31 @@ def fan_out(
         The synapses of a layer.
     shapes : dict
         Shape of every node's value, as :func:`unit_shapes` gives.
-    most_probes : int, optional
-        Where a count would need more spikes than this, give up with an exception.
+    most_probed : int, optional
+        Where a spike from each unit would have to be sent, and more values computed than this, give up with an
+        exception.
 
     Returns
     -------
     dict
-        Source -> int64, of the source's shape.
+        Source -> int64, of the source's shape. Not to be changed.
     """
-    counts = {}
-    for source in projection.sources:
-        paths = _paths(projection, source)
-        count = None if paths is None else _size_of_union(projection, paths, shapes)
-        if count is None and most_probes is not None and shapes[source].numel() > most_probes:
-            raise _TooManyProbesError
-        counts[source] = _probed(projection, source, shapes) if count is None else count.view(shapes[source])
-    return counts
+    unions = Unions()
+    reached = _reached(projection, shapes, unions)
+    return {
+        source: _units(_Fan(source, reached[source], projection), shapes, unions, most_probed)
+        for source in projection.sources
+    }
+
+
+def _units(fan: _Fan, shapes: Mapping[fx.Node, torch.Size], unions: Unions, most_probed: float) -> Tensor:
+    if fan.union is not None:
+        try:
+            units = unions.units(fan.union)
+            return units.view(shapes[fan.source]) if fan.union else units.expand(shapes[fan.source])
+        except NoProductError:
+            pass
+    return _probed(fan.projection, fan.source, shapes, most_probed)
 
 
 def probed_fan_out(projection: Projection, shapes: dict[fx.Node, torch.Size]) -> dict[fx.Node, Tensor]:
@@ -191,95 +285,37 @@ def with_unit_weights(module: Module) -> Module:
     return ones
 
 
-def _probed(projection: Projection, source: fx.Node, shapes: dict[fx.Node, torch.Size], chunk: int = 256) -> Tensor:
-    ones = with_unit_weights(projection.module).cpu().double()
-    probe = Projection(ones, projection.sources, projection.nodes, projection.target)
-    shape = shapes[source]
-    units = math.prod(shape)
+def _probed(
+    projection: Projection,
+    source: fx.Node,
+    shapes: Mapping[fx.Node, torch.Size],
+    most_probed: float = math.inf,
+    chunk: int = 256,
+) -> Tensor:
+    behind = {source}
+    for node in projection.nodes:
+        if not behind.isdisjoint(node.all_input_nodes):
+            behind.add(node)
+    passed = [node for node in projection.nodes if node in behind]
+    units = shapes[source].numel()
+    if units * sum(shapes[node].numel() for node in passed) > most_probed:
+        raise _TooManyProbesError
+    steps = [
+        step if step.module is None else step._replace(module=with_unit_weights(step.module).cpu().double())
+        for step in plan_walk(projection.module, keep=[projection.target], among=passed)
+    ]
+    silent = {before for step in steps for before in step.sources} - behind
     reached = []
     for start in range(0, units, chunk):
         stop = min(start + chunk, units)
         spikes = torch.zeros(stop - start, units, dtype=torch.float64)
         spikes[torch.arange(stop - start), torch.arange(start, stop)] = 1.0
-        inputs = {other: torch.zeros(stop - start, *shapes[other], dtype=torch.float64) for other in probe.sources}
-        inputs[source] = spikes.view(-1, *shape)
+        values = {node: torch.zeros(stop - start, *shapes[node], dtype=torch.float64) for node in silent}
+        values[source] = spikes.view(-1, *shapes[source])
         with torch.no_grad():
-            reached.append((probe(inputs) > 0).unsqueeze(-1).flatten(1).sum(dim=1))
-    return torch.cat(reached).view(shape)
-
-
-Path = list[tuple[fx.Node, int]]
-"""Nodes on the way, each with the place among its inputs at which the path enters it."""
-
-
-def _paths(projection: Projection, source: fx.Node) -> list[Path] | None:
-    """All paths from a source to the neurons; None where there are too many."""
-    inside = set(projection.nodes)
-    if source is projection.target:
-        return [[]]
-    paths: list[Path] = []
-    pending: list[tuple[fx.Node, Path]] = [(projection.target, [])]
-    while pending:
-        node, behind = pending.pop()
-        for place, before in enumerate(arg for arg in node.args if isinstance(arg, fx.Node)):
-            path = [(node, place), *behind]
-            if before is source:
-                paths.append(path)
-            elif before in inside:
-                pending.append((before, path))
-        if len(paths) + len(pending) > 64 * MOST_PATHS or len(paths) > MOST_PATHS:
-            return None
-    return paths
-
-
-def _size_of_union(projection: Projection, paths: list[Path], shapes: dict[fx.Node, torch.Size]) -> Tensor | None:
-    """For each source unit, how many neurons it reaches on any of the paths."""
-    relations: list[Relation] = []
-    for path in paths:
-        relation = _along(projection, path, shapes)
-        if relation is None or (relations and not relation.matches(relations[0])):
-            return None
-        relations.append(relation)
-    total: Tensor | None = None
-    for count in range(1, len(relations) + 1):
-        for chosen in itertools.combinations(relations, count):
-            if count == 1:
-                reached = chosen[0].reached()
-            else:
-                places = range(len(chosen[0].factors))
-                reached = [row_sums(torch.stack([r.factor(place) for r in chosen]).amin(0)) for place in places]
-            size = _outer(reached)
-            size = size if count % 2 else -size
-            total = size if total is None else total + size
-    return total
-
-
-def _outer(counts: list[Tensor]) -> Tensor:
-    """For each unit of the product, how many coordinates it is related to."""
-    product = torch.ones((), dtype=torch.int64)
-    for count in counts:
-        product = product.unsqueeze(-1) * count
-    return product
-
-
-def _along(projection: Projection, path: Path, shapes: dict[fx.Node, torch.Size]) -> Relation | None:
-    if not path:
-        source = projection.target
-    else:
-        node, place = path[0]
-        source = [arg for arg in node.args if isinstance(arg, fx.Node)][place]
-    relation = Relation.identity(shapes[source])
-    for node, place in path:
-        module = projection.module.get_submodule(str(node.target))
-        inputs = [arg for arg in node.args if isinstance(arg, fx.Node)]
-        row = row_of(module)
-        if row is None or row.relate is None:
-            return None
-        try:
-            row.relate(relation, module, place, [shapes[arg] for arg in inputs])
-        except NoProductError:
-            return None
-    return relation
+            current = LevelWalk(steps).run_from(values)[projection.target]
+        reached.append((current > 0).unsqueeze(-1).flatten(1).sum(dim=1))
+    return torch.cat(reached).view(shapes[source])
 
 
 __all__ = [

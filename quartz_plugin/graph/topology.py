@@ -133,7 +133,13 @@ class Topology:
     @cached_property
     def fan_outs(self) -> FanOut:
         """Return :func:`quartz_plugin.graph.synapses.fan_outs`, float64: dot products of it are exact below 2^53."""
-        return {layer: _double(by_source) for layer, by_source in fan_outs(self.graph).items()}
+        counts = fan_outs(self.graph)
+        # Many are one tensor.
+        doubles = {id(count): count.flatten().double() for by_source in counts.values() for count in by_source.values()}
+        return {
+            layer: {source: doubles[id(count)] for source, count in by_source.items()}
+            for layer, by_source in counts.items()
+        }
 
     @cached_property
     def chains(self) -> dict[str, Chain]:
@@ -211,10 +217,6 @@ def routed_nodes(module: fx.GraphModule, shapes: Mapping[fx.Node, torch.Size]) -
             spikes.add(node)
             routed.append(node)
     return routed
-
-
-def _double(counts: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {source: count.flatten().double() for source, count in counts.items()}
 
 
 class Derived(Generic[Result]):

@@ -14,6 +14,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+MOST_ELEMENTS = 2**24
+"""Elements of a factor that several others are joined to; larger ones would not be found quickly."""
+
 
 class NoProductError(Exception):
     """A composed relation is no product of relations of single dimensions."""
@@ -24,27 +27,51 @@ class Relation:
     """The coordinates that a unit reaches, as a product of factors: one for each source dimension, then free ones.
 
     A factor is ``[size of the source's dimension, *sizes]``, 1 where a source coordinate reaches a coordinate of
-    the current tensor; ``dims`` holds, for each dimension of that tensor, which factor and axis it is. An identity
-    is no more than its size until it meets another relation: that of a long vector would not fit into memory.
+    the current tensor, and ``[1, *sizes]`` if it is free; ``dims`` holds, for each dimension of that tensor, which
+    factor and axis it is. An identity is no more than its size until it meets another relation: that of a long vector
+    would not fit into memory.
 
     Methods that compose it with one more map raise :class:`NoProductError` where the result is none.
+
+    Attributes
+    ----------
+    factors : list of Tensor or int
+        The factors; an int is an identity of that size.
+    dims : list of (int, int)
+        Factor and axis of each dimension of the current tensor.
+    sources : int
+        Number of source dimensions.
+    flat : bool
+        Whether the dimensions of the current tensor have become one, which cannot be told apart.
+    order : Tensor or None
+        Number of the source's unit for each unit of the factors; None where they are in the source's order.
     """
 
     factors: list[Tensor | int]
     dims: list[tuple[int, int]]
+    sources: int
     flat: bool = False
+    order: Tensor | None = None
 
     @classmethod
     def identity(cls, shape: Sequence[int]) -> Relation:
         """Each unit of this shape reaches itself."""
-        return cls(list(shape), [(index, 1) for index in range(len(shape))])
+        return cls(list(shape), [(index, 1) for index in range(len(shape))], len(shape))
+
+    def copy(self) -> Relation:
+        """Return one that can be composed further while this one stays as it is."""
+        return Relation(list(self.factors), list(self.dims), self.sources, self.flat, self.order)
 
     def factor(self, index: int) -> Tensor:
         """A factor as a tensor."""
         factor = self.factors[index]
         if isinstance(factor, int):
-            self.factors[index] = factor = torch.eye(factor, dtype=torch.float32)
+            self.factors[index] = factor = as_tensor(factor)
         return factor
+
+    def source_sizes(self) -> list[int]:
+        """Sizes of the source's dimensions."""
+        return [factor if isinstance(factor, int) else len(factor) for factor in self.factors[: self.sources]]
 
     def reached(self) -> list[Tensor]:
         """For each factor, how many coordinates each of its source coordinates reaches."""
@@ -84,11 +111,6 @@ class Relation:
             total = total * torch.tensor(counts, dtype=torch.int64).view(shape)
         return total
 
-    def matches(self, other: Relation) -> bool:
-        """Check whether both relate the same dimensions, so that they can be intersected."""
-        same = self.dims == other.dims and self.flat == other.flat and len(self.factors) == len(other.factors)
-        return same and all(self.factor(i).shape == other.factor(i).shape for i in range(len(self.factors)))
-
     def size(self, dim: int) -> int:
         """Size of a dimension of the current tensor."""
         index, axis = self.dims[dim]
@@ -120,23 +142,42 @@ class Relation:
     def remove(self, dim: int) -> None:
         """Take out a dimension of size 1."""
         self.rank()
+        self._reduce(*self.dims[dim])
         del self.dims[dim]
+
+    def _reduce(self, index: int, axis: int) -> None:
+        """Take an axis from a factor: what reaches any of its coordinates."""
+        factor = self.factors[index]
+        self.factors[index] = (
+            torch.ones(factor, dtype=torch.float32) if isinstance(factor, int) else any_along(factor, axis)
+        )
+        self.dims = [(of, at - (of == index and at > axis)) for of, at in self.dims]
+
+    def mix(self, dim: int, outputs: int, groups: int = 1) -> None:
+        """Compose with a matrix along one dimension, or with so many of one size along its diagonal."""
+        (index, axis), inputs = self.dims[dim % self.rank()], self.size(dim)
+        if groups == 1:
+            self._reduce(index, axis)
+            self.dims[dim] = (len(self.factors), 1)
+            self.factors.append(torch.ones(1, outputs, dtype=torch.float32))
+        elif groups != inputs or groups != outputs:
+            block = torch.ones(inputs // groups, outputs // groups, dtype=torch.float32)
+            matrix = torch.block_diag(*[block] * groups)
+            self.along(dim, lambda m: m @ matrix)
 
     def connect_all(self, outputs: int) -> None:
         """Compose with a matrix: what reaches any feature reaches all outputs; the last dimension, or a flat tensor."""
-        last = self.dims[-1][0]
-        for index, factor in enumerate(self.factors):
-            if not self.flat and index != last:
-                continue
-            if isinstance(factor, int):
-                self.factors[index] = torch.ones(factor, 1, dtype=torch.float32)
-            elif self.flat:
-                self.factors[index] = factor.reshape(len(factor), -1).amax(dim=1, keepdim=True)
-            else:
-                self.factors[index] = factor.amax(dim=self.dims[-1][1], keepdim=True)
-        self.factors.append(torch.ones(1, outputs, dtype=torch.float32))
-        self.dims = [*([] if self.flat else self.dims[:-1]), (len(self.factors) - 1, 1)]
-        self.flat = False
+        if self.flat:
+            self.factors = [
+                torch.ones(factor, dtype=torch.float32)
+                if isinstance(factor, int)
+                else any_along(factor.reshape(len(factor), -1), 1)
+                for factor in self.factors
+            ]
+            self.dims, self.flat = [(len(self.factors), 1)], False
+            self.factors.append(torch.ones(1, outputs, dtype=torch.float32))
+        else:
+            self.mix(len(self.dims) - 1, outputs)
 
     def flatten(self, reshaped: Callable[[Sequence[int]], Sequence[int]]) -> None:
         """:meth:`reshape` to one dimension at its end, which a tensor that is flat already has."""
@@ -146,22 +187,35 @@ class Relation:
     def reshape(self, reshaped: Callable[[Sequence[int]], Sequence[int]]) -> None:
         """Give the current tensor the shape that `reshaped` makes of its own."""
         old = [self.size(dim) for dim in range(len(self.dims))]
-        in_order = self.dims == [(index, 1) for index in range(len(self.factors))]
-        untouched = in_order and all(isinstance(factor, int) for factor in self.factors)
         new = list(reshaped([math.prod(old)] if self.flat else old))
+        self.separate()
         if not self.flat and self._reshape_by_factor(old, new):
             return
-        if untouched:
-            # Nothing has happened yet: the source's units may as well be of that shape.
-            self.factors, self.dims, self.flat = list(new), [(index, 1) for index in range(len(new))], False
+        if self._only_moves():
+            self._renumber(new)
             return
         self.flat = len(new) == 1
         if not self.flat:
             raise NoProductError
 
+    def _only_moves(self) -> bool:
+        """Check that each unit of the source is one of the current tensor, and nothing but its place has changed."""
+        each = sorted(index for index, _ in self.dims) == list(range(len(self.factors)))
+        return each and all(isinstance(factor, int) for factor in self.factors)
+
+    def _renumber(self, new: Sequence[int]) -> None:
+        """See the source's units as those of the current tensor in its new shape, which they are one by one."""
+        units = torch.arange(math.prod(self.source_sizes())).view(self.source_sizes())
+        units = units.permute([index for index, _ in self.dims]).flatten()
+        order = units if self.order is None else self.order[units]
+        in_order = torch.equal(order, torch.arange(len(order)))
+        identity = Relation.identity(new)
+        self.factors, self.dims, self.sources = identity.factors, identity.dims, identity.sources
+        self.flat, self.order = False, None if in_order else order
+
     def _reshape_by_factor(self, old: list[int], new: list[int]) -> bool:
-        """Reshape where dimensions are split or merged within one factor each."""
-        factors, dims = list(self.factors), []
+        """Reshape where dimensions are split, or merged that no two dimensions of the source decide."""
+        result, dims = self.copy(), []
         at_old = at_new = 0
         while at_old < len(old) or at_new < len(new):
             # The next few dimensions that hold as many coordinates before as after.
@@ -172,27 +226,108 @@ class Relation:
                 else:
                     end_new += 1
             merged, sizes = self.dims[at_old:end_old], new[at_new:end_new]
-            indices = {index for index, _ in merged}
             if old[at_old:end_old] == sizes:
                 dims += merged
             elif not merged:
-                dims += [(len(factors), 1 + axis) for axis in range(len(sizes))]
-                factors.append(torch.ones(1, *sizes, dtype=torch.float32))
-            elif len(indices) == 1 and self.factor(merged[0][0]).dim() == len(merged) + 1:
-                (index,) = indices
-                ordered = self.factor(index).permute(0, *(axis for _, axis in merged))
-                factors[index] = ordered.reshape(len(ordered), *sizes)
+                dims += [(len(result.factors), 1 + axis) for axis in range(len(sizes))]
+                result.factors.append(torch.ones(1, *sizes, dtype=torch.float32))
+            elif (joined := self._joined(merged)) is not None:
+                index = min(of for of, _ in merged)
+                for of, _ in merged:
+                    # The factors that it is joined with are left without an axis.
+                    result.factors[of] = torch.ones(1, dtype=torch.float32)
+                result.factors[index] = joined.reshape(len(joined), *sizes)
                 dims += [(index, 1 + axis) for axis in range(len(sizes))]
             else:
                 return False
             at_old, at_new = end_old, end_new
-        self.factors, self.dims = factors, dims
+        self.factors, self.dims = result.factors, dims
         return True
+
+    def _joined(self, merged: Sequence[tuple[int, int]]) -> Tensor | None:
+        """One factor of all that these dimensions are of, its axes in their order; None where there is none."""
+        indices = sorted({index for index, _ in merged})
+        axes = [(index, axis) for index in indices for axis in range(1, self._axes(index) + 1)]
+        if len(axes) != len(merged) or sum(index < self.sources for index in indices) > 1:
+            return None
+        if sum(self._elements(index).bit_length() for index in indices) > MOST_ELEMENTS.bit_length():
+            return None
+        joined, sizes = torch.ones(1, 1, dtype=torch.float32), [self._size(*axis) for axis in axes]
+        for index in indices:
+            factor = as_tensor(self.factors[index]).flatten(1)
+            joined = (joined.unsqueeze(2) * factor.unsqueeze(1)).flatten(1)
+        return joined.view(len(joined), *sizes).permute(0, *(1 + axes.index(axis) for axis in merged))
+
+    def _axes(self, index: int) -> int:
+        factor = self.factors[index]
+        return 1 if isinstance(factor, int) else factor.dim() - 1
+
+    def _elements(self, index: int) -> int:
+        factor = self.factors[index]
+        return factor * factor if isinstance(factor, int) else factor.numel()
+
+    def _size(self, index: int, axis: int) -> int:
+        factor = self.factors[index]
+        return factor if isinstance(factor, int) else factor.shape[axis]
+
+    def separate(self) -> None:
+        """Make a free factor of each axis on which what is reached does not depend on the others of its factor.
+
+        So it is behind a matrix: what reaches any of its outputs reaches all.
+        """
+        for dim, (index, axis) in enumerate(self.dims):
+            factor = self.factors[index]
+            if isinstance(factor, int) or (index >= self.sources and factor.dim() == 2):
+                continue
+            rest, line = any_along(factor, axis), any_along(factor.movedim(axis, 0).flatten(1), 1)
+            if int(rest.count_nonzero()) * int(line.count_nonzero()) == int(factor.count_nonzero()):
+                self._reduce(index, axis)
+                self.dims[dim] = (len(self.factors), 1)
+                self.factors.append(line.unsqueeze(0))
+
+    def settle(self) -> None:
+        """Bring it into the one form that all equal relations have, unless they are empty."""
+        self.separate()
+        self.factors = [_identity_or(factor) for factor in self.factors]
+        of_factor: dict[int, list[int]] = {index: [] for index in range(self.sources)}
+        for dim, (index, _) in enumerate(self.dims):
+            of_factor.setdefault(index, []).append(dim)
+        factors: list[Tensor | int] = []
+        dims = dict[int, tuple[int, int]]()
+        for index, members in of_factor.items():
+            factor = self.factors[index]
+            if not isinstance(factor, int):
+                factor = factor.permute(0, *(self.dims[dim][1] for dim in members))
+            dims.update({dim: (len(factors), 1 + axis) for axis, dim in enumerate(members)})
+            factors.append(factor)
+        self.factors, self.dims = factors, [dims[dim] for dim in range(len(self.dims))]
+
+    def is_empty(self) -> bool:
+        """Check whether no unit reaches any."""
+        return any(isinstance(factor, Tensor) and not bool(factor.any()) for factor in self.factors)
+
+
+def as_tensor(factor: Tensor | int) -> Tensor:
+    """A factor as a tensor."""
+    return torch.eye(factor, dtype=torch.float32) if isinstance(factor, int) else factor
+
+
+def _identity_or(factor: Tensor | int) -> Tensor | int:
+    """The size of an identity, in place of its tensor."""
+    if isinstance(factor, int) or factor.dim() != 2 or len(factor) != factor.shape[1] or len(factor) == 1:
+        return factor
+    diagonal = int(factor.diagonal().count_nonzero())
+    return len(factor) if diagonal == len(factor) == int(factor.count_nonzero()) else factor
+
+
+def any_along(factor: Tensor, axis: int) -> Tensor:
+    """1 where any coordinate along an axis is 1; without the axis."""
+    return (factor.sum(dim=axis) > 0).float()
 
 
 def row_sums(factor: Tensor) -> Tensor:
     """For each source coordinate of a factor, how many it reaches."""
-    return factor.reshape(len(factor), -1).sum(dim=1).long()
+    return factor.reshape(len(factor), -1).sum(dim=1, dtype=torch.float64).long()
 
 
-__all__ = ["NoProductError", "Relation", "row_sums"]
+__all__ = ["MOST_ELEMENTS", "NoProductError", "Relation", "as_tensor", "row_sums"]

@@ -99,11 +99,7 @@ def _check_convolution(transposed: bool) -> Callable[[Any, Sequence[Tensor]], No
 
 def _relate_convolution(transposed: bool) -> Callable[[Relation, Any, int, Sequence[Sequence[int]]], None]:
     def relate(relation: Relation, module: Any, place: int, shapes: Sequence[Sequence[int]]) -> None:
-        block = torch.ones(
-            module.in_channels // module.groups, module.out_channels // module.groups, dtype=torch.float32
-        )
-        channels = torch.block_diag(*[block] * module.groups)
-        relation.along(0, lambda m: m @ channels)
+        relation.mix(0, module.out_channels, module.groups)
         rank = relation.rank() - 1
         for dim in range(rank):
             size, stride, dilation = (

@@ -131,7 +131,7 @@ def test_fan_out_of_paths_that_meet_is_that_of_probing_every_unit():
     snn = quartz_plugin.convert(Joined(), torch.rand(8, 4, 8, 8))
     shapes = unit_shapes(snn.graph)
     for layer in snn.graph.layers:
-        counts = fan_out(layer.projection, shapes, most_probes=0)
+        counts = fan_out(layer.projection, shapes, most_probed=0)
         probed = probed_fan_out(layer.projection, shapes)
         assert counts.keys() == probed.keys()
         for source in counts:
