@@ -22,7 +22,7 @@ class NoProductError(Exception):
     """A composed relation is no product of relations of single dimensions."""
 
 
-@dataclass
+@dataclass(eq=False)
 class Relation:
     """The coordinates that a unit reaches, as a product of factors: one for each source dimension, then free ones.
 
@@ -191,23 +191,33 @@ class Relation:
         self.separate()
         if not self.flat and self._reshape_by_factor(old, new):
             return
-        if self._only_moves():
-            self._renumber(new)
+        if (moved := self._moved()) is not None:
+            self._renumber(moved, new)
             return
         self.flat = len(new) == 1
         if not self.flat:
             raise NoProductError
 
-    def _only_moves(self) -> bool:
-        """Check that each unit of the source is one of the current tensor, and nothing but its place has changed."""
-        each = sorted(index for index, _ in self.dims) == list(range(len(self.factors)))
-        return each and all(isinstance(factor, int) for factor in self.factors)
+    def _moved(self) -> Tensor | None:
+        """Number of the unit of the factors at each place of the current tensor; None where it does more than move."""
+        numbers, step = torch.zeros([1] * len(self.dims), dtype=torch.int64), 1
+        for index in reversed(range(len(self.factors))):
+            factor = self.factors[index]
+            places = [dim for dim, (of, _) in enumerate(self.dims) if of == index]
+            if isinstance(factor, Tensor):
+                reach = factor.permute(0, *(self.dims[dim][1] for dim in places)).flatten(1) if places else factor
+                if not places or len(reach) != reach.shape[1] or not _permutes(reach):
+                    return None
+                number = reach.argmax(dim=0)
+            else:
+                number = torch.arange(factor)
+            shape = [self.size(dim) if dim in places else 1 for dim in range(len(self.dims))]
+            numbers, step = numbers + step * number.view(shape), step * len(number)
+        return numbers.flatten()
 
-    def _renumber(self, new: Sequence[int]) -> None:
+    def _renumber(self, moved: Tensor, new: Sequence[int]) -> None:
         """See the source's units as those of the current tensor in its new shape, which they are one by one."""
-        units = torch.arange(math.prod(self.source_sizes())).view(self.source_sizes())
-        units = units.permute([index for index, _ in self.dims]).flatten()
-        order = units if self.order is None else self.order[units]
+        order = moved if self.order is None else self.order[moved]
         in_order = torch.equal(order, torch.arange(len(order)))
         identity = Relation.identity(new)
         self.factors, self.dims, self.sources = identity.factors, identity.dims, identity.sources
@@ -275,8 +285,8 @@ class Relation:
 
         So it is behind a matrix: what reaches any of its outputs reaches all.
         """
-        for dim, (index, axis) in enumerate(self.dims):
-            factor = self.factors[index]
+        for dim in range(len(self.dims)):
+            (index, axis), factor = self.dims[dim], self.factors[self.dims[dim][0]]
             if isinstance(factor, int) or (index >= self.sources and factor.dim() == 2):
                 continue
             rest, line = any_along(factor, axis), any_along(factor.movedim(axis, 0).flatten(1), 1)
@@ -316,8 +326,12 @@ def _identity_or(factor: Tensor | int) -> Tensor | int:
     """The size of an identity, in place of its tensor."""
     if isinstance(factor, int) or factor.dim() != 2 or len(factor) != factor.shape[1] or len(factor) == 1:
         return factor
-    diagonal = int(factor.diagonal().count_nonzero())
-    return len(factor) if diagonal == len(factor) == int(factor.count_nonzero()) else factor
+    return len(factor) if bool((factor.diagonal() == 1).all()) and _permutes(factor) else factor
+
+
+def _permutes(matrix: Tensor) -> bool:
+    """Check that a square matrix of zeros and ones has a single one in each row and column."""
+    return bool((matrix.sum(dim=0) == 1).all()) and bool((matrix.sum(dim=1) == 1).all())
 
 
 def any_along(factor: Tensor, axis: int) -> Tensor:

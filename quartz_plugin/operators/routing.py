@@ -138,6 +138,20 @@ def _relate_shuffle(relation: Relation, module: Any, place: int, shapes: Sequenc
     relation.along(0, lambda m: m[:, order])
 
 
+def _relate_pixel_shuffle(relation: Relation, module: Any, place: int, shapes: Sequence[Sequence[int]]) -> None:
+    (channels, height, width), factor = shapes[0], module.upscale_factor
+    relation.reshape(lambda _: (channels // factor**2, factor, factor, height, width))
+    relation.permute([0, 3, 1, 4, 2])
+    relation.reshape(lambda _: (channels // factor**2, height * factor, width * factor))
+
+
+def _relate_pixel_unshuffle(relation: Relation, module: Any, place: int, shapes: Sequence[Sequence[int]]) -> None:
+    (channels, height, width), factor = shapes[0], module.downscale_factor
+    relation.reshape(lambda _: (channels, height // factor, factor, width // factor, factor))
+    relation.permute([0, 2, 4, 1, 3])
+    relation.reshape(lambda _: (channels * factor**2, height // factor, width // factor))
+
+
 _PERMUTATIONS = (
     *(torch.permute, "permute", torch.transpose, "transpose", torch.swapaxes, "swapaxes"),
     *(torch.swapdims, "swapdims", torch.movedim, "movedim", torch.moveaxis, "moveaxis"),
@@ -149,12 +163,15 @@ _ORDERS: Rows = {
         _relate_permutation,
         functions={_build_permutation(target): [target] for target in _PERMUTATIONS},
     ),
-    # The two between channels and space are no product of relations of single dimensions.
     nn.PixelShuffle: route(
-        {"upscale_factor": whole(1)}, None, functions={build_module(nn.PixelShuffle): [F.pixel_shuffle]}
+        {"upscale_factor": whole(1)},
+        _relate_pixel_shuffle,
+        functions={build_module(nn.PixelShuffle): [F.pixel_shuffle]},
     ),
     nn.PixelUnshuffle: route(
-        {"downscale_factor": whole(1)}, None, functions={build_module(nn.PixelUnshuffle): [F.pixel_unshuffle]}
+        {"downscale_factor": whole(1)},
+        _relate_pixel_unshuffle,
+        functions={build_module(nn.PixelUnshuffle): [F.pixel_unshuffle]},
     ),
     nn.ChannelShuffle: route(
         {"groups": whole(1)}, _relate_shuffle, functions={build_module(nn.ChannelShuffle): [F.channel_shuffle]}

@@ -44,6 +44,7 @@ from quartz_plugin.metrics import (
     train_counts,
 )
 from quartz_plugin.operators.modules import Permute, Reshape, Slice
+from quartz_plugin.operators.relation import Relation
 
 
 @pytest.fixture
@@ -136,6 +137,68 @@ def test_fan_out_of_paths_that_meet_is_that_of_probing_every_unit():
         assert counts.keys() == probed.keys()
         for source in counts:
             assert torch.equal(counts[source], probed[source]), (layer.name, source)
+
+
+@pytest.mark.parametrize(
+    "modules",
+    [
+        [nn.PixelShuffle(2), nn.Conv2d(1, 3, 3)],
+        [nn.Conv2d(4, 8, 3, groups=2), nn.Conv2d(8, 8, 1), nn.PixelShuffle(2), nn.Conv2d(2, 2, 3, groups=2)],
+        [nn.PixelUnshuffle(3), nn.Conv2d(36, 2, 2, padding=1), nn.Flatten(), nn.Linear(18, 2)],
+        [nn.Linear(6, 5), nn.Flatten(2), nn.Conv1d(4, 8, 3, stride=2, padding=1), nn.Flatten()],
+        [nn.Flatten(), nn.Unflatten(1, (24, 6)), nn.Linear(6, 2), nn.Linear(2, 7)],
+    ],
+    ids=lambda modules: "-".join(type(module).__name__ for module in modules),
+)
+def test_maps_between_channels_and_space_are_counted_without_probes(modules):
+    snn = quartz_plugin.convert(nn.Sequential(*modules), torch.rand(8, 4, 6, 6))
+    (layer,), shapes = snn.graph.layers, unit_shapes(snn.graph)
+    (counts,) = fan_out(layer.projection, shapes, most_probed=0).values()
+    (probed,) = probed_fan_out(layer.projection, shapes).values()
+    assert torch.equal(counts, probed)
+    (total,) = (composed for composed, _ in synapse_counts(snn.graph, most_probed=0).values())
+    assert total == int(probed.sum())
+
+
+class Residual(nn.Module):
+    """Sums in a row without neurons on the way, of so many blocks."""
+
+    def __init__(self, blocks, features=4, shift=False):
+        super().__init__()
+        self.head, self.shift = nn.Conv2d(1, features, 3, padding=1), shift
+        self.inner = nn.ModuleList([nn.Conv2d(features, features, 3, padding=1) for _ in range(blocks)])
+        self.outer = nn.ModuleList([nn.Conv2d(features, features, 1) for _ in range(blocks)])
+        self.tail = nn.Sequential(nn.Conv2d(features, 4, 1), nn.PixelShuffle(2), nn.Conv2d(1, 1, 3))
+
+    def forward(self, x):
+        x = skip = self.head(x)
+        for index, (inner, outer) in enumerate(zip(self.inner, self.outer, strict=True)):
+            # Every other block has no neurons: its paths double those behind it.
+            y = inner(x) if index % 2 else F.relu(inner(x))
+            x = (torch.roll(x, 1, 3) if self.shift else x) + outer(y) * 0.1
+        return self.tail(x + skip)
+
+
+@pytest.mark.parametrize("shift", [False, True])
+def test_synapses_of_long_residual_sums_are_those_of_probing_every_unit(shift):
+    graph = quartz_plugin.convert(Residual(6, shift=shift), torch.rand(4, 1, 5, 5)).graph
+    shapes, counts = unit_shapes(graph), synapse_counts(graph, most_probed=0)
+    for layer in graph.layers:
+        probed = probed_fan_out(layer.projection, shapes)
+        counted = fan_out(layer.projection, shapes, most_probed=0)
+        assert all(torch.equal(counted[source], probed[source]) for source in probed)
+        assert counts[layer.name][0] == sum(int(count.sum()) for count in probed.values())
+
+
+def test_counting_takes_work_for_each_node_and_not_for_each_path(monkeypatch):
+    """24 blocks without neurons are 4096 paths; each kind of map is composed once for each kind of relation."""
+    composed = []
+    relate = Relation.slide
+    monkeypatch.setattr(Relation, "slide", lambda *args, **named: composed.append(args[1]) or relate(*args, **named))
+    graph = quartz_plugin.convert(Residual(24), torch.rand(4, 1, 5, 5)).graph
+    composed.clear()
+    assert None not in synapse_counts(graph, most_probed=0).values()
+    assert len(composed) < 300
 
 
 def test_composed_and_factored_synapses_of_a_bottleneck():
