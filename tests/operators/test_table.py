@@ -54,8 +54,7 @@ class TestRows:
         assert row.settings is not None
         if row.role is Role.ROUTE:
             assert isinstance(row.gain, Moved)
-            # Between channels and space: no product of relations of single dimensions.
-            assert (row.relate is None) == (kind in (nn.PixelShuffle, nn.PixelUnshuffle))
+            assert row.relate is not None
         elif row.role is Role.MAX_POOL:
             assert row.relate is not None
             assert isinstance(row.gain, Mixed)
