@@ -92,15 +92,13 @@ class Unions:
 
     def _kind(self, module: nn.Module) -> Any:
         """What a module relates follows from: its settings, and the shapes of weights that mix units."""
-        tensors = dict(itertools.chain(module.named_parameters(), module.named_buffers()))
-        if tensors and not isinstance(module, WEIGHTED):
+        settings = {name: value for name, value in vars(module).items() if name[0] != "_" and name != "training"}
+        held = itertools.chain(module.parameters(), module.buffers(), module.children(), settings.values())
+        if any(isinstance(each, Tensor | nn.Module) for each in held) and not isinstance(module, WEIGHTED):
             # Kept, so that no other one gets its number.
             self._modules.append(module)
             return id(module)
-        settings = (
-            (name, repr(value)) for name, value in vars(module).items() if name[0] != "_" and name != "training"
-        )
-        return type(module), *settings
+        return type(module), *((name, repr(value)) for name, value in settings.items())
 
     def _settled(self, relations: Sequence[Relation]) -> Union:
         """The objects that stand for these relations, of those that are not empty."""
