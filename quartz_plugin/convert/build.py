@@ -16,6 +16,7 @@ from quartz_plugin.convert.tail import HostBuilder, HostValue, builds_output, ho
 from quartz_plugin.convert.traced import TracedNetwork
 from quartz_plugin.graph import INPUT, unique_path
 from quartz_plugin.intake import first_line
+from quartz_plugin.operators.extremes import NEVER_NEGATIVE
 from quartz_plugin.operators.modules import Reshape
 from quartz_plugin.operators.table import (
     FUNCTIONS,
@@ -23,9 +24,11 @@ from quartz_plugin.operators.table import (
     Append,
     ConversionError,
     Refusal,
+    Role,
     Value,
     call,
     has_weights,
+    keeps_sign,
     spell_out,
 )
 from quartz_plugin.operators.tracing import BATCH
@@ -195,6 +198,9 @@ class Builder:
         self.report[own] = {"module": own, "operation": operation}
         node = self.graph.call_module(own, tuple(value.node for value in inputs))
         node.meta["shape"] = tuple(out.shape[1:])
+        rectified = all(value.node.meta.get(NEVER_NEGATIVE, False) for value in inputs) and keeps_sign(module)
+        rectifies = OPERATORS[type(module)].role is Role.RECTIFIER and not getattr(module, "signed", False)
+        node.meta[NEVER_NEGATIVE] = rectified or rectifies
         return Value(node, out)
 
 

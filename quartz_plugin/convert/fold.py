@@ -68,6 +68,7 @@ def fold(
     moved = _move_pools_behind_relus(network)
     _give_sums_neurons_before_pools(network)
     _drop_repeated_relus(network)
+    _drop_relus_before_bounds(network)
     _move_last_relu_to_the_end(network)
     pairs = _split_into_pairs(network) if linear == "pair" else {}
     network.module.graph.eliminate_dead_code()
@@ -219,6 +220,18 @@ def _drop_repeated_relus(network: TracedNetwork) -> None:
         if ceiling_of(module) is None and node.all_input_nodes[0] in spikes:
             network.log(str(node.target), became="dropped: its input is never negative", exact="exact")
             network.remove(node)
+
+
+def _drop_relus_before_bounds(network: TracedNetwork) -> None:
+    """Drop a ReLU whose values only go on to be clipped between 0 and a bound."""
+    for node, module in network.steps():
+        source = node.all_input_nodes[0]
+        if ceiling_of(module) is None or network.role_at(source) is not Role.RECTIFIER or len(source.users) > 1:
+            continue
+        relu = network.module_at(source)
+        if ceiling_of(relu) is None and not isinstance(relu, TTFSActivation):
+            network.log(str(source.target), became=f"dropped: its values are clipped by {node.target}", exact="exact")
+            network.remove(source)
 
 
 def _move_last_relu_to_the_end(network: TracedNetwork) -> None:

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional as F
 
 from quartz_plugin.activation import TTFSActivation
 from quartz_plugin.functional import BiasCode, Rectifier
 from quartz_plugin.neuron import TTFSNeuron
+from quartz_plugin.operators.extremes import (
+    build_absolute,
+    build_clamp,
+    build_least,
+    build_maximum,
+    build_min,
+    build_minimum,
+    build_most,
+)
 from quartz_plugin.operators.row import Operator, Role, Rows, always, rows_of
 from quartz_plugin.operators.settings import FLAG, one_of, whole, whole_or_none
 from quartz_plugin.operators.tracing import Append, Build, Refusal, Value, call
@@ -29,7 +39,8 @@ def _neurons(how: str, without_hold: str | None = None, **facets: Any) -> Operat
 
 def _is_no_clipped_relu(hardtanh: Any) -> str | None:
     if hardtanh.min_val != 0 or hardtanh.max_val <= 0:
-        return f"it clips at {hardtanh.min_val} and {hardtanh.max_val}; only a lower bound of 0 is a ReLU's"
+        bounds = f"{hardtanh.min_val} and {hardtanh.max_val}"
+        return f"it clips at {bounds}; only a lower bound of 0 is a ReLU's; write it as torch.clamp"
     return None
 
 
@@ -47,10 +58,18 @@ def _build_hardtanh(
     return append(nn.Hardtanh(min_val, max_val), input)
 
 
-def _build_clamp(append: Append, input: Value, min: Any = None, max: Any = None) -> Value:
-    if isinstance(min, Value | Tensor) or isinstance(max, Value | Tensor) or min != 0:
-        raise Refusal(f"it clips at {min} and {max}; only a lower bound of 0 is a ReLU's")
-    return append(nn.ReLU() if max is None else nn.Hardtanh(0.0, max), input)
+def _is_no_relu(threshold: Any) -> str | None:
+    if (threshold.threshold, threshold.value) != (0, 0):
+        return f"it jumps from {threshold.value} to {threshold.threshold}; only nn.Threshold(0, 0) is a ReLU"
+    return None
+
+
+def _as_relu(threshold: Any, shape: Sequence[int]) -> nn.Module:
+    return nn.ReLU() if _is_no_relu(threshold) is None else threshold  # type: ignore[no-any-return]
+
+
+def _build_threshold(append: Append, input: Value, threshold: float, value: float, inplace: bool = False) -> Value:
+    return append(nn.Threshold(threshold, value), input)
 
 
 def ceiling_of(rectifier: nn.Module) -> float | None:
@@ -58,7 +77,10 @@ def ceiling_of(rectifier: nn.Module) -> float | None:
     return float(rectifier.max_val) if isinstance(rectifier, nn.Hardtanh) else None
 
 
-_CLIPPED = "a layer of TTFSNeuron whose value 1 is at most the upper bound (lower bounds other than 0: refused)"
+_CLIPPED = (
+    "a layer of TTFSNeuron whose value 1 is at most the upper bound, shifted by a lower bound (of modules other than 0: "
+    "refused; write torch.clamp)"
+)
 _CLIPPED_EARLY = "an early spike can encode more than the bound"
 
 DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.AlphaDropout)
@@ -100,10 +122,24 @@ _COPIES = ("contiguous", "clone", torch.clone, "detach", "to", "float", "double"
 
 ROWS: Rows = {
     nn.ReLU: _neurons(
-        "a layer of TTFSNeuron",
+        "a layer of TTFSNeuron; of a maximum, a minimum or an absolute value, of the difference, and a sum behind it",
         "exact but for early spikes",
-        functions={_build_relu: [F.relu, F.relu_, torch.relu, torch.relu_, "relu", "relu_"]},
+        functions={
+            _build_relu: [F.relu, F.relu_, torch.relu, torch.relu_, "relu", "relu_"],
+            build_maximum: [torch.maximum, "maximum"],
+            build_minimum: [torch.minimum, "minimum"],
+            build_min: [torch.min, "min"],
+            build_absolute: [torch.abs, "abs"],
+        },
         in_place=[F.relu_, torch.relu_, "relu_"],
+    ),
+    nn.Threshold: _neurons(
+        "as nn.ReLU (thresholds and values other than 0: refused)",
+        "exact but for early spikes",
+        refusal=_is_no_relu,
+        spell=_as_relu,
+        functions={_build_threshold: [F.threshold, F.threshold_]},
+        in_place=[F.threshold_],
     ),
     nn.ReLU6: _neurons(_CLIPPED, _CLIPPED_EARLY, refusal=_is_no_clipped_relu, functions={_build_relu6: [F.relu6]}),
     nn.Hardtanh: _neurons(
@@ -112,9 +148,11 @@ ROWS: Rows = {
         refusal=_is_no_clipped_relu,
         functions={
             _build_hardtanh: [F.hardtanh, F.hardtanh_],
-            _build_clamp: [torch.clamp, torch.clip, "clamp", "clamp_", "clip", "clamp_min", "clamp_min_"],
+            build_clamp: [torch.clamp, torch.clip, "clamp", "clamp_", "clip"],
+            build_least: [torch.clamp_min, "clamp_min", "clamp_min_"],
+            build_most: [torch.clamp_max, "clamp_max", "clamp_max_"],
         },
-        in_place=[F.hardtanh_, "clamp_", "clamp_min_"],
+        in_place=[F.hardtanh_, "clamp_", "clamp_min_", "clamp_max_"],
     ),
     TTFSActivation: _neurons("a layer of TTFSNeuron that encodes the values of the activation (hold only)"),
     nn.Dropout: _dropped(functions={_build_dropout: [F.dropout, F.dropout1d, F.dropout2d, F.alpha_dropout]}),

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from quartz_plugin.operators.constants import scaled
+from quartz_plugin.operators.extremes import build_attribute, build_largest, build_max
 from quartz_plugin.operators.gains import AsSum, Mixed
 from quartz_plugin.operators.linear_map import LinearMap, Shape3, as_convolution, as_image, pair
 from quartz_plugin.operators.modules import Mean, Permute, Reshape, per_dimension, sample_dim
@@ -338,6 +339,13 @@ def _check_windows(rank: int) -> Callable[[Any, Sequence[Tensor]], None]:
     return check
 
 
+_OVER_DIMENSIONS: dict[Any, list[Any]] = {
+    build_largest: [torch.amax, "amax"],
+    build_max: [torch.max, "max"],
+    build_attribute: [getattr],
+}
+
+
 def _max_pool(kind: Any, rank: int, function: Any, adaptive: bool = False) -> Operator:
     windows = {
         "kernel_size": sizes(rank, 1),
@@ -352,7 +360,10 @@ def _max_pool(kind: Any, rank: int, function: Any, adaptive: bool = False) -> Op
         how="the first spike passes, once; moved behind a ReLU that follows; neurons in front of sums that cannot be "
         "negative (of other signed values, or with indices: refused)",
         refusal=_returns_indices,
-        functions={(_build_adaptive_max_pool if adaptive else _build_max_pool)(kind): [function]},
+        functions={
+            (_build_adaptive_max_pool if adaptive else _build_max_pool)(kind): [function],
+            **(_OVER_DIMENSIONS if adaptive and rank == 1 else {}),
+        },
         spell=spell_space(rank),
         rank=rank,
         settings={"output_size": sizes(rank, 1, (None,) if rank == 2 else ())} if adaptive else windows,

@@ -83,7 +83,8 @@ def _build_reshape(target: Any) -> Build:
             raise Refusal(BATCH)
         if out.shape == input.tensor.shape:
             return input
-        return append(nn.Flatten() if out.dim() == 2 else Reshape(out.shape[1:]), input)
+        flattens = out.dim() == 2 and input.tensor.dim() > 2
+        return append(nn.Flatten() if flattens else Reshape(out.shape[1:]), input)
 
     return build
 

@@ -170,7 +170,7 @@ def weights_of(module: nn.Module | None) -> IntoWeights | None:
 def keeps_sign(module: nn.Module) -> bool:
     """Check whether a module's value is never negative where its inputs are not."""
     row = row_of(module)
-    return row is not None and (row.keeps_sign or row.role is Role.ROUTE)
+    return row is not None and (row.keeps_sign or row.role in (Role.ROUTE, Role.NOTHING))
 
 
 def rank_of(module: nn.Module) -> int:
@@ -281,6 +281,8 @@ def _spelled(target: Any) -> str:
         return f"nn.{target.__name__}"
     symbols = {"add": "+", "iadd": "+=", "sub": "-", "isub": "-=", "mul": "*", "imul": "*=", "truediv": "/"}
     symbols |= {"itruediv": "/=", "neg": "-x", "matmul": "@", "getitem": "x[...]"}
+    if target is getattr:
+        return "x.values"
     name = target.__name__
     if getattr(operator, name, None) is target:
         return symbols[name]

@@ -45,7 +45,8 @@ class Line:
     ``path`` is the name its layer would have. ``rectifies`` marks a ReLU; of a ReLU behind max
     pooling, whose neurons stand in front of it, ``pooled`` is what remains without it, and ``sources`` are the
     values that the neurons encode. ``pools`` marks a line that pools ``sources`` itself. ``calls`` counts the nodes
-    that it becomes; the last of them has its value.
+    that it becomes; the last of them has its value. Where neurons stand inside of it, ``inside`` has the place of each
+    layer among those nodes with what it rectifies, and ``rest`` is the line's value by what they encode, ``r0``, ``r1``.
     """
 
     names: tuple[str, ...]
@@ -56,6 +57,13 @@ class Line:
     pools: bool = False
     sources: tuple[str, ...] = ()
     calls: int = 1
+    inside: tuple[tuple[int, str], ...] = ()
+    rest: str = ""
+
+    def drives(self, net, known):
+        """Name -> what each layer of neurons inside of the line rectifies."""
+        names = {f"{self.path}_{place}" if place > 1 else self.path: text for place, text in self.inside}
+        return {name: eval(text, _WORDS, {"self": net, **known}) for name, text in names.items()}
 
     def values(self, net, known, text=None):
         """What the line gives for each of its names."""
@@ -236,7 +244,7 @@ class _Writer:
             return
         name, inplace = source.name, not source.aliased and self.chance(30)
         bound = self.pick(0.5, 1.0, 6.0)
-        how = self.pick("module", "shared", "function", "method", "clamp", "clipped", "in a block")
+        how = self.pick("module", "shared", "function", "method", "clamp", "bounded", "clipped", "in a block")
         if how == "shared" and (self.shared is None or (self.modules[self.shared].inplace and source.aliased)):
             how = "module"
         if how == "module":
@@ -256,6 +264,10 @@ class _Writer:
                 (f"torch.clamp({name}, 0, {bound})", "clamp"),
                 (f"torch.relu({name})", "relu"),
             )
+        elif how == "bounded":
+            # The ReLU is dropped, and its name is taken all the same.
+            inplace, text, path = False, f"{name}.relu().clamp_max({bound})", "clamp_max"
+            self.path("relu")
         elif how == "clipped":
             inplace = False
             clip = self.module(nn.Hardtanh(0.0, bound))
@@ -434,6 +446,29 @@ class _Writer:
         run = max(a.run, b.run)
         self.write(f"self.{block}({a.name}, {b.name})", [a, b], kind, path=path, run=run, calls=calls)
 
+    def compare(self):
+        """Absolute values, the larger or smaller of two, and bounds other than 0: neurons inside of a line."""
+        one = self.value(lambda v: v.kind == "signed" and v.run < 3)
+        if one is None:
+            return
+        other = self.value(lambda v: v.shape == one.shape and v is not one)
+        how, a = self.pick("abs", "clamp", *(["maximum", "minimum"] if other is not None else [])), one.name
+        if how == "abs":
+            block = self.module(Part("a.abs()"))
+            inside, calls, rest, sources = ((1, a), (3, f"-{a}")), 4, "r0 + r1", [one]
+        elif how == "clamp":
+            block = self.module(Part("a.clamp(-0.25, 0.5)"))
+            inside, calls, rest, sources = ((2, f"{a} + 0.25"),), 3, "r0 - 0.25", [one]
+        elif how == "maximum":
+            block = self.module(Part("torch.maximum(a, b)"))
+            inside, calls, rest, sources = ((3, f"{other.name} - {a}"),), 4, f"{a} + r0", [one, other]
+        else:
+            block = self.module(Part("torch.minimum(a, b)"))
+            inside, calls, rest, sources = ((3, f"{a} - {other.name}"),), 5, f"{a} - r0", [one, other]
+        text = f"self.{block}({', '.join(source.name for source in sources)})"
+        kind, run = ("positive", 0) if how == "abs" else ("signed", max(source.run for source in sources) + 1)
+        self.write(text, sources, kind, path=f"{block}.{how}", run=run, calls=calls, inside=inside, rest=rest)
+
     def copy(self):
         """Copies of units, or their order, by places that are known beforehand."""
         source = self.value(lambda v: math.prod(v.shape) <= 60)
@@ -507,6 +542,15 @@ class _Writer:
         source = self.value(lambda v: len(v.shape) < 4 and v.kind != "signed")
         if source is None:
             return
+        if len(source.shape) in (2, 3) and self.chance(20):
+            name, last = source.name, len(source.shape)
+            whole = self.pick(
+                f"{name}.amax({(2, 3)[: last - 1]}, keepdim={self.chance()})", f"torch.amax({name}, (-1,))"
+            )
+            text = whole if last == 3 else self.pick(whole, f"{name}.max(2)[0]", f"torch.max({name}, -1).values")
+            if last == 2 or text.startswith(name):
+                self.write(text, [source], "spikes", path="amax" if "amax" in text else "max", pools=True)
+                return
         if len(source.shape) == 3 and self.chance(25):
             text = f"F.max_pool2d({source.name}, {self.pick(2, [2], (2,))}, {self.pick(1, (1,), [], None)})"
             self.write(text, [source], "spikes", path="max_pool2d", pools=True)
@@ -713,7 +757,7 @@ class _Writer:
 
     OPERATIONS = (
         *(["rectify"] * 4 + ["weigh"] * 3 + ["branch"] * 3 + ["join"] * 2 + ["concatenate"] * 2),
-        *(["broadcast"] * 2 + ["copy"] * 3 + ["put_beside"]),
+        *(["broadcast"] * 2 + ["compare"] * 2 + ["copy"] * 3 + ["put_beside"]),
         *("bottleneck", "normalise", "compute_with_constants", "max_pool_before_relu", "add_up", "split"),
         *(["route"] * 3 + ["resize"] * 3 + ["reshape"] * 3 + ["max_pool"] * 3 + ["average"] * 2),
     )
@@ -843,6 +887,8 @@ def _alive(net):
     with torch.no_grad():
         for line in ann.lines:
             values = line.values(ann, known)
+            if any(float(drive.max()) < 0.01 for drive in line.drives(ann, known).values()):
+                return False
             known.update(values)
             if any(float(value.abs().max()) < 0.01 for value in values.values()):
                 return False
@@ -1057,6 +1103,13 @@ def assert_the_ann_agrees(net, snn, spike_steps):
                     value = relu(known[source].clone())
                     rectified[source] = encoded(name, value) if name in lengths else value
                 value = line.values(ann, known | rectified, line.pooled)[line.names[0]]
+            elif line.inside:
+                drives = line.drives(ann, known).items()
+                rectified = {
+                    f"r{place}": encoded(name, drive) if name in lengths else drive.relu()
+                    for place, (name, drive) in enumerate(drives)
+                }
+                value = by_a_pair(line, eval(line.rest, _WORDS, {"self": ann, **known, **rectified}))
             else:
                 if line.pools and f"{line.path}_neurons" in lengths:
                     (source,) = line.sources

@@ -129,6 +129,25 @@ EXAMPLES = {
     "clip": lambda net, x: (x - 0.1).clip(0, 0.3),
     "clamp_min": lambda net, x: (x - 0.1).clamp_min(0),
     "clamp_min_": lambda net, x: (x - 0.1).clamp_min_(0),
+    torch.clamp_min: lambda net, x: torch.clamp_min(x - 0.1, 0.2),
+    torch.clamp_max: lambda net, x: torch.clamp_max(x, 0.3),
+    "clamp_max": lambda net, x: (x - 0.5).clamp_max(0.1) + x.clamp_max(net.mean.view(4, 1, 1)),
+    "clamp_max_": lambda net, x: (x - 0.1).clamp_max_(0.3),
+    torch.maximum: lambda net, x: torch.maximum(x - 0.4, x.flip(2) * 0.5 - 0.3),
+    "maximum": lambda net, x: (x - 0.4).maximum(net.mean.view(4, 1, 1)) + (x - 0.3).maximum(torch.zeros(())),
+    torch.minimum: lambda net, x: torch.minimum(net.mean.view(4, 1, 1), x[:, :1]),
+    "minimum": lambda net, x: x.minimum(x.mean((1, 2, 3), keepdim=True)),
+    torch.min: lambda net, x: torch.min(x, x.roll(1, 2)),
+    "min": lambda net, x: x.min(x.roll(1, 2)),
+    torch.abs: lambda net, x: torch.abs(x - x.flip(3)),
+    "abs": lambda net, x: (x - 0.3).abs(),
+    F.threshold: lambda net, x: F.threshold(x - 0.3, 0, 0),
+    F.threshold_: lambda net, x: F.threshold_(x - 0.3, 0.0, 0.0),
+    torch.amax: lambda net, x: torch.amax(x, (1, 3)),
+    "amax": lambda net, x: x.amax((2, 3), keepdim=True),
+    torch.max: lambda net, x: torch.max(x, 1)[0] + torch.max(x, 2, keepdim=True).values[:, 0],
+    "max": lambda net, x: x.flatten(1).max(dim=1)[0].unsqueeze(1) + x.flatten(2).max(2).values,
+    getattr: lambda net, x: x.mT + x.max(2, keepdim=True).values,
     F.max_pool1d: lambda net, x: F.max_pool1d(sequence(x), 3, 2, 1, 1, True),
     F.max_pool2d: lambda net, x: F.max_pool2d(x, 3, 2, 1, 1, True),
     F.adaptive_max_pool1d: lambda net, x: F.adaptive_max_pool1d(sequence(x), 5),
@@ -250,6 +269,7 @@ MODULES = {
     nn.CircularPad2d: [nn.CircularPad2d((1, 0, 0, 2)), nn.Conv2d(4, 2, 3)],
     nn.Dropout1d: [nn.Flatten(2), nn.Dropout1d()],
     nn.AlphaDropout: [nn.AlphaDropout()],
+    nn.Threshold: [nn.Conv2d(4, 3, 1), nn.Threshold(0, 0), nn.MaxPool2d(2)],
 }
 
 
@@ -259,7 +279,7 @@ def test_modules_beyond_chains_are_exact_and_saved(kind, relu, tmp_path):
     net = Around(nn.Sequential(*copy.deepcopy(MODULES[kind]), nn.Flatten(), nn.LazyLinear(5)), relu)
     net(torch.rand(2, 2, 6, 6))
     pools = any(isinstance(module, nn.MaxPool1d | nn.MaxPool2d) for module in MODULES[kind])
-    if pools and not relu and kind is not nn.Hardtanh:
+    if pools and not relu and kind not in (nn.Hardtanh, nn.Threshold):
         with pytest.raises(ConversionError, match="pools signed values"):
             assert_converts(net)
         return

@@ -1,4 +1,4 @@
-"""Sums that broadcast, copies, other orders, constants beside activations: hand-made networks against their ANNs."""
+"""Hand-made networks against their ANNs: sums that broadcast, copies, constants beside activations, extremes."""
 
 import pytest
 import torch
@@ -66,7 +66,40 @@ class Mirrored(nn.Module):
         return self.last(x.flatten(1) + x.movedim(1, 2).flatten(1))
 
 
-NETWORKS = {"dueling": (Dueling, (6,)), "gated": (Gated, (2, 6, 6)), "tokens": (Tokens, (2, 6, 6))}
+class PointNet(nn.Module):
+    """Features of each point, and the largest of each."""
+
+    def __init__(self):
+        super().__init__()
+        self.each, self.whole, self.last = nn.Conv1d(3, 8, 1), nn.Conv1d(16, 6, 1), nn.Linear(6, 3)
+
+    def forward(self, x):
+        x = self.each(x).relu()
+        x = torch.cat([x, torch.max(x, 2, keepdim=True)[0].expand_as(x)], 1)
+        return self.last(self.whole(x).amax(dim=-1).relu())
+
+
+class Compared(nn.Module):
+    """Two halves of a sample by the same layer, and how they differ."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.last = nn.Linear(4, 6), nn.Linear(18, 2)
+
+    def forward(self, x):
+        one, other = self.embed(x[:, :4]), self.embed(x[:, 4:])
+        larger, smaller = torch.maximum(one, other), torch.minimum(one, other)
+        bounded = torch.clamp_max(one.relu(), 0.25) + other.clamp(-0.125, 0.25)
+        return self.last(torch.cat([(one - other).abs(), larger - smaller, bounded], 1))
+
+
+NETWORKS = {
+    "points": (PointNet, (3, 7)),
+    "compared": (Compared, (8,)),
+    "dueling": (Dueling, (6,)),
+    "gated": (Gated, (2, 6, 6)),
+    "tokens": (Tokens, (2, 6, 6)),
+}
 NETWORKS["mirrored"] = (Mirrored, (2, 6, 6))
 
 
