@@ -78,8 +78,8 @@ def ceiling_of(rectifier: nn.Module) -> float | None:
 
 
 _CLIPPED = (
-    "a layer of TTFSNeuron whose value 1 is at most the upper bound, shifted by a lower bound (of modules other than 0: "
-    "refused; write torch.clamp)"
+    "a layer of TTFSNeuron whose value 1 is at most the upper bound, shifted by a lower bound (a module's other than "
+    "0: refused; write torch.clamp)"
 )
 _CLIPPED_EARLY = "an early spike can encode more than the bound"
 

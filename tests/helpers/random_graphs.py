@@ -45,8 +45,9 @@ class Line:
     ``path`` is the name its layer would have. ``rectifies`` marks a ReLU; of a ReLU behind max
     pooling, whose neurons stand in front of it, ``pooled`` is what remains without it, and ``sources`` are the
     values that the neurons encode. ``pools`` marks a line that pools ``sources`` itself. ``calls`` counts the nodes
-    that it becomes; the last of them has its value. Where neurons stand inside of it, ``inside`` has the place of each
-    layer among those nodes with what it rectifies, and ``rest`` is the line's value by what they encode, ``r0``, ``r1``.
+    that it becomes; the last of them has its value. Where neurons stand inside of it, ``inside`` has the place of
+    each layer among those nodes with what it rectifies, and ``rest`` is the line's value by what they encode, ``r0``,
+    ``r1``.
     """
 
     names: tuple[str, ...]
