@@ -138,8 +138,8 @@ ROWS: Rows = {
         "exact but for early spikes",
         refusal=_is_no_relu,
         spell=_as_relu,
-        functions={_build_threshold: [F.threshold, F.threshold_]},
-        in_place=[F.threshold_],
+        functions={_build_threshold: [F.threshold, F.threshold_]},  # type: ignore[attr-defined]
+        in_place=[F.threshold_],  # type: ignore[attr-defined]
     ),
     nn.ReLU6: _neurons(_CLIPPED, _CLIPPED_EARLY, refusal=_is_no_clipped_relu, functions={_build_relu6: [F.relu6]}),
     nn.Hardtanh: _neurons(
