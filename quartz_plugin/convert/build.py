@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from quartz_plugin.convert.lines import line_of_node
 from quartz_plugin.convert.symbolic import refusal
 from quartz_plugin.convert.tail import HostBuilder, HostValue, builds_output, host_call
 from quartz_plugin.convert.traced import TracedNetwork
@@ -164,10 +165,10 @@ class Builder:
             module = _own_copy(self.root, str(node.target), self.used)
             return append(module, *_inputs(module, args, kwargs))
         except Refusal as reason:
-            raise ConversionError(refusal(self.paths[node], operation, str(reason))) from reason
+            raise ConversionError(refusal(self.paths[node], operation, str(reason)) + line_of_node(node)) from reason
         except (RuntimeError, ValueError, IndexError, TypeError) as error:
             why = f"it does not run here: {first_line(error)}"
-            raise ConversionError(refusal(self.paths[node], operation, why)) from error
+            raise ConversionError(refusal(self.paths[node], operation, why) + line_of_node(node)) from error
 
     def _appender(self, path: str, operation: str) -> Append:
         def append(module: nn.Module, *inputs: Value) -> Value:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from quartz_plugin.coding import plain
+from quartz_plugin.convert.lines import line_of_error
 from quartz_plugin.convert.shapes import Shapes, not_known
 from quartz_plugin.graph import call_node
 from quartz_plugin.intake import first_line
@@ -42,7 +43,7 @@ class Tracer(fx.Tracer):
 
     Parameters
     ----------
-    inputs : sequence of Tensor
+    *inputs : Tensor
         Inputs of different batch sizes: what depends on the size of the batch then shows.
 
     Attributes
@@ -60,7 +61,7 @@ class Tracer(fx.Tracer):
         self._autowrap_search.append(torch)
         self.failed_in: str | None = None
         self.called: list[tuple[str, nn.Module]] = []
-        self._inputs = inputs
+        self.inputs = inputs
         self._known: list[dict[fx.Node, Any]] = [{} for _ in inputs]
         self._shapes: list[Shapes] = []
         self._settings: dict[str, dict[str, Any]] = {}
@@ -127,7 +128,7 @@ class Tracer(fx.Tracer):
             raise _Unanswered(f"must not {doing} the values of tensors")
         found = self.without_values(obj.node)
         if found is None or (question is None and any(isinstance(each, Tensor) for each in found)):
-            batches = zip(self._known, self._inputs, strict=True)
+            batches = zip(self._known, self.inputs, strict=True)
             with _running_modules():
                 found = [self._evaluate(obj.node, known, images) for known, images in batches]
         answers = found if question is None else [question(each) for each in found]
@@ -137,7 +138,7 @@ class Tracer(fx.Tracer):
 
     def without_values(self, node: fx.Node) -> list[Any] | None:
         """Return a node's value for each size of the batch, tensors on the meta device; None if it needs values."""
-        self._shapes = self._shapes or [Shapes(self.root, images) for images in self._inputs]
+        self._shapes = self._shapes or [Shapes(self.root, images) for images in self.inputs]
         with _running_modules():
             try:
                 return [shapes.of(self.graph, node) for shapes in self._shapes]
@@ -161,7 +162,7 @@ class Tracer(fx.Tracer):
     def attribute_of(self, obj: fx.Proxy, name: str, symbol: fx.Proxy) -> Any:
         """Attribute of a tensor that its shape, its type or its device decides, or the symbol for it."""
         by_device = name in ("device", "is_cuda")
-        return self.of_shape(obj, lambda value: getattr(self._inputs[0] if by_device else value, name), lambda: symbol)
+        return self.of_shape(obj, lambda value: getattr(self.inputs[0] if by_device else value, name), lambda: symbol)
 
     def _evaluate(self, node: fx.Node, known: dict[fx.Node, Any], images: Tensor) -> Any:
         for each in not_known(self.graph, node, known):
@@ -186,6 +187,10 @@ def _running_modules() -> Iterator[None]:
         yield
     finally:
         nn.Module.__call__, nn.Module.__getattr__ = traced  # type: ignore[method-assign]
+
+
+class NotTraceableError(ConversionError):
+    """A network that torch.fx cannot trace, for no reason that the table of operators knows."""
 
 
 class _Unanswered(Exception):  # noqa: N818
@@ -236,7 +241,7 @@ def symbolic(root: nn.Module, name: str, tracer: Tracer) -> fx.Graph:
     Raises
     ------
     ConversionError
-        With the reason, and the module.
+        With the reason, and the module; NotTraceableError where no operation of the network is refused.
     """
     with torch.device("meta"):
         # torch keeps which functions make tensors from the first use on, and torch.fx is about to patch those.
@@ -261,7 +266,7 @@ def symbolic(root: nn.Module, name: str, tracer: Tracer) -> fx.Graph:
                 f"{first_line(error)}; write its forward with operations of torch on tensors, or register a rule "
                 "(quartz_plugin.register_rule)"
             )
-        raise ConversionError(f"torch.fx cannot trace {name}{where}: {why}") from error
+        raise NotTraceableError(f"torch.fx cannot trace {name}{where}: {why}{line_of_error(error)}") from error
 
 
 def _defaults(root: nn.Module) -> dict[str, Any]:
@@ -326,4 +331,4 @@ def _holds_proxy(values: tuple[Any, ...] | list[Any]) -> bool:
     return any(isinstance(value, fx.Proxy) for value in values)
 
 
-__all__ = ["Tracer", "class_name", "reason_against", "refusal", "symbolic", "value_dependent"]
+__all__ = ["NotTraceableError", "Tracer", "class_name", "reason_against", "refusal", "symbolic", "value_dependent"]

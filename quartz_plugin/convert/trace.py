@@ -10,7 +10,10 @@ import torch
 from torch import Tensor, fx, nn
 
 from quartz_plugin.convert.build import Builder, function_name
-from quartz_plugin.convert.symbolic import Tracer, class_name, reason_against, refusal, symbolic, value_dependent
+from quartz_plugin.convert.capture import capture
+from quartz_plugin.convert.exported import CALLED, NAMED
+from quartz_plugin.convert.lines import line_of_node
+from quartz_plugin.convert.symbolic import Tracer, class_name, reason_against, refusal, value_dependent
 from quartz_plugin.convert.tail import builds_output, hosted_nodes
 from quartz_plugin.convert.traced import TracedNetwork
 from quartz_plugin.graph import INPUT, unique_path
@@ -122,7 +125,7 @@ def _known_graph(root: nn.Module, name: str, tracer: Tracer, rules: Rules) -> _K
         type(root).__module__.startswith("torch.nn") or type(root) in OPERATORS
     ):
         root = nn.Sequential(root)
-    graph = symbolic(root, name, tracer)
+    graph = capture(root, name, tracer)
     dynamic = value_dependent(graph)
     paths = _paths(root, graph, dynamic)
     hosted = hosted_nodes(root, graph, dynamic)
@@ -184,13 +187,13 @@ def _paths(root: nn.Module, graph: fx.Graph, dynamic: set[fx.Node]) -> dict[fx.N
     called: set[str] = {INPUT}
     paths: dict[fx.Node, str] = {}
     for node in graph.nodes:
-        if node.op == "call_module":
-            path = str(node.target)
+        if node.op == "call_module" or CALLED in node.meta:
+            path = str(node.meta.get(CALLED, node.target))
             path = unique_path(path, taken) if path in called else path
             called.add(path)
         elif node.op in ("call_function", "call_method"):
             owner = next((module for module, _ in reversed(node.meta.get("nn_module_stack", {}).values())), "")
-            name = function_name(node.target)
+            name = node.meta.get(NAMED) or function_name(node.target)
             path = unique_path(f"{owner}.{name}" if owner else name, taken)
         else:
             continue
@@ -218,7 +221,7 @@ def _check_known(root: nn.Module, graph: fx.Graph, paths: dict[fx.Node, str], dy
             reason = None if node.target in FUNCTIONS else REASONS.get(node.target, "")
             operation = function_name(node.target)
         if reason is not None:
-            raise ConversionError(refusal(paths[node], operation, reason))
+            raise ConversionError(refusal(paths[node], operation, reason) + line_of_node(node))
 
 
 def _run(network: nn.Module, examples: Tensor) -> Any:

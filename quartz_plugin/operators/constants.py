@@ -44,9 +44,24 @@ def _build_batch_norm(append: Append, *args: Any, **kwargs: Any) -> Value:
     if given["training"] or given["running_mean"] is None:
         raise Refusal(_BATCH_STATISTICS)
     value: Value = given["input"]
-    shape = (-1, *[1] * (value.tensor.dim() - 2))
-    gain, shift = norm_as_affine(*(given[name] for name in ("running_mean", "running_var", "weight", "bias", "eps")))
-    return append(Affine(gain.view(shape).to(value.tensor), shift.view(shape).to(value.tensor)), value)
+    mean, variance, weight, bias = (given[name] for name in ("running_mean", "running_var", "weight", "bias"))
+    if any(isinstance(each, Value) for each in (mean, variance, weight, bias)):
+        raise Refusal(_PRODUCT)
+    if (weight is None) is not (bias is None):
+        weight = torch.ones_like(mean) if weight is None else weight
+        bias = torch.zeros_like(mean) if bias is None else bias
+    dims = value.tensor.dim()
+    if dims > 4:
+        gain, shift = (each.to(value.tensor) for each in norm_as_affine(mean, variance, weight, bias, given["eps"]))
+        shape = (-1, *[1] * (dims - 2))
+        return append(Affine(gain.view(shape), shift.view(shape)), value)
+    kind = NORMS[0] if dims < 4 else NORMS[1]
+    norm = kind(mean.numel(), eps=given["eps"], affine=weight is not None, device="meta")
+    norm.running_mean, norm.running_var = mean.detach().clone(), variance.detach().clone()
+    norm.num_batches_tracked = torch.zeros((), dtype=torch.long)
+    if weight is not None:
+        norm.weight, norm.bias = (nn.Parameter(each.detach().clone(), requires_grad=False) for each in (weight, bias))
+    return append(norm, value)
 
 
 _NORM = Operator(

@@ -1,6 +1,7 @@
 """Every classification model of torchvision: 43 are ReLU networks and convert exactly, 37 are refused by name."""
 
 import copy
+import sys
 from collections import Counter
 from unittest import mock
 
@@ -13,6 +14,8 @@ from torch.nn import functional as F
 
 import quartz_plugin
 from quartz_plugin import ConversionError, FirstSpikeMaxPool, TTFSNeuron
+from quartz_plugin.convert.exported import exported
+from quartz_plugin.convert.trace import trace
 from quartz_plugin.engines.stepped import step_layer
 
 pytest.importorskip("torchvision")
@@ -311,3 +314,30 @@ def test_the_model_is_left_as_it_was():
     assert {path: module.training for path, module in ann.named_modules()} == training
     assert {path: parameter.requires_grad for path, parameter in ann.named_parameters()} == trainable
     assert all(parameter.grad is None for parameter in ann.parameters())
+
+
+THROUGH_EXPORT = {"resnet18", "squeezenet1_1", "mnasnet0_5", "shufflenet_v2_x0_5"}
+"""Models that are captured through torch.export in the short run too."""
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name not in THROUGH_EXPORT)) for name in CONVERTED]
+)
+def test_captured_by_export_they_are_the_same_networks(name, monkeypatch):
+    torch.manual_seed(0)
+    images = images_for(name, 4)
+    ann = randomised_model(name, images)
+    one = quartz_plugin.convert(ann, images, 16)
+    monkeypatch.setattr(
+        sys.modules[trace.__module__], "capture", lambda root, name, tracer: exported(root, tracer.inputs[0][:2])
+    )
+    other = quartz_plugin.convert(ann, images, 16)
+    assert [layer.name for layer in one.graph.layers] == [layer.name for layer in other.graph.layers]
+    for layer, scale in one.graph.scales.items():
+        torch.testing.assert_close(other.graph.scales[layer], scale, rtol=0, atol=0)
+    expected, found = one.run(images), other.run(images)
+    for layer, steps in expected.spike_steps.items():
+        assert torch.equal(found.spike_steps[layer], steps), layer
+    left_out = {"dropped", "folded into the synapses that follow"}
+    rows, others = ([row for row in snn.report if row["became"] not in left_out] for snn in (one, other))
+    assert [(row["module"], row["became"]) for row in rows] == [(row["module"], row["became"]) for row in others]

@@ -1,0 +1,28 @@
+"""The part of stage 1 that captures a network as a graph: by torch.fx, and where that fails by torch.export."""
+
+from __future__ import annotations
+
+from torch import fx, nn
+
+from quartz_plugin.convert.exported import exported
+from quartz_plugin.convert.symbolic import NotTraceableError, Tracer, symbolic
+
+
+def capture(root: nn.Module, name: str, tracer: Tracer) -> fx.Graph:
+    """Capture a network of this name as a graph of calls.
+
+    Raises
+    ------
+    ConversionError
+        With the reason why torch.fx cannot trace it, where torch.export cannot either.
+    """
+    try:
+        return symbolic(root, name, tracer)
+    except NotTraceableError as error:
+        try:
+            return exported(root, tracer.inputs[0][:2])
+        except Exception:
+            raise error from error.__cause__
+
+
+__all__ = ["capture"]
