@@ -275,12 +275,12 @@ def _check_is_a_network_of_modules(ann: nn.Module) -> None:
             raise ConversionError(
                 f"a scripted network cannot be traced by torch.fx{where}; give the nn.Module it was made from"
             )
-        exported = isinstance(module, fx.GraphModule) and any(
-            isinstance(node.target, torch._ops.OpOverload) for node in module.graph.nodes
-        )
-        if exported or type(module).__module__.startswith("torch.export"):
+        is_graph = isinstance(module, fx.GraphModule)
+        aten = is_graph and any(isinstance(node.target, torch._ops.OpOverload) for node in module.graph.nodes)
+        if (aten and path) or (not is_graph and type(module).__module__.startswith("torch.export")):
             raise ConversionError(
-                f"an exported network (torch.export) has lost its modules{where}; give the nn.Module it was made from"
+                f"an exported network (torch.export) is part of another or unflattened{where}; give the exported "
+                "program itself, or the nn.Module it was made from"
             )
     for name, tensor in [*ann.named_parameters(), *ann.named_buffers()]:
         if isinstance(tensor, nn.parameter.UninitializedParameter | nn.parameter.UninitializedBuffer):

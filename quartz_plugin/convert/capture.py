@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import fx, nn
 
 from quartz_plugin.convert.exported import exported
+from quartz_plugin.convert.programs import captured_graph
 from quartz_plugin.convert.symbolic import NotTraceableError, Tracer, symbolic
 
 
@@ -16,6 +17,8 @@ def capture(root: nn.Module, name: str, tracer: Tracer) -> fx.Graph:
     ConversionError
         With the reason why torch.fx cannot trace it, where torch.export cannot either.
     """
+    if (graph := captured_graph(root)) is not None:
+        return graph
     try:
         return symbolic(root, name, tracer)
     except NotTraceableError as error:

@@ -12,6 +12,7 @@ from typing import Unpack
 
 import torch
 from torch import Tensor, nn
+from torch.export import ExportedProgram
 
 from quartz_plugin.calibration_methods import CalibrationMethod
 from quartz_plugin.coding import at_least_float32, check_unit_interval, with_plain_numbers
@@ -24,6 +25,7 @@ from quartz_plugin.convert.fold import fold
 from quartz_plugin.convert.images import Calibration, chunks, peek
 from quartz_plugin.convert.own_options import own_options, refuse_other_training, refuse_processes, windows_of
 from quartz_plugin.convert.processes import raise_on_all_ranks
+from quartz_plugin.convert.programs import as_network
 from quartz_plugin.convert.quantize import quantize
 from quartz_plugin.convert.refine import refine
 from quartz_plugin.convert.rescale import rescale
@@ -131,6 +133,7 @@ def calibrate_network(
     Its callers see to plain numbers and exact arithmetic.
     """
     refuse_processes(config, run)
+    ann = as_network(ann)
     with as_one(run):
         traced, images = trace_network(ann, calibration, run)
     return calibrate_traced(ann, traced, images, config, run)
@@ -267,7 +270,7 @@ def _runs(ann: nn.Module, images: Tensor) -> bool:
 
 def _example(ann: nn.Module, first: Tensor, given: Tensor | None) -> Tensor:
     """One image on the ANN's device and in its type: the one given, or the first of calibration."""
-    parameter = next((p for p in ann.parameters()), None) if isinstance(ann, nn.Module) else None
+    parameter = next((p for p in ann.parameters()), None) if isinstance(ann, nn.Module | ExportedProgram) else None
     dtype = torch.float32 if parameter is None else at_least_float32(parameter.dtype)
     device = first.device if parameter is None else parameter.device
     if given is not None:

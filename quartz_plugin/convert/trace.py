@@ -13,6 +13,7 @@ from quartz_plugin.convert.build import Builder, function_name
 from quartz_plugin.convert.capture import capture
 from quartz_plugin.convert.exported import CALLED, NAMED
 from quartz_plugin.convert.lines import line_of_node
+from quartz_plugin.convert.programs import as_network
 from quartz_plugin.convert.symbolic import Tracer, class_name, reason_against, refusal, value_dependent
 from quartz_plugin.convert.tail import builds_output, hosted_nodes
 from quartz_plugin.convert.traced import TracedNetwork
@@ -58,6 +59,7 @@ def trace(ann: nn.Module, example: Tensor, rules: Rules | None = None) -> Traced
     ValueError
         If a weight or a batch-norm statistic is NaN or infinite.
     """
+    ann = as_network(ann)
     if not isinstance(ann, nn.Module):
         raise TypeError(f"ann must be a torch.nn.Module, got {type(ann).__name__}")
     # Different images show what mixes them; a batch of another size, what has taken the size for a number.

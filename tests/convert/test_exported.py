@@ -205,3 +205,54 @@ class TestWhatFxCannotTrace:
 
         with pytest.raises(ConversionError, match=r"^torch\.fx cannot trace Own: .* values of tensors.*line \d+"):
             quartz_plugin.convert(net_of(forward), images)
+
+
+class TestExportedPrograms:
+    @pytest.mark.parametrize("batch", ["one image", "eight images", "open"])
+    @pytest.mark.parametrize("given", ["program", "its module", "core operations"])
+    @pytest.mark.parametrize("forward", [_layers, _moves], ids=lambda forward: forward.__name__)
+    def test_are_taken_directly(self, forward, given, batch):
+        ann = net_of(forward)
+        example = images[:1] if batch == "one image" else images[:8]
+        shapes = ({0: torch.export.Dim.DYNAMIC},) if batch == "open" else None
+        program = torch.export.export(ann, (example,), dynamic_shapes=shapes)
+        if given == "core operations":
+            program = program.run_decompositions()
+        taken = program.module() if given == "its module" else program
+        expected, found = (quartz_plugin.convert(each, images, 16) for each in (ann, taken))
+        assert [layer.name for layer in found.graph.layers] == [layer.name for layer in expected.graph.layers]
+        assert torch.equal(found(images), expected(images))
+        check = quartz_plugin.verify(taken, found, images[:20])
+        assert check.agreement == quartz_plugin.verify(ann, expected, images[:20]).agreement
+        quartz_plugin.check_convertible(taken, images)
+
+    def test_are_left_as_they_are(self):
+        program = torch.export.export(net_of(_layers), (images[:1],))
+        module = program.module()
+        code, wanted = module.code, module(images[:1])
+        quartz_plugin.convert(module, images)
+        assert module.code == code
+        assert torch.equal(module(images[:1]), wanted)
+
+    def test_are_trained_and_allocated(self):
+        program = torch.export.export(net_of(_layers), (images[:1],))
+        net = quartz_plugin.prepare_qat(program, images, 8)
+        assert net.to_spiking()(images).isfinite().all()
+        assert quartz_plugin.allocate_steps(program, images, 60, choices=(4, 8))
+
+    def test_are_refused_with_the_module_and_the_users_line(self):
+        class Block(nn.Module):
+            def forward(self, x):
+                return F.gelu(x)
+
+        ann = net_of(_layers)
+        ann.block[1] = Block()
+        program = torch.export.export(ann, (images[:1],))
+        line = r"'block\.1\.gelu' \(gelu\): it is not a ReLU.*\(test_exported\.py, line \d+: return F\.gelu\(x\)\)$"
+        with pytest.raises(ConversionError, match=line):
+            quartz_plugin.convert(program, images)
+
+
+def test_a_graph_module_of_torch_fx_is_taken():
+    ann = net_of(_layers)
+    assert_same_network(*(quartz_plugin.convert(each, images, 16) for each in (ann, torch.fx.symbolic_trace(ann))))
