@@ -6,7 +6,8 @@ from torch import fx, nn
 
 from quartz_plugin.convert.exported import exported
 from quartz_plugin.convert.programs import captured_graph
-from quartz_plugin.convert.symbolic import NotTraceableError, Tracer, symbolic
+from quartz_plugin.convert.symbolic import NotTraceableError, Tracer, UnansweredError, symbolic
+from quartz_plugin.operators.table import ConversionError
 
 
 def capture(root: nn.Module, name: str, tracer: Tracer) -> fx.Graph:
@@ -24,8 +25,9 @@ def capture(root: nn.Module, name: str, tracer: Tracer) -> fx.Graph:
     except NotTraceableError as error:
         try:
             return exported(root, tracer.inputs[0][:2])
-        except Exception:
-            raise error from error.__cause__
+        except Exception as other:
+            better = isinstance(other, ConversionError) and not isinstance(error.__cause__, UnansweredError)
+            raise (other if better else error) from error.__cause__
 
 
 __all__ = ["capture"]

@@ -7,10 +7,11 @@ would have found.
 
 from __future__ import annotations
 
+import io
 import logging
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from torch.utils._pytree import tree_leaves, tree_unflatten
 
 from quartz_plugin.convert.aten import spell_as_torch
 from quartz_plugin.graph import unique_path
-from quartz_plugin.operators.table import OPERATORS
+from quartz_plugin.operators.table import OPERATORS, ConversionError
 
 NAMED = "named"
 """Key of a node's ``meta``: name of the function that torch.fx would have found there, where it is another's."""
@@ -60,12 +61,26 @@ def exported(root: nn.Module, images: Tensor) -> fx.Graph:
 
 
 def _check_for_one_image(root: nn.Module, graph: fx.Graph, image: Tensor) -> None:
-    """Raise ValueError where values decide what is computed, or the batch does: two images stand for any number."""
+    """Refuse what one image and several are not the same for: two stand for any number of them.
+
+    Raises
+    ------
+    ConversionError
+        If the network computes something else for one image.
+    ValueError
+        If values decide what it computes.
+    """
     if any(node.target == "item" for node in graph.nodes):
         raise ValueError("it computes in Python with the values of tensors")
-    wanted, given = (tree_leaves(run(image.clone())) for run in (root, fx.Interpreter(root, graph=graph).run))
-    for one, other in zip(wanted, given, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3, equal_nan=True)
+    try:
+        wanted, given = (tree_leaves(run(image.clone())) for run in (root, fx.Interpreter(root, graph=graph).run))
+        for one, other in zip(wanted, given, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3, equal_nan=True)
+    except Exception as error:
+        raise ConversionError(
+            f"{type(root).__name__}, captured by torch.export, computes something else for one image than for several: "
+            "its forward is random in eval mode, or depends on the size of the batch; write it without"
+        ) from error
 
 
 def graph_of(program: ExportedProgram, root: nn.Module) -> fx.Graph:
@@ -133,11 +148,11 @@ def _leaves() -> set[str]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep torch.export from logging and warning: what it could not capture, is reported by us."""
+    """Keep torch.export from logging, printing and warning: what it could not capture, is reported by us."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:

@@ -121,11 +121,11 @@ class Tracer(fx.Tracer):
 
         Raises
         ------
-        _Unanswered
+        UnansweredError
             Where the values of tensors, or the size of the batch, would decide.
         """
         if question is None and obj.node in value_dependent(self.graph):
-            raise _Unanswered(f"must not {doing} the values of tensors")
+            raise UnansweredError(f"must not {doing} the values of tensors")
         found = self.without_values(obj.node)
         if found is None or (question is None and any(isinstance(each, Tensor) for each in found)):
             batches = zip(self._known, self.inputs, strict=True)
@@ -133,7 +133,7 @@ class Tracer(fx.Tracer):
                 found = [self._evaluate(obj.node, known, images) for known, images in batches]
         answers = found if question is None else [question(each) for each in found]
         if any(answer != answers[0] for answer in answers):
-            raise _Unanswered(f"must not {doing} the size of the batch")
+            raise UnansweredError(f"must not {doing} the size of the batch")
         return answers[0]
 
     def without_values(self, node: fx.Node) -> list[Any] | None:
@@ -193,7 +193,7 @@ class NotTraceableError(ConversionError):
     """A network that torch.fx cannot trace, for no reason that the table of operators knows."""
 
 
-class _Unanswered(Exception):  # noqa: N818
+class UnansweredError(Exception):
     """A question that a forward must not ask."""
 
 
@@ -259,7 +259,7 @@ def symbolic(root: nn.Module, name: str, tracer: Tracer) -> fx.Graph:
             if (reason := reason_against(module)) is not None:
                 raise ConversionError(refusal(path, class_name(module), reason)) from error
         where = f" in module {tracer.failed_in!r}" if tracer.failed_in else ""
-        if isinstance(error, _Unanswered):
+        if isinstance(error, UnansweredError):
             why = f"its forward {error}; write it without, or register a rule (quartz_plugin.register_rule)"
         else:
             why = (
@@ -331,4 +331,13 @@ def _holds_proxy(values: tuple[Any, ...] | list[Any]) -> bool:
     return any(isinstance(value, fx.Proxy) for value in values)
 
 
-__all__ = ["NotTraceableError", "Tracer", "class_name", "reason_against", "refusal", "symbolic", "value_dependent"]
+__all__ = [
+    "NotTraceableError",
+    "Tracer",
+    "UnansweredError",
+    "class_name",
+    "reason_against",
+    "refusal",
+    "symbolic",
+    "value_dependent",
+]

@@ -206,6 +206,26 @@ class TestWhatFxCannotTrace:
         with pytest.raises(ConversionError, match=r"^torch\.fx cannot trace Own: .* values of tensors.*line \d+"):
             quartz_plugin.convert(net_of(forward), images)
 
+    def test_that_depends_on_the_size_of_the_batch_or_is_random_is_refused(self, capfd):
+        for change in (lambda x: x if x.shape[0] > 1 else 2 * x, lambda x: x + torch.rand(8, 1, 1)):
+
+            def forward(self, x, change=change):
+                assert isinstance(x, torch.Tensor)
+                return self.head(change(self.conv(x).relu()))
+
+            with pytest.raises(
+                ConversionError, match=r"^Own, captured by torch\.export, computes something else for one"
+            ):
+                quartz_plugin.convert(net_of(forward), images)
+
+        def forward(self, x):
+            assert not torch.isnan(x).any()
+            return self.head(self.conv(x).relu())
+
+        with pytest.raises(ConversionError, match=r"values of tensors.*line \d+: assert not torch\.isnan"):
+            quartz_plugin.convert(net_of(forward), images)
+        assert capfd.readouterr() == ("", "")
+
 
 class TestExportedPrograms:
     @pytest.mark.parametrize("batch", ["one image", "eight images", "open"])
