@@ -282,6 +282,10 @@ def with_unit_weights(module: Module) -> Module:
     ones = copy.deepcopy(module)
     for parameter in ones.parameters():
         parameter.data = torch.ones_like(parameter)
+    for each in ones.modules():
+        # Of fixed weights, which are no parameters.
+        if (weigh_one := getattr(each, "weigh_one", None)) is not None:
+            weigh_one()
     return ones
 
 

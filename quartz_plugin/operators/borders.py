@@ -10,20 +10,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from quartz_plugin.operators.gains import Moved
+from quartz_plugin.operators.interpolation import interpolating
 from quartz_plugin.operators.modules import per_dimension
 from quartz_plugin.operators.relation import Relation
 from quartz_plugin.operators.routing import route
-from quartz_plugin.operators.row import Operator, Rows
+from quartz_plugin.operators.row import Operator, Role, Rows
 from quartz_plugin.operators.settings import FLAG_OR_NONE, MOST, SCALE_FACTOR, SIZE, ZERO, listed, one_of
 from quartz_plugin.operators.tracing import Append, Refusal, Value
 
 # Copies
 
 
-def _interpolates(upsample: Any) -> str | None:
-    if upsample.mode not in ("nearest", "nearest-exact"):
-        return f'it interpolates (mode={upsample.mode!r}), and only copies of spikes are spikes; use mode="nearest"'
-    return None
+_NEAREST = ("nearest", "nearest-exact")
 
 
 def _build_interpolation(
@@ -38,10 +36,15 @@ def _build_interpolation(
 ) -> Value:
     if recompute_scale_factor:
         size, scale_factor = F.interpolate(input.tensor, None, scale_factor).shape[2:], None
-    return append(nn.Upsample(size, scale_factor, mode), input)
+    upsample = nn.Upsample(size, scale_factor, mode, align_corners)
+    if antialias:
+        return append(interpolating(upsample, input.tensor.shape, antialias), input)
+    return append(upsample, input)
 
 
 def _spell_upsample(module: Any, shape: Sequence[int]) -> nn.Module:
+    if module.mode not in _NEAREST:
+        return interpolating(module, shape)
     rank = len(shape) - 2
     if module.recompute_scale_factor:
         module.size = tuple(module(torch.empty(*shape, device="meta")).shape[2:])
@@ -62,14 +65,14 @@ def _relate_upsample(relation: Relation, module: Any, place: int, shapes: Sequen
         relation.slide(1 + dim, F.interpolate, size, factor, mode=module.mode, recompute_scale_factor=anew)
 
 
-_COPIES = {"how": "routes copies of spikes (modes but nearest: refused)", "refusal": _interpolates}
+_COPIES = {"how": "routes copies of spikes; in modes but nearest synapses of fixed weights (with weight_bits: refused)"}
 
 _UPSAMPLES: Rows = {
     nn.Upsample: route(
         {
             "size": SIZE,
             "scale_factor": SCALE_FACTOR,
-            "mode": one_of("nearest", "nearest-exact"),
+            "mode": one_of(*_NEAREST),
             "recompute_scale_factor": FLAG_OR_NONE,
         },
         _relate_upsample,
@@ -79,6 +82,9 @@ _UPSAMPLES: Rows = {
     ),
     nn.UpsamplingNearest2d: route(
         {"size": SIZE, "scale_factor": SCALE_FACTOR}, _relate_upsample, spell=_spell_upsample, **_COPIES
+    ),
+    nn.UpsamplingBilinear2d: Operator(
+        role=Role.SYNAPSE, how=_COPIES["how"], spell=_spell_upsample, settings=None, relate=None, form=None, gain=None
     ),
 }
 

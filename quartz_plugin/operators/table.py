@@ -19,7 +19,16 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
 from quartz_plugin.host import STARTS
-from quartz_plugin.operators import activations, borders, constants, copies, pooling, routing, synapses
+from quartz_plugin.operators import (
+    activations,
+    borders,
+    constants,
+    copies,
+    interpolation,
+    pooling,
+    routing,
+    synapses,
+)
 from quartz_plugin.operators.activations import DROPOUTS, ceiling_of
 from quartz_plugin.operators.constants import NORMS, norm_as_affine
 from quartz_plugin.operators.gains import IntoWeights
@@ -32,7 +41,14 @@ from quartz_plugin.operators.synapses import WEIGHTED
 from quartz_plugin.operators.tracing import Append, Build, ConversionError, Refusal, Value, call
 
 OPERATORS: Rows = (
-    synapses.ROWS | constants.ROWS | pooling.ROWS | routing.ROWS | copies.ROWS | borders.ROWS | activations.ROWS
+    synapses.ROWS
+    | constants.ROWS
+    | pooling.ROWS
+    | routing.ROWS
+    | copies.ROWS
+    | interpolation.ROWS
+    | borders.ROWS
+    | activations.ROWS
 )
 """Rows of the module classes that an ANN may be made of; what stands neither here nor among the functions is refused.
 """

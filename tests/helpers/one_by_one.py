@@ -9,6 +9,7 @@ from torch import nn
 from helpers.random_chains import input_train
 from quartz_plugin import AxonalDelay, FirstSpikeMaxPool, TTFSNeuron
 from quartz_plugin.operators.gains import Mixed
+from quartz_plugin.operators.interpolation import BicubicInterpolate, Interpolate
 from quartz_plugin.operators.modules import Add, OneToOne
 from quartz_plugin.operators.pooling import ROWS as POOLS
 from quartz_plugin.operators.pooling import CumulativeSum
@@ -17,7 +18,7 @@ from quartz_plugin.operators.table import WEIGHTED
 AVERAGES = tuple(kind for kind, row in POOLS.items() if isinstance(row.gain, Mixed) and row.gain.as_sum is not None)
 """Modules that average units."""
 
-MAPS = (*WEIGHTED, *AVERAGES, CumulativeSum, OneToOne)
+MAPS = (*WEIGHTED, *AVERAGES, CumulativeSum, Interpolate, BicubicInterpolate, OneToOne)
 
 
 class OneByOne:
@@ -39,6 +40,9 @@ class OneByOne:
         self.module = copy.deepcopy(snn.graph_module).double()
         for parameter in self.module.parameters():
             parameter.data.fill_(1.0)
+        for each in self.module.modules():
+            if isinstance(each, Interpolate):
+                each.weigh_one()
         self.modules = {
             node: self.module.get_submodule(node.target) for node in self.module.graph.nodes if node.op == "call_module"
         }

@@ -481,7 +481,6 @@ class _Writer:
         ones = [1] * (rank + 1)
         twice = [*ones[:dim], 2, *ones[dim + 1 :]]
         places = [self.pick(*range(size)) for _ in range(self.pick(1, 2, 3))]
-        parts = ":, " * dim
         choices = [
             f"{name}.flip({dim})",
             f"torch.flip({name}, [{dim}, -1])" if dim < rank else f"torch.flip({name}, (-1,))",
@@ -489,7 +488,6 @@ class _Writer:
             f"torch.tile({name}, {tuple(twice)})",
             f"{name}.repeat_interleave(2, dim={dim})",
             f"{name}.index_select({dim}, torch.tensor({places}))",
-            f"{name}[{parts}{places}]",
             f"{name}.unsqueeze({dim}).expand({', '.join(map(str, [-1] * dim + [2] + [-1] * (rank + 1 - dim)))})",
             f"{name}.narrow({dim}, 0, 1).expand_as({name})",
             f"{name}.movedim({dim}, 1)",
@@ -735,6 +733,15 @@ class _Writer:
             f"F.pad({name}, [0, 1])",
             f"F.interpolate({name}, scale_factor={self.pick('2', '2.0', '(2, 1)', '[1, 2.0]')})",
             f"F.interpolate({name}, scale_factor=1.4, recompute_scale_factor=True)",
+            f"F.interpolate({name}, scale_factor=2, mode='bilinear')",
+            *(
+                []
+                if self.exact
+                else [
+                    f"F.interpolate({name}, size=(5, 3), mode='bilinear', align_corners=True)",
+                    f"F.interpolate({name}, size=(4, 5), mode='bicubic')",
+                ]
+            ),
             f"F.interpolate({name}, size={self.pick('5', '(3, 5)', '[4, 4]')}, mode='nearest-exact')",
         ]
         what = self.pick("module", "function", "function")
@@ -744,9 +751,18 @@ class _Writer:
             text = self.pick(*choices)
             if "scale_factor" in text and max(source.shape) > 4:
                 return
-            made = self.write(text, [source], source.kind, run=source.run)
+            linear = "linear" in text or "bicubic" in text
+            kind = source.kind if not linear else "signed" if "bicubic" in text else self.added(source)
+            made = self.write(text, [source], kind, run=source.run + linear)
+            if linear:
+                return
         for value in made:
             value.routed = True
+
+    @staticmethod
+    def added(source):
+        """Kind of what adds units up."""
+        return "signed" if source.kind == "signed" else "positive"
 
     def split(self):
         source = self.value(lambda v: v.shape[0] > 1)

@@ -6,6 +6,7 @@ from helpers.conversions import assert_same_spikes
 from helpers.one_by_one import OneByOne, as_lists
 from helpers.random_graphs import make_exact
 from torch import nn
+from torch.nn import functional as F
 
 import quartz_plugin
 from quartz_plugin.costs import InferenceCounts
@@ -93,7 +94,24 @@ class Compared(nn.Module):
         return self.last(torch.cat([(one - other).abs(), larger - smaller, bounded], 1))
 
 
+class UNet(nn.Module):
+    """Down and, by interpolation, up again beside a skip."""
+
+    def __init__(self):
+        super().__init__()
+        self.down, self.deep, self.up = nn.Conv2d(2, 3, 3, padding=1), nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(7, 2, 1)
+        self.last, self.upsample = nn.Linear(40, 3), nn.Upsample(scale_factor=2, mode="bilinear", align_corners=True)
+
+    def forward(self, x):
+        skip = self.down(x).relu()
+        deep = self.deep(F.max_pool2d(skip, 2)).relu()
+        whole = F.interpolate(deep.mean((2, 3), keepdim=True), deep.shape[2:], mode="bilinear")
+        x = self.up(torch.cat([self.upsample(deep + whole), skip], 1)).relu()
+        return self.last(F.interpolate(x, size=(4, 5), mode="bicubic").relu().flatten(1))
+
+
 NETWORKS = {
+    "unet": (UNet, (2, 6, 6)),
     "points": (PointNet, (3, 7)),
     "compared": (Compared, (8,)),
     "dueling": (Dueling, (6,)),
@@ -119,6 +137,10 @@ def test_have_the_values_of_their_ann(network):
 @pytest.mark.parametrize("options", [{}, {"hold": False}, {"linear": "pair"}, {"weight_bits": 8}], ids=str)
 def test_spike_and_count_alike_in_every_engine(network, options, tmp_path):
     ann, images = network
+    if "weight_bits" in options and isinstance(ann, UNet):
+        with pytest.raises(quartz_plugin.ConversionError, match="with weight_bits.*fixed fractions"):
+            quartz_plugin.convert(ann, images, t_max=9, **options)
+        return
     snn = quartz_plugin.convert(ann, images, t_max=9, **options)
     snn = snn if "weight_bits" in options else make_exact(snn)
     stepped = snn.run(images[:3], engine="stepped")

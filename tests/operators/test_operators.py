@@ -20,6 +20,7 @@ from quartz_plugin import ConversionError
 from quartz_plugin.convert.symbolic import Tracer
 from quartz_plugin.convert.trace import trace
 from quartz_plugin.costs import InferenceCounts
+from quartz_plugin.operators.interpolation import BicubicInterpolate, Interpolate
 from quartz_plugin.operators.table import FUNCTIONS, OPERATORS, RULES, Role, operator_table, page
 
 # Many levels, so that rounding is far smaller than any mistake.
@@ -258,6 +259,9 @@ MODULES = {
     nn.ChannelShuffle: [nn.ChannelShuffle(2), nn.Conv2d(4, 2, 2, groups=2)],
     nn.Upsample: [nn.Upsample(scale_factor=2), nn.MaxPool2d(3)],
     nn.UpsamplingNearest2d: [nn.UpsamplingNearest2d(size=(9, 8)), nn.Conv2d(4, 2, 3)],
+    Interpolate: [nn.Upsample(scale_factor=(1.4, 2), mode="bilinear"), nn.Conv2d(4, 2, 3)],
+    BicubicInterpolate: [nn.Upsample((9, 5), mode="bicubic", align_corners=True), nn.Conv2d(4, 2, 3)],
+    nn.UpsamplingBilinear2d: [nn.Conv2d(4, 2, 3), nn.UpsamplingBilinear2d(scale_factor=2), nn.ReLU()],
     nn.ZeroPad3d: [nn.ZeroPad3d((1, 0, 0, 2, 1, 1)), nn.Conv2d(6, 2, 3), nn.ReLU()],
     nn.ConstantPad1d: [nn.Flatten(2), nn.ConstantPad1d(2, 0.0), nn.MaxPool1d(3)],
     nn.ConstantPad2d: [nn.ConstantPad2d(1, 0.0), nn.Conv2d(4, 2, 3), nn.ReLU()],
@@ -291,7 +295,7 @@ def test_modules_beyond_chains_are_exact_and_saved(kind, relu, tmp_path):
 
 def test_every_module_of_the_table_can_be_saved_or_never_is():
     emitted = {kind for kind, row in OPERATORS.items() if row.role not in (Role.NOTHING, Role.RECTIFIER)}
-    folded = {"BatchNorm1d", "BatchNorm2d", "Affine"}
+    folded = {"BatchNorm1d", "BatchNorm2d", "Affine", "UpsamplingBilinear2d"}
     saved = {kind for kind, row in OPERATORS.items() if row.settings is not None}
     assert {kind.__name__ for kind in emitted - saved} == folded
 

@@ -45,7 +45,7 @@ class TestRows:
         assert isinstance(row.role, Role)
         assert row.how
         assert row.exact.startswith("exact")
-        if row.role in (Role.NOTHING, Role.RECTIFIER) or kind in (*NORMS, Affine):
+        if row.role in (Role.NOTHING, Role.RECTIFIER) or kind in (*NORMS, Affine, nn.UpsamplingBilinear2d):
             # Nothing of it is in a converted network; of neurons a file keeps the settings.
             assert (row.relate, row.form) == (None, None)
             assert (row.settings is None) == (kind in OPERATORS)
