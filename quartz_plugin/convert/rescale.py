@@ -189,7 +189,7 @@ class _Rescaling:
         if found is None:
             raise ConversionError(
                 f"cannot convert {str(node.target)!r} ({type(module).__name__}) with weight_bits: it weighs "
-                "units by fixed fractions that no sum over windows gives; pool to a size that divides its input's, pool "
+                "units by fixed fractions that no sum over windows gives; pool to a size that divides its input's or "
                 'without ceil_mode, or upsample with mode="nearest"'
             )
         return found
