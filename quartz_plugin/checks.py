@@ -90,7 +90,64 @@ def method(name: str, value: Any) -> None:
 def preprocessing(name: str, value: Any) -> None:
     """Check of (mean, std), or None."""
     if value is not None:
-        mean_and_std(value)
+        preprocessings(value)
+
+
+def preprocessings(value: Any) -> Any:
+    """(mean, std), or of several inputs a list of such pairs and None, as plain numbers.
+
+    Examples
+    --------
+    >>> preprocessings((0.5, 2)), preprocessings([(0.5, [1, 2]), None])
+    (((0.5,), (2.0,)), [((0.5,), (1.0, 2.0)), None])
+    """
+    if _is_list_of_pairs(value):
+        return [None if pair is None else mean_and_std(pair) for pair in value]
+    return mean_and_std(value)
+
+
+def _is_list_of_pairs(value: Any) -> bool:
+    """True for a list with an entry for each input; a file holds tuples as lists, of numbers for one input."""
+    if not isinstance(value, list) or not value:
+        return False
+    return all(
+        pair is None
+        or (isinstance(pair, tuple) and len(pair) == 2)
+        or (isinstance(pair, list) and len(pair) == 2 and isinstance(pair[0], list))
+        for pair in value
+    )
+
+
+def ranges(value: Any) -> list[tuple[tuple[float, ...], tuple[float, ...]] | None]:
+    """The least and largest values of each input: of a pair for one input, or of a list of pairs and None for several.
+
+    Examples
+    --------
+    >>> ranges((-1, 1)), ranges([(0, [1, 2]), None])
+    ([((-1.0,), (1.0,))], [((0.0, 0.0), (1.0, 2.0)), None])
+    """
+    if not isinstance(value, tuple | list):
+        raise ValueError(f"input_range must be (least, largest), or a list of such pairs, got {value!r}")
+    found: list[tuple[tuple[float, ...], tuple[float, ...]] | None] = []
+    for pair in [value] if isinstance(value, tuple) else value:
+        if pair is None:
+            found.append(None)
+            continue
+        try:
+            low, high = (torch.as_tensor(end, dtype=torch.float64).flatten() for end in pair)
+            low, high = torch.broadcast_tensors(low, high)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(f"input_range must be (least, largest), got {pair!r}") from error
+        if not bool((torch.isfinite(low) & torch.isfinite(high) & (low < high) & (high > 0)).all()):
+            raise ValueError(f"input_range must rise from a finite least value to a positive largest, got {pair!r}")
+        found.append((tuple(low.tolist()), tuple(high.tolist())))
+    return found
+
+
+def input_range(name: str, value: Any) -> None:
+    """Check of the range of inputs, or None."""
+    if value is not None:
+        ranges(value)
 
 
 def mean_and_std(value: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -18,16 +18,19 @@ from torch import Tensor
 
 from quartz_plugin import checks
 from quartz_plugin.calibration_methods import CalibrationMethod, CalibrationStep
-from quartz_plugin.coding import plain
 from quartz_plugin.functional import BiasCode, Rectifier
+from quartz_plugin.layer_config import Granularity, LayerConfig, Override
 from quartz_plugin.options import UNSET, NotGiven, describe, option, refuse_unknown, take_plain_and_check
 from quartz_plugin.task import CLASSIFICATION, Task
 
-Granularity = Literal["layer", "channel"]
 Linear = Literal["compose", "pair"]
 FirstLayer = Literal["spiking", "dense"]
 Shifts = Literal["all", "far", "none"]
-Preprocessing = tuple[Sequence[float] | Tensor | float, Sequence[float] | Tensor | float]
+Pair = tuple[Sequence[float] | Tensor | float, Sequence[float] | Tensor | float]
+Preprocessing = Pair | list[Pair | None]
+
+End = Sequence[float] | Tensor | float
+InputRange = tuple[End, End] | Sequence[tuple[End, End] | None]
 
 Method = str | CalibrationMethod | CalibrationStep
 
@@ -45,60 +48,6 @@ def _check_layers(name: str, value: Any) -> None:
             raise TypeError(f"{name} must be named by strings, as the report has them, got {layer!r}")
         if not isinstance(own, LayerConfig):
             LayerConfig.from_dict(own, f"{name}[{layer!r}]")
-
-
-class Override(TypedDict, total=False):
-    """Options of one layer, or of all layers of one block of the network, as a plain dict."""
-
-    percentile: float
-    granularity: Granularity
-    t_max: int
-
-
-@dataclass(frozen=True)
-class LayerConfig:
-    """Options of one layer, or of all layers of one block of the network; None: those of the whole network.
-
-    Examples
-    --------
-    >>> LayerConfig(percentile=99.99).to_dict()
-    {'percentile': 99.99}
-    """
-
-    percentile: float | None = option(
-        None, "Percentile of the layer's values that becomes the value 1.", checks.percentile
-    )
-    granularity: Granularity | None = option(
-        None, "One scale for the layer, or for each channel.", checks.one_of(Granularity)
-    )
-    t_max: int | None = option(None, "T of the layer.", checks.t_max)
-
-    def __post_init__(self) -> None:
-        take_plain_and_check(self, leave_out=lambda value: value is None)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any], name: str = "the layer's options") -> LayerConfig:
-        """Read a plain dict; `name` is what a message calls it.
-
-        Raises
-        ------
-        ValueError
-            For what is no dict, unknown keys, or values that an option cannot have.
-        """
-        options = {each.name: each for each in fields(cls)}
-        if not isinstance(values, Mapping) or not set(values) <= set(options):
-            raise ValueError(f"{name} must be a dict with some of {tuple(options)}, got {values!r}")
-        for key, value in values.items():
-            options[key].metadata["check"](f"{name}: {key}", plain(value))
-        return cls(**values)
-
-    def to_dict(self) -> dict[str, Any]:
-        """The options that are given, as plain JSON values."""
-        return {each.name: value for each in fields(self) if (value := getattr(self, each.name)) is not None}
-
-    def overridden_by(self, other: LayerConfig) -> LayerConfig:
-        """These options, and those of `other` where it has some."""
-        return dataclasses.replace(self, **other.to_dict())
 
 
 @dataclass(frozen=True)
@@ -211,8 +160,20 @@ class ConversionConfig:
         """,
     )
     preprocessing: Preprocessing | None = option(
-        None, "(mean, std) that the ANN expects its input normalised by; folded in exactly.", checks.preprocessing
+        None,
+        "(mean, std) that the ANN expects its input normalised by, folded in exactly; of several inputs a list.",
+        checks.preprocessing,
     )
+    input_range: InputRange | None = option(
+        None,
+        "Least and largest values of the inputs, (0, 1) where it is not given; negative ones get neurons of their own.",
+        checks.input_range,
+        """
+        ``(-3, 3)``, or with one number for each channel; of several inputs a list with one pair, or None, for each. A
+        signed input is encoded by two units for each value, one for each sign, so that 0 is silent.
+        """,
+    )
+    clamp_inputs: bool = option(False, "Clamp inputs outside of their range, in place of refusing them.", checks.flag)
     weight_bits: int | None = option(
         None,
         "Put weights, biases and threshold on a fixed-point grid, weights of so many bits with their sign (2 to 16).",
@@ -249,8 +210,10 @@ class ConversionConfig:
     def __post_init__(self) -> None:
         take_plain_and_check(self)
         self._take_numbers_of_method()
+        if self.input_range is not None:
+            object.__setattr__(self, "input_range", checks.ranges(self.input_range))
         if self.preprocessing is not None:
-            object.__setattr__(self, "preprocessing", checks.mean_and_std(self.preprocessing))
+            object.__setattr__(self, "preprocessing", checks.preprocessings(self.preprocessing))
         own = {
             name: value if isinstance(value, LayerConfig) else LayerConfig.from_dict(value)
             for name, value in (self.layers or {}).items()
@@ -324,10 +287,17 @@ class ConversionConfig:
         """Every option as a plain JSON value, as files hold them."""
         values = {each.name: getattr(self, each.name) for each in fields(self)}
         if self.preprocessing is not None:
-            values["preprocessing"] = [list(each) for each in checks.mean_and_std(self.preprocessing)]
+            values["preprocessing"] = _as_lists(checks.preprocessings(self.preprocessing))
+        if self.input_range is not None:
+            values["input_range"] = _as_lists(checks.ranges(self.input_range))
         values["task"] = dict(self.task) if isinstance(self.task, Mapping) else self.task
         values["t_max"] = dict(self.t_max) if isinstance(self.t_max, Mapping) else int(self.t_max)
         return values | {"layers": {name: LayerConfig.to_dict(own) for name, own in (self.layers or {}).items()}}  # type: ignore[arg-type]
+
+
+def _as_lists(value: Any) -> Any:
+    """Tuples, nested, as the lists that a file holds."""
+    return list(map(_as_lists, value)) if isinstance(value, tuple | list) else value
 
 
 class _NetworkOptions(TypedDict, total=False):
@@ -335,6 +305,8 @@ class _NetworkOptions(TypedDict, total=False):
 
     granularity: Granularity
     preprocessing: Preprocessing | None
+    input_range: InputRange | None
+    clamp_inputs: bool
     task: Task | Mapping[str, Task]
 
 

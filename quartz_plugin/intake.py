@@ -158,8 +158,8 @@ def carry_out_hooks(
     hooked: list[str],
     tracer: fx.Tracer,
     rules: Mapping[type[nn.Module], Rule],
-    run: Callable[[nn.Module, Tensor], Tensor],
-    *batches: Tensor,
+    run: Callable[[nn.Module, tuple[Tensor, ...]], Tensor],
+    *batches: tuple[Tensor, ...],
 ) -> Tensor:
     """Run a copy with its hooks, take off those that change no value, and keep the tensors that they made.
 
@@ -175,7 +175,7 @@ def carry_out_hooks(
         Rules for module classes, which are not looked into either.
     run : callable
         Runs the network on a batch.
-    *batches : Tensor
+    *batches : tuple of Tensor
         Inputs: two batches at least, for what differs from call to call to show.
 
     Returns
@@ -191,7 +191,7 @@ def carry_out_hooks(
     """
     watch = _Watch(root, hooked)
     try:
-        outputs = [run(root, batch.clone()) for batch in batches]
+        outputs = [run(root, batch) for batch in batches]
     finally:
         watch.end()
     for path in watch.unsteady:

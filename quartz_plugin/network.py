@@ -81,24 +81,25 @@ class SpikingNetwork(nn.Module):
         graph_module: fx.GraphModule
         dense_stem: DenseFirstLayer | None
 
-        def __call__(self, images: Tensor) -> Any:
+        def __call__(self, images: Any, *others: Tensor) -> Any:
             """Logits ``[B, classes]``, or several outputs; see :meth:`forward`."""
 
-    def forward(self, images: Tensor) -> Any:
+    def forward(self, images: Any, *others: Tensor) -> Any:
         """What the ANN returns for images in [0, 1], by the fastest engine that is exact here.
 
         As a rule logits ``[B, classes]``; several outputs are nested as the ANN nests them (after a file, classes of
-        the user's own are dicts), and what stands behind the last linear map is computed of the decoded values.
+        the user's own are dicts), and what stands behind the last linear map is computed of the decoded values. Several
+        inputs are given as to the ANN, or as one tuple.
         """
-        return self.run(images, record=False).outputs
+        return self.run((images, *others) if others else images, record=False).outputs
 
-    def run(self, images: Tensor, engine: str = "auto", record: bool = True) -> SimulationResult:
+    def run(self, images: Any, engine: str = "auto", record: bool = True) -> SimulationResult:
         """Simulate one inference for each image.
 
         Parameters
         ----------
         images : Tensor
-            ``[B, ...]``, raw values in [0, 1].
+            ``[B, ...]``, raw values in [0, 1] (or `input_range`); of several inputs a tuple, or a dict by name.
         engine : "auto", "analytic", "event" or "stepped"
             They give the same spike steps. "analytic" needs ``hold=True``, "event" a CPU and numba; it gives no
             gradients.
@@ -118,7 +119,7 @@ class SpikingNetwork(nn.Module):
             return run(self.graph, images, engine, record)
         return engines.run(self.graph, images, engine, record)
 
-    def values_to_encode(self, images: Tensor) -> Tensor:
+    def values_to_encode(self, images: Any) -> Tensor:
         """Values for :func:`~quartz_plugin.encode` where the network is stepped by hand.
 
         The images ``[B, ...]`` themselves, or with ``first_layer="dense"`` the first layer's values, in [0, 1].

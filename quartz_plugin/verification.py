@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
+from quartz_plugin import engines
 from quartz_plugin.coding import NO_SPIKE
 from quartz_plugin.convert.fold import fold
 from quartz_plugin.convert.images import chunk_size
@@ -228,7 +229,7 @@ def values_side_by_side(
     if len(images) == 0:
         raise ValueError("verify needs at least one image")
     example = images[:1].to(device=graph.device, dtype=graph.dtype)
-    network = fold(trace(ann, example, rules), graph.config.preprocessing, graph.config.linear)
+    network = fold(trace(ann, example, rules, graph.inputs), graph.config.preprocessing, graph.config.linear)
     ends, last = network.layers(), network.last
     if graph.dense_stem is not None:
         ends = ends[1:]
@@ -244,7 +245,7 @@ def values_side_by_side(
     layer_of = dict(zip(ends, names, strict=True))
     for chunk in images.split(chunk_size(images)):
         chunk = chunk.to(device=graph.device, dtype=graph.dtype)
-        result = snn.run(chunk, engine=engine)
+        result = engines.run(graph, chunk, engine, packed=True)
         # A network that was trained for spikes rounds its input and output itself.
         for node, value in network.run(rounded(network.input_quantizer, chunk)):
             if (name := layer_of.get(node)) is not None:

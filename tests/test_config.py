@@ -38,6 +38,8 @@ OTHER_VALUES = {
     "tuning_rate": 0.1,
     "first_layer": "dense",
     "preprocessing": ((0.5,), (0.25, 0.5, 0.75)),
+    "input_range": [((-1.0,), (1.0,)), None],
+    "clamp_inputs": True,
     "weight_bits": 8,
     "task": "regression",
     "layers": {"1": LayerConfig(percentile=50.0), "input": LayerConfig(t_max=4)},
@@ -59,6 +61,8 @@ WRONG_VALUES = {
     "tuning_rate": [0, 1.0, "fast"],
     "first_layer": ["analog"],
     "preprocessing": [0.5, (0.5,), ("a", "b")],
+    "input_range": [3, (1, 0), (0, float("inf")), ("a", "b"), (1,), [(0, 1), 3]],
+    "clamp_inputs": [1, None],
     "weight_bits": [1, 17, 8.0],
     "task": ["detection"],
     "layers": [{"0": 3}, {"0": {"percentil": 3}}, {"0": {"percentile": 0}}, {"0": {"percentile": None}}],
@@ -145,7 +149,9 @@ def test_unknown_options_are_refused_with_the_nearest(ann):
         ConversionConfig.from_dict({"percentil": 3})
     with pytest.raises(TypeError, match="unknown option 'granularty': did you mean 'granularity'"):
         quartz_plugin.convert(ann, torch.rand(4, 4), granularty="channel")
-    with pytest.raises(TypeError, match="unknown option 'hold': the options are calibration_method, first_layer"):
+    with pytest.raises(
+        TypeError, match="unknown option 'hold': the options are calibration_method, clamp_inputs, first_layer"
+    ):
         quartz_plugin.prepare_qat(ann, torch.rand(4, 4), hold=True)
     with pytest.raises(TypeError, match="unknown option 'percentile'"):
         quartz_plugin.allocate_steps(ann, torch.rand(4, 4), 40, percentile=99)

@@ -13,8 +13,8 @@ from quartz_plugin.coding import window_length, with_plain_numbers
 from quartz_plugin.config import AllocationOptions, ConversionConfig, configured
 from quartz_plugin.convert.calibrate import calibrate
 from quartz_plugin.convert.fake_quant import all_values, values_behind
-from quartz_plugin.convert.images import Calibration, chunk_size, chunks, evenly_of, some_of
-from quartz_plugin.convert.pipeline import calibrate_network
+from quartz_plugin.convert.images import Calibration, chunk_size, evenly_of, some_of
+from quartz_plugin.convert.pipeline import calibrate_traced, trace_network
 from quartz_plugin.convert.refine.distance import output_distance
 from quartz_plugin.convert.run import Run
 from quartz_plugin.convert.traced import FoldedNetwork
@@ -90,14 +90,11 @@ def allocate_steps(
     lengths = sorted({window_length(choice) for choice in choices})
     if not lengths or type(steps) is not int:
         raise ValueError(f"give at least one choice and a whole number of steps, got {choices!r} and {steps!r}")
-    batches = list(chunks(calibration))
-    if not batches:
-        raise ValueError("calibration is empty: give at least one batch of training images")
-    given = torch.cat(batches)
-    images = evenly_of(given, SCALE_IMAGES)
-    config = configured(options, AllocationOptions, lengths[0] + 1)
-    found = calibrate_network(ann, images, config, Run(example_input, rules=rules))
-    network, images = found.network, images.to(device=found.network.device, dtype=found.network.dtype)
+    config, run = configured(options, AllocationOptions, lengths[0] + 1), Run(example_input, rules=rules)
+    traced, batches = trace_network(ann, calibration, config, run)
+    images = evenly_of(torch.cat(list(batches)), SCALE_IMAGES)
+    found = calibrate_traced(ann, traced, images.split(chunk_size(images)), config, run)
+    network = found.network
     if network.activation_quantizers():
         raise ValueError("the network was trained for windows of its own, and can have no others")
     windows = dict.fromkeys(found.windows, lengths[0])

@@ -16,6 +16,7 @@ from quartz_plugin.convert.symbolic import refusal
 from quartz_plugin.convert.tail import HostBuilder, HostValue, builds_output, host_call
 from quartz_plugin.convert.traced import TracedNetwork
 from quartz_plugin.graph import INPUT, unique_path
+from quartz_plugin.inputs import PLACE
 from quartz_plugin.intake import first_line
 from quartz_plugin.operators.extremes import NEVER_NEGATIVE
 from quartz_plugin.operators.modules import Reshape
@@ -71,6 +72,7 @@ class Builder:
         self.report: dict[str, dict[str, Any]] = {}
         self.hosted_rows: dict[str, dict[str, Any]] = {}
         self.used: set[str] = set()
+        self.unpacked: dict[int, str] = {}
 
     def build(self, traced: fx.Graph) -> TracedNetwork:
         """Carry out every node of the traced graph."""
@@ -91,6 +93,8 @@ class Builder:
                 known[node] = dict(zip(getattr(node.target, "_fields", ()), args, strict=False)) | kwargs
             else:
                 known[node] = self._carry_out(node, args, kwargs)
+            if PLACE in node.meta and node.op != "placeholder":
+                self.unpacked[node.meta[PLACE]] = str(known[node].node.target)
             if node in in_place:
                 # Each user of the changed tensor from here on sees the change; numbers are never changed in place.
                 changed = next(iter([*args, *kwargs.values()]))
@@ -110,6 +114,7 @@ class Builder:
             report={path: self.report[path] for path in paths} | self.hosted_rows,
             traced=frozenset(paths),
             outputs=outputs,
+            unpacked=self.unpacked,
         )
 
     def _end(self, result: Any) -> tuple[Outputs, Value]:

@@ -24,7 +24,7 @@ def capture(root: nn.Module, name: str, tracer: Tracer) -> fx.Graph:
         return symbolic(root, name, tracer)
     except NotTraceableError as error:
         try:
-            return exported(root, tracer.inputs[0][:2])
+            return exported(root, tuple(each[:2] for each in tracer.inputs[0]))
         except Exception as other:
             better = isinstance(other, ConversionError) and not isinstance(error.__cause__, UnansweredError)
             raise (other if better else error) from error.__cause__

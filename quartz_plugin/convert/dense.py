@@ -21,6 +21,10 @@ def dense_nodes(network: FoldedNetwork) -> list[fx.Node]:
     ConversionError
         If not one layer with weights, and the ReLU behind it, stand between the image and all the rest.
     """
+    if not network.inputs.plain:
+        raise ConversionError(
+            'first_layer="dense" computes on one input in [0, 1]; give first_layer="spiking" for others'
+        )
     found: list[fx.Node] = []
     node = network.input
     while len(node.users) == 1:

@@ -55,6 +55,7 @@ def emit(calibrated: CalibratedNetwork, network: ScaledNetwork, times: Schedule)
         dense_stem=calibrated.dense_stem,
         output_shift=calibrated.scales.output_shift,
         outputs=folded.outputs,
+        inputs=None if folded.inputs.plain else folded.inputs,
     )
     if graph.dense_stem is not None:
         # Its values are those of images in the network's type, which the grids of weights may have widened.

@@ -33,34 +33,34 @@ CALLED = "called"
 """Key of a node's ``meta``: path of the module whose value the node gives, which torch.fx does not look into."""
 
 
-def exported(root: nn.Module, images: Tensor) -> fx.Graph:
+def exported(root: nn.Module, inputs: tuple[Tensor, ...]) -> fx.Graph:
     """Capture a network with torch.export, the size of the batch left open.
 
     Parameters
     ----------
     root : nn.Module
         The network, in eval mode. A submodule of it will hold the tensors that the graph computes with.
-    images : Tensor
-        A batch of two inputs at least.
+    inputs : tuple of Tensor
+        For each input a batch of two at least.
 
     Raises
     ------
     Exception
         Whatever torch.export raises where it cannot capture the network.
     """
-    batch = ({0: Dim.DYNAMIC},)
+    batch = tuple({0: Dim.DYNAMIC} for _ in inputs)
     with _quiet():
         try:
-            program = torch.export.export(root, (images,), dynamic_shapes=batch, strict=False)
+            program = torch.export.export(root, inputs, dynamic_shapes=batch, strict=False)
         except Exception:
             # Python's bytecode, read by torch, has an answer to more questions, as len(x).
-            program = torch.export.export(root, (images,), dynamic_shapes=batch, strict=True)
+            program = torch.export.export(root, inputs, dynamic_shapes=batch, strict=True)
     graph = graph_of(program, root)
-    _check_for_one_image(root, graph, images[:1])
+    _check_for_one_image(root, graph, tuple(each[:1] for each in inputs))
     return graph
 
 
-def _check_for_one_image(root: nn.Module, graph: fx.Graph, image: Tensor) -> None:
+def _check_for_one_image(root: nn.Module, graph: fx.Graph, inputs: tuple[Tensor, ...]) -> None:
     """Refuse what one image and several are not the same for: two stand for any number of them.
 
     Raises
@@ -73,7 +73,10 @@ def _check_for_one_image(root: nn.Module, graph: fx.Graph, image: Tensor) -> Non
     if any(node.target == "item" for node in graph.nodes):
         raise ValueError("it computes in Python with the values of tensors")
     try:
-        wanted, given = (tree_leaves(run(image.clone())) for run in (root, fx.Interpreter(root, graph=graph).run))
+        wanted, given = (
+            tree_leaves(run(*(each.clone() for each in inputs)))
+            for run in (root, fx.Interpreter(root, graph=graph).run)
+        )
         for one, other in zip(wanted, given, strict=True):
             torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3, equal_nan=True)
     except Exception as error:

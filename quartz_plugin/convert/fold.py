@@ -59,7 +59,7 @@ def fold(
             network.remove(node)
     if preprocessing is not None:
         # First of all: what is normalised is no longer the input's spikes.
-        _prepend(network, preprocessing)
+        _normalise_inputs(network, preprocessing)
     for node, module in network.steps():
         if isinstance(module, NORMS):
             node = _in_front_of_pools(network, node, module)
@@ -247,15 +247,30 @@ def _move_last_relu_to_the_end(network: TracedNetwork) -> None:
     _insert_behind(last, network.insert(path, relu, last, network.shape_at(last)))
 
 
-def _prepend(network: TracedNetwork, preprocessing: Preprocessing) -> None:
-    channels = network.input_shape[0] if network.input_shape else 0
+def _normalise_inputs(network: TracedNetwork, preprocessing: Any) -> None:
+    """Normalise every input as the ANN expects it; of several inputs there is a pair, or None, for each."""
+    parts = network.inputs.parts
+    each = preprocessing if isinstance(preprocessing, list) else [preprocessing]
+    if len(each) != len(parts):
+        raise ValueError(f"preprocessing must be a list of {len(parts)} pairs (mean, std), one for each input, or None")
+    for place, (part, own) in enumerate(zip(parts, each, strict=True)):
+        node = network.input
+        if place in network.unpacked:
+            path = network.unpacked[place]
+            node = next(step for step, _ in network.steps() if str(step.target) == path)
+        if own is not None:
+            _prepend(network, own, node, part.shape or network.input_shape)
+
+
+def _prepend(network: TracedNetwork, preprocessing: Preprocessing, source: fx.Node, sizes: tuple[int, ...]) -> None:
+    channels = sizes[0] if sizes else 0
     mean, std = (torch.tensor(value, dtype=torch.float64) for value in checks.mean_and_std(preprocessing))
     for what, value in (("mean", mean), ("std", std)):
         if value.numel() not in (1, channels) or not bool(torch.isfinite(value).all()):
-            inputs = ", ".join(["N", *map(str, network.input_shape)])
+            inputs = ", ".join(["N", *map(str, sizes)])
             of_what = (
                 f"one for all, or one for each of the {channels} channels of inputs [{inputs}]"
-                if len(network.input_shape) > 1
+                if len(sizes) > 1
                 else f"inputs [{inputs}] have no channels: one for all, or one for each feature"
             )
             raise ValueError(
@@ -265,11 +280,11 @@ def _prepend(network: TracedNetwork, preprocessing: Preprocessing) -> None:
         raise ValueError(f"preprocessing: std must be positive, got {std.tolist()}")
     if not network.steps():
         return
-    shape = (-1, *[1] * (len(network.input_shape) - 1))
+    shape = (-1, *[1] * (len(sizes) - 1))
     like = torch.zeros((), dtype=network.dtype, device=network.device)
     affine = Affine((1 / std).view(shape).to(like), (-mean / std).view(shape).to(like))
-    node = network.insert("preprocessing", affine, network.input, network.input_shape)
-    _insert_behind(network.input, node)
+    node = network.insert("preprocessing", affine, source, sizes)
+    _insert_behind(source, node)
     network.log(
         str(node.target), operation="(x - mean) / std", became="folded into the synapses that follow", exact="exact"
     )

@@ -6,9 +6,14 @@ import itertools
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
+from quartz_plugin import checks
 from quartz_plugin.coding import check_unit_interval
+from quartz_plugin.config import ConversionConfig
+from quartz_plugin.graph import INPUT
+from quartz_plugin.inputs import UNIT, Input, Inputs, named_inputs, parameter_names
+from quartz_plugin.operators.table import ConversionError
 
 Calibration = Tensor | Iterable[Any]
 CHUNK_VALUES = 1 << 20
@@ -46,6 +51,91 @@ def chunks(calibration: Calibration, size: int | None = None) -> Iterator[Tensor
         if images.shape[1:] != shape:
             raise ValueError(f"calibration images differ in shape: {list(shape)} and {list(images.shape[1:])}")
         yield from (chunk for chunk in images.split(size or chunk_size(images)) if len(chunk))
+
+
+def inputs_of(
+    ann: Any, calibration: Any, example: Any, config: ConversionConfig, what: str = "calibration"
+) -> tuple[Inputs, Iterator[Tensor]]:
+    """The inputs of a network, and the values of their units, checked, in chunks.
+
+    Parameters
+    ----------
+    ann : nn.Module
+        The network, whose forward has the inputs' names.
+    calibration : Tensor or iterable
+        As :func:`chunks` takes it; of several inputs a tuple of tensors, or batches of them.
+    example : Tensor, tuple of Tensor or None
+        One of all inputs, where the forward does not show how many there are.
+    config : ConversionConfig
+        Ranges of the inputs.
+    what : str
+        Name of `calibration` in messages.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As :func:`chunks` does, and for tensors that are more or fewer than the inputs.
+    """
+    ranges = None if config.input_range is None else checks.ranges(config.input_range)
+    count = len(example) if isinstance(example, tuple | list) else 1 if ranges is None else len(ranges)
+    if count == 1 and isinstance(ann, nn.Module):
+        count = max(1, len(parameter_names(ann)))
+    if count == 1 and ranges is None and not config.clamp_inputs:
+        first, images = peek(chunks(calibration))
+        return Inputs((Input(INPUT, () if first is None else tuple(first.shape[1:])),)), images
+    if ranges is not None and len(ranges) != count:
+        raise ValueError(f"input_range has {len(ranges)} entries, and the network takes {count} inputs")
+    names = named_inputs(ann, count)
+    batches = _batches(calibration, names, what)
+    first_batch = next(batches, None)
+    if first_batch is None:
+        raise ValueError(f"{what} is empty: give at least one batch of training images")
+    parts = [
+        Input(name, tuple(values.shape[1:]), *(own or UNIT))
+        for name, values, own in zip(names, first_batch, ranges or [None] * count, strict=True)
+    ]
+    for part in parts:
+        if len(part.low) not in (1, *part.shape[:1]):
+            raise ValueError(f"input_range has {len(part.low)} channels, and {part.name} is {['N', *part.shape]}")
+    inputs = Inputs(tuple(parts), config.clamp_inputs)
+    packed = (inputs.pack(batch, what) for batch in itertools.chain([first_batch], batches))
+    return inputs, (chunk for each in packed for chunk in each.split(chunk_size(each)) if len(chunk))
+
+
+def _batches(calibration: Any, names: list[str], what: str) -> Iterator[tuple[Tensor, ...]]:
+    """Batches of as many tensors as there are inputs, without labels."""
+    count = len(names)
+    both = f"({', '.join(names)})"
+
+    def tensors(batch: Any) -> tuple[Tensor, ...]:
+        given = batch
+        if isinstance(batch, tuple | list) and batch and isinstance(batch[0], tuple | list | dict):
+            given = batch[0]
+        if isinstance(given, dict):
+            given = [given[name] for name in names if name in given]
+        elif isinstance(given, Tensor) and count == 1:
+            given = [given]
+        elif given is batch and isinstance(batch, tuple | list):
+            given = batch[:count]
+        if not isinstance(given, tuple | list) or len(given) != count or not all(isinstance(g, Tensor) for g in given):
+            if count == 1:
+                raise TypeError(f"{what} must be a Tensor [N, ...] or batches (images, or (images, labels))")
+            raise ConversionError(
+                f"forward also takes {names[-1]!r}: {what} must be a tuple of {count} tensors {both}, or batches of "
+                f"such tuples or of ({both}, labels)"
+            )
+        if any(each.dim() < 2 and count == 1 for each in given) or any(each.dim() < 1 for each in given):
+            raise ValueError(f"{what} must have a batch dimension, [N, ...], got {[list(g.shape) for g in given]}")
+        return tuple(given)
+
+    one = isinstance(calibration, Tensor | dict) or (
+        isinstance(calibration, tuple) and len(calibration) == count and all(isinstance(x, Tensor) for x in calibration)
+    )
+    if not one and (not isinstance(calibration, Iterable) or isinstance(calibration, str | bytes)):
+        raise TypeError(
+            f"{what} must be a Tensor [N, ...], a tuple of them, or batches, got {type(calibration).__name__}"
+        )
+    return map(tensors, [calibration] if one else calibration)
 
 
 def chunk_size(images: Tensor) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from typing import Unpack
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -16,13 +16,13 @@ from torch.export import ExportedProgram
 
 from quartz_plugin.calibration_methods import CalibrationMethod
 from quartz_plugin.coding import at_least_float32, check_unit_interval, with_plain_numbers
-from quartz_plugin.config import ConversionConfig, ConversionOptions, Linear, Preprocessing, configured
+from quartz_plugin.config import ConversionConfig, ConversionOptions, InputRange, Linear, Preprocessing, configured
 from quartz_plugin.convert.calibrate import calibrate
 from quartz_plugin.convert.check import check
 from quartz_plugin.convert.dense import compute_first_layer
 from quartz_plugin.convert.emit import emit
 from quartz_plugin.convert.fold import fold
-from quartz_plugin.convert.images import Calibration, chunks, peek
+from quartz_plugin.convert.images import Calibration, inputs_of, peek
 from quartz_plugin.convert.own_options import own_options, refuse_other_training, refuse_processes, windows_of
 from quartz_plugin.convert.processes import raise_on_all_ranks
 from quartz_plugin.convert.programs import as_network
@@ -34,6 +34,7 @@ from quartz_plugin.convert.schedule import schedule
 from quartz_plugin.convert.trace import trace
 from quartz_plugin.convert.traced import CalibratedNetwork, FoldedNetwork, Scales, TracedNetwork
 from quartz_plugin.graph import INPUT
+from quartz_plugin.inputs import Inputs
 from quartz_plugin.network import SpikingNetwork
 from quartz_plugin.operators.modules import in_eval_mode
 from quartz_plugin.operators.table import ConversionError, Rule, ceiling_of
@@ -51,7 +52,7 @@ def convert(
     t_max: int | Mapping[str, int] = UNSET,
     *,
     config: ConversionConfig | None = None,
-    example_input: Tensor | None = None,
+    example_input: Tensor | tuple[Tensor, ...] | None = None,
     progress: Callable[[int], None] | None = None,
     tuning_progress: TuningProgress | None = None,
     distributed: bool = False,
@@ -69,7 +70,8 @@ def convert(
         A ReLU network that torch.fx can trace: convolutions, linear layers, batch norms, ReLUs, pools, sums,
         concatenations (quartz_plugin/operators/OPERATORS.md has all); used as in eval mode, never modified.
     calibration : Tensor or iterable
-        Raw training inputs in [0, 1], ``[N, ...]``, or an iterable of such batches or of ``(images, labels)``.
+        Raw training inputs in [0, 1], ``[N, ...]``, or an iterable of such batches or of ``(images, labels)``. Of a
+        network with several inputs a tuple of tensors, or batches of tuples or of ``((x, y), labels)``.
         It is read once, in chunks; where `calibration_method` looks at images again and again, they are kept.
     {options}
     config : ConversionConfig, optional
@@ -135,18 +137,22 @@ def calibrate_network(
     refuse_processes(config, run)
     ann = as_network(ann)
     with as_one(run):
-        traced, images = trace_network(ann, calibration, run)
+        traced, images = trace_network(ann, calibration, config, run)
     return calibrate_traced(ann, traced, images, config, run)
 
 
-def trace_network(ann: nn.Module, calibration: Calibration, run: Run) -> tuple[TracedNetwork, Iterator[Tensor]]:
+def trace_network(
+    ann: nn.Module, calibration: Calibration, config: ConversionConfig, run: Run
+) -> tuple[TracedNetwork, Iterator[Tensor]]:
     """Trace a network with the first calibration image or the one given; also the images, checked, in chunks."""
-    first, images = peek(chunks(calibration))
+    inputs, images = inputs_of(ann, calibration, run.example_input, config)
+    first, images = peek(images)
     if first is None:
         raise ValueError("calibration is empty: give at least one batch of training images")
-    example = _example(ann, first, run.example_input)
+    example = _example(ann, first, run.example_input, inputs)
     given = calibration if isinstance(calibration, Tensor) else first
-    return _traced(ann, example, run.rules, "calibration", given), (chunk.to(example) for chunk in images)
+    traced = _traced(ann, example, run.rules, "calibration", given, inputs)
+    return traced, (chunk.to(example) for chunk in images)
 
 
 def calibrate_traced(
@@ -196,10 +202,11 @@ def warn_of_silent_layers(network: FoldedNetwork, scales: Scales) -> None:
 @exact_arithmetic()
 def check_convertible(
     ann: nn.Module,
-    example_input: Tensor,
+    example_input: Tensor | tuple[Tensor, ...],
     preprocessing: Preprocessing | None = None,
     linear: Linear = ConversionConfig.linear,
     *,
+    input_range: InputRange | None = None,
     rules: Mapping[type[nn.Module], Rule] | None = None,
 ) -> None:
     """Find out whether a network can be converted, before it is trained: nothing is calibrated.
@@ -208,9 +215,9 @@ def check_convertible(
     ----------
     ann : nn.Module
         The network, trained or not; never modified.
-    example_input : Tensor
-        Raw inputs in [0, 1], ``[N, ...]``; the first is used.
-    preprocessing, linear
+    example_input : Tensor, or tuple of Tensor
+        Raw inputs in [0, 1], ``[N, ...]``; the first is used. A tuple of them for a network of several inputs.
+    preprocessing, linear, input_range
         As in :func:`convert`.
     rules : dict, optional
         Rules for module classes, beside those of :func:`register_rule`.
@@ -230,20 +237,26 @@ def check_convertible(
     quartz_plugin.operators.tracing.ConversionError: cannot convert '1' (GELU): it is not a ReLU; train the network with
     nn.ReLU in its place
     """
-    config = ConversionConfig(preprocessing=preprocessing, linear=linear)
-    example = _example(ann, example_input, example_input)
-    traced = _traced(ann, example, rules, "example_input", example_input)
+    config = ConversionConfig(preprocessing=preprocessing, linear=linear, input_range=input_range)
+    inputs, images = inputs_of(ann, example_input, example_input, config, "example_input")
+    example = _example(ann, next(images), None, inputs)
+    traced = _traced(ann, example, rules, "example_input", example_input, inputs)
     check(fold(traced, config.preprocessing, config.linear))
 
 
 def _traced(
-    ann: nn.Module, example: Tensor, rules: Mapping[type[nn.Module], Rule] | None, name: str, given: Tensor
+    ann: nn.Module,
+    example: Tensor,
+    rules: Mapping[type[nn.Module], Rule] | None,
+    name: str,
+    given: Any,
+    inputs: Inputs,
 ) -> TracedNetwork:
     """Trace a network with one example of the images given; of a wrong shape, where another one runs, name that."""
     try:
-        return trace(ann, example, rules)
+        return trace(ann, example, rules, inputs)
     except ConversionError as error:
-        if _runs(ann, example):
+        if not inputs.plain or _runs(ann, torch.cat([example] * 3)):
             raise
         shape = list(given.shape)
         if _runs(ann, given[None].to(example)):
@@ -268,12 +281,14 @@ def _runs(ann: nn.Module, images: Tensor) -> bool:
     return True
 
 
-def _example(ann: nn.Module, first: Tensor, given: Tensor | None) -> Tensor:
-    """One image on the ANN's device and in its type: the one given, or the first of calibration."""
+def _example(ann: nn.Module, first: Tensor, given: Any, inputs: Inputs) -> Tensor:
+    """Units of one image on the ANN's device, in its type: of the one given, or of the first of calibration."""
     parameter = next((p for p in ann.parameters()), None) if isinstance(ann, nn.Module | ExportedProgram) else None
     dtype = torch.float32 if parameter is None else at_least_float32(parameter.dtype)
     device = first.device if parameter is None else parameter.device
-    if given is not None:
+    if given is not None and not inputs.plain:
+        first = inputs.pack(given, "example_input")
+    elif given is not None:
         given = check_unit_interval(given, "example_input")
         if given.shape[1:] != first.shape[1:] or len(given) == 0:
             raise ValueError(

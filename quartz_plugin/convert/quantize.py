@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from quartz_plugin.config import Granularity
 from quartz_plugin.convert.rescale import ScaledNetwork
 from quartz_plugin.convert.traced import CalibratedNetwork
 from quartz_plugin.graph import INPUT
+from quartz_plugin.layer_config import Granularity
 from quartz_plugin.operators.modules import OneToOne
 from quartz_plugin.operators.table import ConversionError, weights_of
 

@@ -17,7 +17,7 @@ TuningProgress = Callable[[int, int], None]
 class Run:
     """Arguments of one call, beside its options; see :func:`~quartz_plugin.convert`."""
 
-    example_input: Tensor | None = None
+    example_input: Tensor | tuple[Tensor, ...] | None = None
     progress: Callable[[int], None] | None = None
     tuning_progress: TuningProgress | None = None
     distributed: bool = False

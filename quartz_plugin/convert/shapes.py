@@ -18,25 +18,28 @@ class Shapes:
     ----------
     root : nn.Module
         The network.
-    images : Tensor
-        A batch of inputs.
+    inputs : tuple of Tensor
+        A batch for each input.
     """
 
-    def __init__(self, root: nn.Module, images: Tensor) -> None:
-        self._root, self._images = root, images.to("meta")
+    def __init__(self, root: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        self._root, self._inputs = root, [each.to("meta") for each in inputs]
         self._known: dict[fx.Node, Any] = {}
 
     def of(self, graph: fx.Graph, node: fx.Node) -> Any:
         """Return a node's value."""
         for each in not_known(graph, node, self._known):
             if each.op == "placeholder":
-                self._known[each] = each.args[0] if each.args else self._images.clone()
+                self._known[each] = each.args[0] if each.args else self._input_at(graph, each)
             elif each.op == "get_attr":
                 value = operator.attrgetter(str(each.target))(self._root)
                 self._known[each] = value.to("meta") if isinstance(value, Tensor) else value
             else:
                 self._known[each] = self._call(each)
         return self._known[node]
+
+    def _input_at(self, graph: fx.Graph, node: fx.Node) -> Tensor:
+        return self._inputs[place_of(graph, node)].clone()
 
     def _call(self, node: fx.Node) -> Any:
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda source: self._known[source])
@@ -62,6 +65,11 @@ def _on_meta(structure: Any) -> Any:
     return structure
 
 
+def place_of(graph: fx.Graph, placeholder: fx.Node) -> int:
+    """Place of a placeholder among the inputs."""
+    return [node for node in graph.nodes if node.op == "placeholder"].index(placeholder)
+
+
 def not_known(graph: fx.Graph, node: fx.Node, known: dict[fx.Node, Any]) -> list[fx.Node]:
     """The nodes that a node's value needs and that have none yet, in order."""
     wanted, pending = set(), [node]
@@ -73,4 +81,4 @@ def not_known(graph: fx.Graph, node: fx.Node, known: dict[fx.Node, Any]) -> list
     return [each for each in graph.nodes if each in wanted] if wanted else []
 
 
-__all__ = ["Shapes", "not_known"]
+__all__ = ["Shapes", "not_known", "place_of"]

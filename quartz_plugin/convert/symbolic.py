@@ -19,7 +19,7 @@ from torch import Tensor, fx, nn
 
 from quartz_plugin.coding import plain
 from quartz_plugin.convert.lines import line_of_error
-from quartz_plugin.convert.shapes import Shapes, not_known
+from quartz_plugin.convert.shapes import Shapes, not_known, place_of
 from quartz_plugin.graph import call_node
 from quartz_plugin.intake import first_line
 from quartz_plugin.operators.table import OPERATORS, REASONS, SHAPE_ATTRIBUTES, SHAPE_QUERIES, ConversionError
@@ -43,25 +43,27 @@ class Tracer(fx.Tracer):
 
     Parameters
     ----------
-    *inputs : Tensor
+    *inputs : tuple of Tensor
         Inputs of different batch sizes: what depends on the size of the batch then shows.
 
     Attributes
     ----------
     called : list of (str, nn.Module)
         Path and module of each call that it did not look into, in order.
+    count : int
+        How many inputs there are.
     failed_in : str or None
         Path of the innermost module whose forward failed.
     """
 
     proxy_buffer_attributes = False
 
-    def __init__(self, *inputs: Tensor) -> None:
+    def __init__(self, *inputs: tuple[Tensor, ...]) -> None:
         super().__init__(autowrap_functions=_NOTED_WHERE_THEY_STAND, param_shapes_constant=True)
         self._autowrap_search.append(torch)
         self.failed_in: str | None = None
         self.called: list[tuple[str, nn.Module]] = []
-        self.inputs = inputs
+        self.inputs, self.count = inputs, len(inputs[0])
         self._known: list[dict[fx.Node, Any]] = [{} for _ in inputs]
         self._shapes: list[Shapes] = []
         self._settings: dict[str, dict[str, Any]] = {}
@@ -162,12 +164,14 @@ class Tracer(fx.Tracer):
     def attribute_of(self, obj: fx.Proxy, name: str, symbol: fx.Proxy) -> Any:
         """Attribute of a tensor that its shape, its type or its device decides, or the symbol for it."""
         by_device = name in ("device", "is_cuda")
-        return self.of_shape(obj, lambda value: getattr(self.inputs[0] if by_device else value, name), lambda: symbol)
+        return self.of_shape(
+            obj, lambda value: getattr(self.inputs[0][0] if by_device else value, name), lambda: symbol
+        )
 
-    def _evaluate(self, node: fx.Node, known: dict[fx.Node, Any], images: Tensor) -> Any:
+    def _evaluate(self, node: fx.Node, known: dict[fx.Node, Any], inputs: tuple[Tensor, ...]) -> Any:
         for each in not_known(self.graph, node, known):
             if each.op == "placeholder":
-                known[each] = each.args[0] if each.args else images.clone()
+                known[each] = each.args[0] if each.args else inputs[place_of(self.graph, each)].clone()
             elif each.op == "get_attr":
                 known[each] = operator.attrgetter(str(each.target))(self.root)
             else:
@@ -247,7 +251,7 @@ def symbolic(root: nn.Module, name: str, tracer: Tracer) -> fx.Graph:
         # torch keeps which functions make tensors from the first use on, and torch.fx is about to patch those.
         torch.empty(0)
     try:
-        graph = tracer.trace(root, _defaults(root))
+        graph = tracer.trace(root, _defaults(root, tracer.count))
         for path, module in tracer.called:
             tracer.check_settings(path, module)
         return graph
@@ -269,21 +273,21 @@ def symbolic(root: nn.Module, name: str, tracer: Tracer) -> fx.Graph:
         raise NotTraceableError(f"torch.fx cannot trace {name}{where}: {why}{line_of_error(error)}") from error
 
 
-def _defaults(root: nn.Module) -> dict[str, Any]:
-    """Arguments of a forward but the first, where they have a default: its value, so that ``is None`` is answered."""
+def _defaults(root: nn.Module, count: int) -> dict[str, Any]:
+    """Arguments of a forward behind the inputs that have a default: its value, so that ``is None`` is answered."""
     _, *others = inspect.signature(type(root).forward).parameters.values()
-    return {each.name: each.default for each in others[1:] if each.default is not inspect.Parameter.empty}
+    return {each.name: each.default for each in others[count:] if each.default is not inspect.Parameter.empty}
 
 
 def value_dependent(graph: fx.Graph) -> set[fx.Node]:
     """Nodes whose values depend on the image, and not on its shape alone."""
     dependent: set[fx.Node] = set()
-    inputs = [node for node in graph.nodes if node.op == "placeholder"]
+    inputs = {node for node in graph.nodes if node.op == "placeholder" and not node.args}
     for node in graph.nodes:
         asks_for_shape = node.target in SHAPE_QUERIES and (
             node.target is not getattr or node.args[1] in SHAPE_ATTRIBUTES
         )
-        depends = node is inputs[0] or not dependent.isdisjoint(node.all_input_nodes)
+        depends = node in inputs or not dependent.isdisjoint(node.all_input_nodes)
         if depends and not (asks_for_shape and node.op != "output"):
             dependent.add(node)
     return dependent

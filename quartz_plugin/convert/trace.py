@@ -18,6 +18,7 @@ from quartz_plugin.convert.symbolic import Tracer, class_name, reason_against, r
 from quartz_plugin.convert.tail import builds_output, hosted_nodes
 from quartz_plugin.convert.traced import TracedNetwork
 from quartz_plugin.graph import INPUT, unique_path
+from quartz_plugin.inputs import Input, Inputs
 from quartz_plugin.intake import carry_out_hooks, copy_of, first_line, hooks_of, make_plain
 from quartz_plugin.operators.table import (
     FUNCTIONS,
@@ -36,7 +37,7 @@ EXAMPLES = 3
 """Size of the batch that a network is traced with: what mixes the batch with the units then shows."""
 
 
-def trace(ann: nn.Module, example: Tensor, rules: Rules | None = None) -> TracedNetwork:
+def trace(ann: nn.Module, example: Tensor, rules: Rules | None = None, inputs: Inputs | None = None) -> TracedNetwork:
     """Trace a copy of `ann` in eval mode; `ann` itself is left alone.
 
     Functions and methods become modules of the table; a module or function that is not in it is refused before
@@ -47,9 +48,11 @@ def trace(ann: nn.Module, example: Tensor, rules: Rules | None = None) -> Traced
     ann : nn.Module
         The trained network.
     example : Tensor
-        One input, ``[1, ...]``.
+        Values of the input layer's units for one image, ``[1, ...]``: the image itself, unless `inputs` packs it.
     rules : dict, optional
         Rules for module classes, beside those of ``register_rule`` and before them.
+    inputs : Inputs, optional
+        The tensors that the network takes; by default one, as the example is.
 
     Raises
     ------
@@ -68,26 +71,32 @@ def trace(ann: nn.Module, example: Tensor, rules: Rules | None = None) -> Traced
     )
     examples = torch.cat([example[:1], others.to(example)])
     with exact_arithmetic(), torch.no_grad():
-        return _trace(ann, examples, rules_with(rules))
+        inputs = inputs or Inputs((Input(INPUT, tuple(example.shape[1:])),))
+        return _trace(ann, examples, rules_with(rules), inputs)
 
 
-def _trace(ann: nn.Module, examples: Tensor, rules: Rules) -> TracedNetwork:
+def _trace(ann: nn.Module, examples: Tensor, rules: Rules, inputs: Inputs) -> TracedNetwork:
     """Trace with a batch of examples, and compare with the network itself on the last of them."""
     root = copy_of(ann)
-    _refuse_meta(root, examples, rules)
+    _refuse_meta(root, inputs.unpack(examples), rules)
     # The traced network computes in the examples' type, which is float32 at least.
     root = root.to(device=examples.device, dtype=examples.dtype)
-    name, tracer, wanted = type(root).__name__, Tracer(examples, examples[:1]), None
+    name, tracer, wanted = type(root).__name__, Tracer(inputs.unpack(examples), inputs.unpack(examples[:1])), None
     if hooked := hooks_of(root):
-        wanted = carry_out_hooks(root, hooked, tracer, rules, _run, examples[1:], examples[:1])
+        wanted = carry_out_hooks(
+            root, hooked, tracer, rules, _run, inputs.unpack(examples[1:]), inputs.unpack(examples[:1])
+        )
     make_plain(root)
     _check_finite(root)
     if "forward" in vars(root):
         raise ConversionError(refusal("the network itself", name, reason_against(root)))
-    known = _known_graph(root, name, tracer, rules)
+    known = _known_graph(root, name, tracer, rules, inputs)
     if wanted is None:
-        wanted = _run(copy_of(ann).to(device=examples.device, dtype=examples.dtype), examples[1:].clone())
+        wanted = _run(
+            copy_of(ann).to(device=examples.device, dtype=examples.dtype), inputs.unpack(examples[1:].clone())
+        )
     network = Builder(known.root, known.paths, known.dynamic, known.hosted, examples).build(known.graph)
+    network = replace(network, inputs=inputs)
     return _as_the_network_itself(network, wanted, examples[1:].clone())
 
 
@@ -120,7 +129,7 @@ class _Known(NamedTuple):
     paths: dict[fx.Node, str]
 
 
-def _known_graph(root: nn.Module, name: str, tracer: Tracer, rules: Rules) -> _Known:
+def _known_graph(root: nn.Module, name: str, tracer: Tracer, rules: Rules, inputs: Inputs | None = None) -> _Known:
     """The network as torch.fx sees it, of known operations; its numbers do not matter."""
     root = _with_rules(root, rules)
     if not isinstance(root, nn.Sequential) and (
@@ -128,6 +137,9 @@ def _known_graph(root: nn.Module, name: str, tracer: Tracer, rules: Rules) -> _K
     ):
         root = nn.Sequential(root)
     graph = capture(root, name, tracer)
+    _refuse_more_inputs(graph, tracer.count)
+    if inputs is not None:
+        inputs.unpack_in(graph)
     dynamic = value_dependent(graph)
     paths = _paths(root, graph, dynamic)
     hosted = hosted_nodes(root, graph, dynamic)
@@ -135,12 +147,23 @@ def _known_graph(root: nn.Module, name: str, tracer: Tracer, rules: Rules) -> _K
     return _Known(root, graph, dynamic, hosted, paths)
 
 
-def _refuse_meta(root: nn.Module, examples: Tensor, rules: Rules) -> None:
+def _refuse_more_inputs(graph: fx.Graph, count: int) -> None:
+    """Refuse a forward that takes more than the inputs given and its defaults."""
+    for extra in [node for node in graph.nodes if node.op == "placeholder"][count:]:
+        if not extra.args and extra.users:
+            raise ConversionError(
+                f"the network is given {count} input tensor{'s' if count > 1 else ''}; forward also takes "
+                f"{extra.target!r}: give example_input as a tuple with all of them"
+            )
+
+
+def _refuse_meta(root: nn.Module, examples: tuple[Tensor, ...], rules: Rules) -> None:
     """Refuse a network without numbers; first for the module that would stand in the way with them."""
     for name, tensor in [*root.named_parameters(), *root.named_buffers()]:
         if tensor.is_meta:
-            on_meta = examples.to("meta")
-            _known_graph(root, type(root).__name__, Tracer(on_meta, on_meta[:1]), rules)
+            on_meta = tuple(each.to("meta") for each in examples)
+            one = tuple(each[:1] for each in on_meta)
+            _known_graph(root, type(root).__name__, Tracer(on_meta, one), rules)
             raise ConversionError(f"{name} is on the meta device, which holds no numbers; load the weights first")
 
 
@@ -207,12 +230,6 @@ def _paths(root: nn.Module, graph: fx.Graph, dynamic: set[fx.Node]) -> dict[fx.N
 
 def _check_known(root: nn.Module, graph: fx.Graph, paths: dict[fx.Node, str], dynamic: set[fx.Node]) -> None:
     """Refuse, by name, what is not in the table or what the table refuses."""
-    inputs = [node for node in graph.nodes if node.op == "placeholder"]
-    for extra in inputs[1:]:
-        if not extra.args and extra.users:
-            raise ConversionError(
-                f"the network must have one input tensor and one output tensor; forward also takes {extra.target!r}"
-            )
     for node in graph.nodes:
         if node not in dynamic or node.op in ("placeholder", "output") or builds_output(node):
             continue
@@ -226,12 +243,13 @@ def _check_known(root: nn.Module, graph: fx.Graph, paths: dict[fx.Node, str], dy
             raise ConversionError(refusal(paths[node], operation, reason) + line_of_node(node))
 
 
-def _run(network: nn.Module, examples: Tensor) -> Any:
+def _run(network: nn.Module, examples: tuple[Tensor, ...]) -> Any:
     """Run the network itself; an error of torch about an unfit input becomes ours, and so does what is no output."""
     try:
-        out = network(examples)
+        out = network(*(each.clone() for each in examples))
     except (RuntimeError, ValueError, IndexError, TypeError, AssertionError) as error:
-        shape = [1, *examples.shape[1:]]
+        shapes = [[1, *each.shape[1:]] for each in examples]
+        shape = shapes[0] if len(shapes) == 1 else shapes
         raise ConversionError(
             f"the network does not run on inputs of shape {shape} (the first of those given, [N, ...]): "
             f"{first_line(error)}"

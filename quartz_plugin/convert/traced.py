@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +14,7 @@ from quartz_plugin.activation import TTFSActivation
 from quartz_plugin.config import ConversionConfig
 from quartz_plugin.graph import INPUT, unique_path
 from quartz_plugin.graph.walk import Step, Walk, plan_walk
+from quartz_plugin.inputs import Input, Inputs
 from quartz_plugin.operators.modules import DenseFirstLayer
 from quartz_plugin.operators.table import Role, role_of, weights_of
 from quartz_plugin.outputs import OUTPUT, Head, Outputs
@@ -37,6 +38,10 @@ class TracedNetwork:
         Paths that tracing found; what the later stages insert is not among them.
     outputs : Outputs
         What the network returns, of the value of its last node.
+    inputs : Inputs
+        The tensors that the network takes.
+    unpacked : dict
+        Place of an input -> path of the module that gives it; of none that gives the input as it is.
     """
 
     module: fx.GraphModule
@@ -46,6 +51,8 @@ class TracedNetwork:
     report: dict[str, dict[str, Any]] = field(default_factory=dict)
     traced: frozenset[str] = frozenset()
     outputs: Outputs = field(default_factory=lambda: Outputs((Head(OUTPUT, ()),)))
+    inputs: Inputs = field(default_factory=lambda: Inputs((Input(INPUT, ()),)))
+    unpacked: Mapping[int, str] = field(default_factory=dict)
 
     def steps(self) -> list[tuple[fx.Node, nn.Module]]:
         """The nodes between input and output with their modules, in order."""

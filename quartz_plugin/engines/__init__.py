@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from importlib.util import find_spec
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,7 +30,9 @@ __all__ = ["ENGINES", "SimulationResult", "decode_output", "run"]
 ENGINES = {"analytic": run_analytic, "event": run_event, "stepped": run_stepped}
 
 
-def run(graph: ConvertedGraph, images: Tensor, engine: str = "auto", record: bool = True) -> SimulationResult:
+def run(
+    graph: ConvertedGraph, images: Any, engine: str = "auto", record: bool = True, packed: bool = False
+) -> SimulationResult:
     """Simulate one inference for each image.
 
     Parameters
@@ -42,6 +45,8 @@ def run(graph: ConvertedGraph, images: Tensor, engine: str = "auto", record: boo
         "auto" takes "analytic" where neurons are held, else "event" on a CPU where numba is installed, else "stepped".
     record : bool
         Keep the spikes of all layers, not of the output alone.
+    packed : bool
+        `images` are what :meth:`ConvertedGraph.check_images` gave.
 
     Raises
     ------
@@ -57,7 +62,7 @@ def run(graph: ConvertedGraph, images: Tensor, engine: str = "auto", record: boo
     engine = _chosen(topology, engine)
     if graph.dtype not in (torch.float32, torch.float64):
         raise ValueError(f"{graph.dtype} cannot hold the membrane; use snn.to(torch.float32)")
-    images = graph.check_images(images)
+    images = images if packed else graph.check_images(images)
     network = identity_of(graph, snapshot)
     if network is not None:
         FINITE.of(graph, snapshot)

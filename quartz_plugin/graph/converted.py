@@ -24,6 +24,7 @@ from quartz_plugin.coding import Window, check_unit_interval
 from quartz_plugin.config import ConversionConfig, without_notes
 from quartz_plugin.graph.digest import Structure, new_number
 from quartz_plugin.graph.walk import LevelWalk, Step, Walk, is_spike_source, module_nodes, plan_walk
+from quartz_plugin.inputs import Inputs
 from quartz_plugin.neuron import AxonalDelay, TTFSNeuron
 from quartz_plugin.operators.modules import DenseFirstLayer
 from quartz_plugin.outputs import OUTPUT, Head, Outputs, task_of
@@ -121,6 +122,8 @@ class ConvertedGraph:
         What computes the values that the input's spikes encode; None where they encode the image.
     output_shift : float or Tensor
         The ANN's output that the value 0 stands for.
+    inputs : Inputs or None
+        What the input layer's units encode, where that is not one tensor as it is.
     outputs : Outputs
         What users get of the output layer's values.
     number : int
@@ -138,6 +141,7 @@ class ConvertedGraph:
     report: list[dict[str, Any]] = field(default_factory=list)
     dense_stem: DenseFirstLayer | None = None
     output_shift: float | Tensor = 0.0
+    inputs: Inputs | None = None
     outputs: Outputs = field(default_factory=lambda: Outputs((Head(OUTPUT, ()),)))
     number: int = field(default_factory=new_number, repr=False, compare=False)
     known_structure: Structure | None = field(default=None, init=False, repr=False, compare=False)
@@ -225,15 +229,21 @@ class ConvertedGraph:
         """
         return _Arrivals(plan_walk(self.module, keep=list(self.module.graph.nodes))).find(self.input_window.end)
 
-    def check_images(self, images: Tensor) -> Tensor:
-        """Return the images, rounding clamped; ValueError unless ``[B, *image_shape]`` with values in [0, 1]."""
-        images = check_unit_interval(images, "images")
-        if tuple(images.shape[1:]) != self.image_shape or images.dim() != len(self.image_shape) + 1:
+    def check_images(self, images: Any) -> Tensor:
+        """Return the images, rounding clamped; ValueError unless ``[B, *image_shape]`` with values in [0, 1].
+
+        Of several or signed inputs, the values of the units that encode them.
+        """
+        if self.inputs is not None:
+            packed: Tensor = self.inputs.pack(images)
+            return packed
+        checked = check_unit_interval(images, "images")
+        if tuple(checked.shape[1:]) != self.image_shape or checked.dim() != len(self.image_shape) + 1:
             expected = ", ".join(["B", *map(str, self.image_shape)])
             raise ValueError(
-                f"images must have the shape the network was converted for, [{expected}], got {list(images.shape)}"
+                f"images must have the shape the network was converted for, [{expected}], got {list(checked.shape)}"
             )
-        return images
+        return checked
 
     @property
     def image_shape(self) -> tuple[int, ...]:

@@ -26,6 +26,7 @@ from quartz_plugin.graph.wellformed import (
     pools_first_spikes,
     shapes_of,
 )
+from quartz_plugin.inputs import Inputs
 from quartz_plugin.neuron import FirstSpikeMaxPool, StatefulModule, TTFSNeuron
 from quartz_plugin.operators.modules import DenseFirstLayer
 from quartz_plugin.operators.table import kind_named, row_of, row_of_class
@@ -89,6 +90,8 @@ def write(graph: ConvertedGraph, path: str | PathLike[str]) -> None:
         "nodes": nodes,
         "front": None if graph.dense_stem is None else _describe_dense_stem(graph.dense_stem),
     }
+    if graph.inputs is not None:
+        header["inputs"] = graph.inputs.to_json()
     if not graph.outputs.plain:
         header["outputs"] = graph.outputs.to_json()
     try:
@@ -201,6 +204,8 @@ def _build(header: dict[str, Any], tensors: dict[str, Tensor]) -> ConvertedGraph
         output_shift=_along_outputs(header["output_shift"], scales.get(str(last.target))),
     )
     check_network(result)
+    if "inputs" in header:
+        result.inputs = Inputs.from_json(header["inputs"], result.input_shape)
     result.outputs = Outputs.from_json(header.get("outputs"), output_shape(result))
     check_outputs(result)
     return result

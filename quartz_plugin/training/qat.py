@@ -95,7 +95,7 @@ def prepare_qat(
             '"percentile", "least_squares" or "search", with "+output" if wanted'
         )
     run = Run(example_input, progress, rules=rules)
-    traced, images = trace_network(ann, calibration, run)
+    traced, images = trace_network(ann, calibration, config, run)
     folded = check(fold(copy.deepcopy(traced), config.preprocessing, trainable=True))
     calibrated = calibrate_traced(ann, traced, images, config, run)
     if missing := {str(node.target) for node in folded.layers()}.symmetric_difference(calibrated.scales.of_layers):

@@ -20,7 +20,9 @@ images = torch.rand(40, 3, 8, 8, generator=torch.Generator().manual_seed(3))
 def through_export(monkeypatch):
     """Let networks be captured by torch.export alone."""
     monkeypatch.setattr(
-        sys.modules[trace.__module__], "capture", lambda root, name, tracer: exported(root, tracer.inputs[0][:2])
+        sys.modules[trace.__module__],
+        "capture",
+        lambda root, name, tracer: exported(root, tuple(each[:2] for each in tracer.inputs[0])),
     )
 
 

@@ -240,7 +240,7 @@ EXAMPLES = {
 def test_every_function_of_the_table_becomes_exact_spikes(target):
     net = Around(EXAMPLES[target])
     # Not torch's own tracer, which before 2.7 takes no symbols in a tuple of sizes.
-    tracer = Tracer(torch.rand(3, 2, 6, 6), torch.rand(1, 2, 6, 6))
+    tracer = Tracer((torch.rand(3, 2, 6, 6),), (torch.rand(1, 2, 6, 6),))
     targets = [node.target for node in tracer.trace(net.eval()).nodes]
     # torch.fx writes `x += y` as `x = x + y`.
     traced = {operator.iadd: operator.add, operator.isub: operator.sub, operator.imul: operator.mul}
