@@ -71,8 +71,8 @@ def counterpart(name: str) -> Any:
 
     Examples
     --------
-    >>> counterpart("relu") is torch.relu, counterpart("clamp_min")
-    (True, 'clamp_min')
+    >>> counterpart("relu") is torch.relu, counterpart("view")
+    (True, 'view')
     """
     functions = [getattr(home, name) for home in (torch, F) if hasattr(home, name)]
     spellings = [*functions, *([name] if hasattr(torch.Tensor, name) else [])]

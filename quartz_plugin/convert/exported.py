@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import logging
+import operator
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
@@ -31,6 +32,10 @@ _IN_PLACE = {"add_": "add", "sub_": "sub", "mul_": "mul", "div_": "truediv"}
 
 CALLED = "called"
 """Key of a node's ``meta``: path of the module whose value the node gives, which torch.fx does not look into."""
+
+
+_WITH = frozenset({"wrap_with_autocast", "wrap_with_set_grad_enabled"})
+"""What a ``with`` in a forward is to torch.export: a call of a graph of its own."""
 
 
 def exported(root: nn.Module, inputs: tuple[Tensor, ...]) -> fx.Graph:
@@ -107,9 +112,30 @@ def graph_of(program: ExportedProgram, root: nn.Module) -> fx.Graph:
             assert program.call_spec.out_spec is not None
             graph.output(tree_unflatten(outputs, program.call_spec.out_spec))
         else:
-            copies[node] = graph.node_copy(node, lambda source: copies[source])
+            _copy(node, graph, copies, program.graph_module)
     spell(graph)
     return graph
+
+
+def _copy(node: fx.Node, graph: fx.Graph, copies: dict[fx.Node, Any], owner: nn.Module) -> None:
+    """Copy a node, and of a ``with torch.autocast(...)`` or ``torch.no_grad()`` what stands in it."""
+    if getattr(node.target, "__name__", "") in _WITH:
+        place = next(place for place, each in enumerate(node.args) if each in copies and copies[each] is None)  # type: ignore[index]
+        inner = owner.get_submodule(node.args[place].target)  # type: ignore[union-attr, arg-type]
+        given = iter(node.args[place + 1 :])
+        for each in inner.graph.nodes:  # type: ignore[union-attr]
+            if each.op == "placeholder":
+                copies[each] = copies[next(given)]  # type: ignore[index]
+            elif each.op == "output":
+                copies[node] = [copies[result] for result in each.args[0]]
+            else:
+                _copy(each, graph, copies, inner)
+    elif node.op == "get_attr" and isinstance(owner._modules.get(str(node.target)), nn.Module):
+        copies[node] = None
+    elif node.target is operator.getitem and isinstance(copies[node.args[0]], list):  # type: ignore[index]
+        copies[node] = copies[node.args[0]][node.args[1]]  # type: ignore[index]
+    else:
+        copies[node] = graph.node_copy(node, lambda source: copies[source])
 
 
 def spell(graph: fx.Graph) -> None:

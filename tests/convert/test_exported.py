@@ -151,8 +151,20 @@ def _numpy(self, x):
     return self.last(torch.from_numpy(x.numpy()))
 
 
+def _in_contexts(self, x):
+    assert isinstance(x, torch.Tensor)
+    with torch.autocast("cpu", enabled=False):
+        x = self.conv(x).relu()
+        kept = x + 1
+        with torch.set_grad_enabled(True):
+            x = x + kept.clamp(0, 1.2)
+    return self.head(x)
+
+
 class TestWhatFxCannotTrace:
-    @pytest.mark.parametrize("forward", [_length, _is_tensor, _checks_values, _numpy], ids=lambda each: each.__name__)
+    @pytest.mark.parametrize(
+        "forward", [_length, _in_contexts, _is_tensor, _checks_values, _numpy], ids=lambda each: each.__name__
+    )
     def test_is_captured_by_export(self, forward):
         ann = net_of(forward)
         with torch.no_grad():
