@@ -256,6 +256,9 @@ class PoolState(NamedTuple):
     fired: Tensor
 
 
+_POOLS = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d)
+
+
 class FirstSpikeMaxPool(StatefulModule):
     """Max pooling of spikes: the first spike in each pooling window passes, once.
 
@@ -280,7 +283,7 @@ class FirstSpikeMaxPool(StatefulModule):
 
     def __init__(self, pool: nn.Module, init_hidden: bool = False) -> None:
         super().__init__()
-        if not isinstance(pool, nn.MaxPool1d | nn.MaxPool2d | nn.AdaptiveMaxPool1d | nn.AdaptiveMaxPool2d):
+        if not isinstance(pool, _POOLS):
             raise TypeError(f"pool must be a max-pooling module of torch.nn, got {pool!r}")
         if getattr(pool, "return_indices", False):
             raise ValueError("the pool returns indices; use return_indices=False")

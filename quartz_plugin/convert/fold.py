@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from quartz_plugin import checks
 from quartz_plugin.activation import TTFSActivation
@@ -108,7 +109,7 @@ def _take_quantizers(network: TracedNetwork) -> tuple[TTFSActivation | None, TTF
     return input_quantizer, output_quantizer
 
 
-def _in_front_of_pools(network: TracedNetwork, node: fx.Node, norm: nn.BatchNorm1d | nn.BatchNorm2d) -> fx.Node:
+def _in_front_of_pools(network: TracedNetwork, node: fx.Node, norm: _BatchNorm) -> fx.Node:
     """Move a batch norm of positive weights in front of pooling of signed values: the largest stays the largest."""
     pool = node.all_input_nodes[0]
     while network.role_at(pool) is Role.MAX_POOL and len(pool.users) == 1 and bool((_affine(norm)[0] > 0).all()):
@@ -122,13 +123,13 @@ def _in_front_of_pools(network: TracedNetwork, node: fx.Node, norm: nn.BatchNorm
     return node
 
 
-def _affine(norm: nn.BatchNorm1d | nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+def _affine(norm: _BatchNorm) -> tuple[Tensor, Tensor]:
     assert norm.running_mean is not None
     assert norm.running_var is not None
     return norm_as_affine(norm.running_mean, norm.running_var, norm.weight, norm.bias, norm.eps)
 
 
-def _fold_batch_norm(network: TracedNetwork, node: fx.Node, norm: nn.BatchNorm1d | nn.BatchNorm2d) -> None:
+def _fold_batch_norm(network: TracedNetwork, node: fx.Node, norm: _BatchNorm) -> None:
     gain, shift = _affine(norm)
     source = node.all_input_nodes[0]
     before: Any = None if source.op == "placeholder" else network.module_at(source)

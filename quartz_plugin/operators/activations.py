@@ -83,7 +83,7 @@ _CLIPPED = (
 )
 _CLIPPED_EARLY = "an early spike can encode more than the bound"
 
-DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.AlphaDropout)
+DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 
 
 def _build_dropout(append: Append, input: Value, p: float = 0.5, training: bool = True, inplace: bool = False) -> Value:
@@ -155,7 +155,11 @@ ROWS: Rows = {
         in_place=[F.hardtanh_, "clamp_", "clamp_min_", "clamp_max_"],
     ),
     TTFSActivation: _neurons("a layer of TTFSNeuron that encodes the values of the activation (hold only)"),
-    nn.Dropout: _dropped(functions={_build_dropout: [F.dropout, F.dropout1d, F.dropout2d, F.alpha_dropout]}),
+    nn.Dropout: _dropped(
+        functions={
+            _build_dropout: [F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout]
+        }
+    ),
     **rows_of(DROPOUTS[1:], _dropped()),
     nn.Identity: _dropped(routes=always, functions={_build_copy(target): [target] for target in _COPIES}),
 }

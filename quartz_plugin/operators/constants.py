@@ -139,7 +139,7 @@ _CONSTANTS = Operator(
     gain=IntoGain(lambda module: module.weight.detach()),
 )
 
-NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 ROWS: Rows = {**rows_of(NORMS, _NORM), Affine: _CONSTANTS}
 

@@ -72,7 +72,7 @@ def _average_settings(rank: int) -> Settings:
         "ceil_mode": FLAG,
         "count_include_pad": FLAG,
     }
-    return settings | ({"divisor_override": whole_or_none(1)} if rank == 2 else {})
+    return settings | ({"divisor_override": whole_or_none(1)} if rank > 1 else {})
 
 
 def _depthwise_average(channels: int, kernel: tuple[int, int], divisor: int, **options: Any) -> LinearMap:
@@ -84,7 +84,7 @@ def _average_as_map(rank: int) -> Callable[[Any, Shape3, torch.Size], LinearMap 
     def linear_map(module: Any, shape: Shape3, out_shape: torch.Size) -> LinearMap | None:
         kernel, padding = pair(module.kernel_size, rank, 1), pair(module.padding, rank, 0)
         padded_apart = padding != (0, 0) and not module.count_include_pad
-        if len(out_shape) != 1 + rank or module.ceil_mode or padded_apart:
+        if len(out_shape) != 1 + rank or rank > 2 or module.ceil_mode or padded_apart:
             return None
         divisor = getattr(module, "divisor_override", None) or math.prod(kernel)
         return _depthwise_average(shape[0], kernel, divisor, stride=pair(module.stride, rank, 1), padding=padding)
@@ -98,7 +98,7 @@ def _sum_in_windows_1d(module: Any, shape: Sequence[int], out_shape: Sequence[in
     return [], _sum_along(shape[0], module.kernel_size[0], module.stride[0], module.padding[0]), []
 
 
-def _sum_in_windows_2d(module: Any, shape: Sequence[int], out_shape: Sequence[int]) -> AsSum:
+def _sum_in_windows(module: Any, shape: Sequence[int], out_shape: Sequence[int]) -> AsSum:
     summed = copy.deepcopy(module)
     summed.divisor_override = 1
     return [], summed, []
@@ -134,7 +134,7 @@ def _keeps_size(rank: int) -> Callable[[Any, Sequence[int]], bool]:
 def _adaptive_average_as_map(rank: int) -> Callable[[Any, Shape3, torch.Size], LinearMap | None]:
     def linear_map(module: Any, shape: Shape3, out_shape: torch.Size) -> LinearMap | None:
         (channels, height, width), (_, rows, columns) = shape, as_image(out_shape)
-        if len(out_shape) != 1 + rank or height % rows or width % columns:
+        if len(out_shape) != 1 + rank or rank > 2 or height % rows or width % columns:
             return None
         kernel = (height // rows, width // columns)
         return _depthwise_average(channels, kernel, math.prod(kernel), stride=kernel)
@@ -149,7 +149,8 @@ def _adaptive_sum(module: Any, shape: Sequence[int], out_shape: Sequence[int]) -
     kernel = tuple(own // size for own, size in wanted)
     if len(kernel) == 1:
         return [], _sum_along(shape[0], kernel[0], kernel[0]), []
-    return [], nn.AvgPool2d(kernel, kernel, divisor_override=1), []  # type: ignore[arg-type]
+    pool: Any = nn.AvgPool2d if len(kernel) == 2 else nn.AvgPool3d
+    return [], pool(kernel, kernel, divisor_override=1), []
 
 
 def _adaptive_average(kind: Any, rank: int, function: Any) -> Operator:
@@ -159,7 +160,7 @@ def _adaptive_average(kind: Any, rank: int, function: Any) -> Operator:
         functions={build_module(kind): [function]},
         spell=spell_space(rank),
         rank=rank,
-        settings={"output_size": sizes(rank, 1, (None,) if rank == 2 else ())},
+        settings={"output_size": sizes(rank, 1, (None,) if rank > 1 else ())},
         check=check_channels(rank),
         routes=_keeps_size(rank),
         relate=_relate_adaptive(F.adaptive_avg_pool1d),
@@ -366,7 +367,7 @@ def _max_pool(kind: Any, rank: int, function: Any, adaptive: bool = False) -> Op
         },
         spell=spell_space(rank),
         rank=rank,
-        settings={"output_size": sizes(rank, 1, (None,) if rank == 2 else ())} if adaptive else windows,
+        settings={"output_size": sizes(rank, 1, (None,) if rank > 1 else ())} if adaptive else windows,
         check=check_channels(rank) if adaptive else _check_windows(rank),
         relate=_relate_adaptive(F.adaptive_max_pool1d) if adaptive else relate,
         form=None,
@@ -377,13 +378,17 @@ def _max_pool(kind: Any, rank: int, function: Any, adaptive: bool = False) -> Op
 
 ROWS: Rows = {
     nn.AvgPool1d: _average(nn.AvgPool1d, 1, F.avg_pool1d, _sum_in_windows_1d),
-    nn.AvgPool2d: _average(nn.AvgPool2d, 2, F.avg_pool2d, _sum_in_windows_2d),
+    nn.AvgPool2d: _average(nn.AvgPool2d, 2, F.avg_pool2d, _sum_in_windows),
+    nn.AvgPool3d: _average(nn.AvgPool3d, 3, F.avg_pool3d, _sum_in_windows),
+    nn.AdaptiveAvgPool3d: _adaptive_average(nn.AdaptiveAvgPool3d, 3, F.adaptive_avg_pool3d),
     nn.AdaptiveAvgPool1d: _adaptive_average(nn.AdaptiveAvgPool1d, 1, F.adaptive_avg_pool1d),
     nn.AdaptiveAvgPool2d: _adaptive_average(nn.AdaptiveAvgPool2d, 2, F.adaptive_avg_pool2d),
     Mean: _MEAN,
     CumulativeSum: _CUMULATIVE_SUM,
     nn.MaxPool1d: _max_pool(nn.MaxPool1d, 1, F.max_pool1d),
     nn.MaxPool2d: _max_pool(nn.MaxPool2d, 2, F.max_pool2d),
+    nn.MaxPool3d: _max_pool(nn.MaxPool3d, 3, F.max_pool3d),
+    nn.AdaptiveMaxPool3d: _max_pool(nn.AdaptiveMaxPool3d, 3, F.adaptive_max_pool3d, adaptive=True),
     nn.AdaptiveMaxPool1d: _max_pool(nn.AdaptiveMaxPool1d, 1, F.adaptive_max_pool1d, adaptive=True),
     nn.AdaptiveMaxPool2d: _max_pool(nn.AdaptiveMaxPool2d, 2, F.adaptive_max_pool2d, adaptive=True),
 }

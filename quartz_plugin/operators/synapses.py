@@ -121,7 +121,7 @@ def _relate_convolution(transposed: bool) -> Callable[[Relation, Any, int, Seque
 
 def _convolution_as_map(rank: int, transposed: bool) -> Callable[[Any, Shape3, torch.Size], LinearMap | None]:
     def linear_map(module: Any, shape: Shape3, out_shape: torch.Size) -> LinearMap | None:
-        if module.padding_mode != "zeros" or len(out_shape) != 1 + rank:
+        if module.padding_mode != "zeros" or len(out_shape) != 1 + rank or rank > 2:
             return None
         weight, groups = module.weight.detach(), int(module.groups)
         if transposed:
@@ -177,7 +177,7 @@ def _bias_of_channels(module: Any) -> tuple[int, ...]:
 
 
 def _convolution_with_bias(rank: int) -> Callable[[Any, Tensor, Tensor], Tensor]:
-    function = F.conv1d if rank == 1 else F.conv2d
+    function = (F.conv1d, F.conv2d, F.conv3d)[rank - 1]
 
     def convolve(module: Any, x: Tensor, bias: Tensor) -> Tensor:
         padding = module.padding
@@ -352,6 +352,8 @@ _ADD = Operator(
 ROWS: Rows = {
     nn.Conv1d: _convolution(nn.Conv1d, 1, [F.conv1d, torch.conv1d]),
     nn.Conv2d: _convolution(nn.Conv2d, 2, [F.conv2d, torch.conv2d]),
+    nn.Conv3d: _convolution(nn.Conv3d, 3, [F.conv3d, torch.conv3d]),
+    nn.ConvTranspose3d: _convolution(nn.ConvTranspose3d, 3, [F.conv_transpose3d], transposed=True),
     nn.ConvTranspose1d: _convolution(nn.ConvTranspose1d, 1, [F.conv_transpose1d], transposed=True),
     nn.ConvTranspose2d: _convolution(nn.ConvTranspose2d, 2, [F.conv_transpose2d], transposed=True),
     nn.Linear: _LINEAR,

@@ -791,7 +791,7 @@ class TestRefusedNetworks:
             (nn.MaxPool2d(1, return_indices=True), r"'features\.1'.*return_indices=False"),
             (nn.Flatten(0), r"'features\.1' \(Flatten\).*start_dim=1"),
             (nn.LogSoftmax(1), r"'features\.1' \(LogSoftmax\).*inside a network.*train the network without it"),
-            (nn.Conv3d(4, 4, 1), r"'features\.1' \(Conv3d\).*not in the table.*register_rule"),
+            (nn.LPPool2d(2, 2), r"'features\.1' \(LPPool2d\).*not in the table.*register_rule"),
             (nn.Hardtanh(), r"'features\.1' \(Hardtanh\).*clips at -1.0 and 1.0"),
             (
                 nn.Upsample(scale_factor=2, mode="linear"),

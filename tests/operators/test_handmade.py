@@ -110,7 +110,21 @@ class UNet(nn.Module):
         return self.last(F.interpolate(x, size=(4, 5), mode="bicubic").relu().flatten(1))
 
 
+class Video(nn.Module):
+    """Convolutions and pools over time and space."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.norm = nn.Conv3d(1, 3, (2, 3, 3), padding=(0, 1, 1)), nn.BatchNorm3d(3)
+        self.second, self.pool, self.last = nn.Conv3d(3, 4, 2, groups=1), nn.MaxPool3d((1, 2, 2)), nn.Linear(4, 3)
+
+    def forward(self, x):
+        x = self.pool(self.norm(self.first(x)).relu())
+        return self.last(F.adaptive_avg_pool3d(self.second(x).relu(), 1).flatten(1))
+
+
 NETWORKS = {
+    "video": (Video, (1, 3, 6, 6)),
     "unet": (UNet, (2, 6, 6)),
     "points": (PointNet, (3, 7)),
     "compared": (Compared, (8,)),
@@ -125,7 +139,7 @@ NETWORKS["mirrored"] = (Mirrored, (2, 6, 6))
 def network(request):
     torch.manual_seed(1)
     kind, shape = NETWORKS[request.param]
-    return kind().double(), torch.rand(40, *shape)
+    return kind().double().eval(), torch.rand(40, *shape)
 
 
 def test_have_the_values_of_their_ann(network):

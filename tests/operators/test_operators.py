@@ -62,6 +62,11 @@ def sequence(x):
     return x.flatten(2)
 
 
+def volume(x):
+    """[B, 4, H, W] as 2 channels of 2 slices."""
+    return x.unflatten(1, (2, 2))
+
+
 def places(like, count):
     """Places from 0 to `count`, without it, in turn; the same for each image."""
     sample = like.shape[1:]
@@ -71,6 +76,9 @@ def places(like, count):
 EXAMPLES = {
     F.conv1d: lambda net, x: F.conv1d(sequence(x), net.line, net.mean, 2, padding=1),
     torch.conv1d: lambda net, x: torch.conv1d(sequence(x), net.line),
+    F.conv3d: lambda net, x: F.conv3d(volume(x), net.weight.view(4, 2, 2, 2, 2), net.mean, (1, 2, 1), (0, 1, 0)),
+    torch.conv3d: lambda net, x: torch.conv3d(volume(x), net.weight[:, :1].unsqueeze(2), None, groups=2),
+    F.conv_transpose3d: lambda net, x: F.conv_transpose3d(volume(x), net.weight[:2].unsqueeze(2), net.mean, (1, 2, 1)),
     F.conv2d: lambda net, x: F.conv2d(x, net.weight[:, :2], None, 1, 1, 1, 2),
     torch.conv2d: lambda net, x: torch.conv2d(x, net.weight, net.mean, stride=2),
     F.conv_transpose1d: lambda net, x: F.conv_transpose1d(sequence(x), net.line, net.mean, 2, 1, 1),
@@ -106,6 +114,12 @@ EXAMPLES = {
     "sub_": lambda net, x: x.sub_(0.5),
     F.avg_pool1d: lambda net, x: F.avg_pool1d(sequence(x), 5, 2, 2, True, False),
     F.avg_pool2d: lambda net, x: F.avg_pool2d(x, 3, 2, 1, ceil_mode=True, count_include_pad=False, divisor_override=5),
+    F.avg_pool3d: lambda net, x: F.avg_pool3d(volume(x), (2, 3, 1), 1, (1, 0, 0)),
+    F.adaptive_avg_pool3d: lambda net, x: F.adaptive_avg_pool3d(volume(x), (1, 4, None)),
+    F.max_pool3d: lambda net, x: F.max_pool3d(volume(x), (2, 3, 2), 2, (0, 1, 0)),
+    F.adaptive_max_pool3d: lambda net, x: F.adaptive_max_pool3d(volume(x), (1, 4, 2)),
+    F.dropout3d: lambda net, x: F.dropout3d(volume(x), training=net.training),
+    F.feature_alpha_dropout: lambda net, x: F.feature_alpha_dropout(x, training=net.training),
     F.adaptive_avg_pool1d: lambda net, x: F.adaptive_avg_pool1d(sequence(x), 7),
     F.adaptive_avg_pool2d: lambda net, x: F.adaptive_avg_pool2d(x, (4, 1)),
     torch.mean: lambda net, x: torch.mean(x, (1, 3), keepdim=True),
@@ -252,6 +266,12 @@ def test_every_function_of_the_table_becomes_exact_spikes(target):
 MODULES = {
     nn.ConvTranspose2d: [nn.ConvTranspose2d(4, 6, 3, 2, 1, 1, groups=2), nn.BatchNorm2d(6)],
     nn.ConvTranspose1d: [nn.Flatten(2), nn.ConvTranspose1d(4, 4, 3, dilation=2), nn.BatchNorm1d(4), nn.ReLU()],
+    nn.Conv3d: [nn.Unflatten(1, (2, 2)), nn.Conv3d(2, 3, 2, padding=1), nn.BatchNorm3d(3), nn.ReLU(), nn.AvgPool3d(2)],
+    nn.ConvTranspose3d: [nn.Unflatten(1, (2, 2)), nn.ConvTranspose3d(2, 3, (1, 2, 2), stride=2), nn.Dropout3d()],
+    nn.AdaptiveAvgPool3d: [nn.Unflatten(1, (2, 2)), nn.AdaptiveAvgPool3d((1, 3, None)), nn.Conv3d(2, 2, 1), nn.ReLU()],
+    nn.MaxPool3d: [nn.Unflatten(1, (2, 2)), nn.Conv3d(2, 3, 1), nn.ReLU(), nn.MaxPool3d((1, 2, 3))],
+    nn.AdaptiveMaxPool3d: [nn.Unflatten(1, (2, 2)), nn.Conv3d(2, 3, 1), nn.ReLU(), nn.AdaptiveMaxPool3d((1, 3, 2))],
+    nn.SyncBatchNorm: [nn.Conv2d(4, 3, 3), nn.SyncBatchNorm(3), nn.ReLU()],
     nn.ReLU6: [nn.Conv2d(4, 3, 1), nn.ReLU6(inplace=True)],
     nn.Hardtanh: [nn.Hardtanh(0, 0.3), nn.MaxPool2d(2)],
     nn.PixelShuffle: [nn.PixelShuffle(2), nn.MaxPool2d(2)],
@@ -295,7 +315,7 @@ def test_modules_beyond_chains_are_exact_and_saved(kind, relu, tmp_path):
 
 def test_every_module_of_the_table_can_be_saved_or_never_is():
     emitted = {kind for kind, row in OPERATORS.items() if row.role not in (Role.NOTHING, Role.RECTIFIER)}
-    folded = {"BatchNorm1d", "BatchNorm2d", "Affine", "UpsamplingBilinear2d"}
+    folded = {"BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "SyncBatchNorm", "Affine", "UpsamplingBilinear2d"}
     saved = {kind for kind, row in OPERATORS.items() if row.settings is not None}
     assert {kind.__name__ for kind in emitted - saved} == folded
 

@@ -80,7 +80,7 @@ class TestRows:
 
     def test_the_max_pools_are_those_that_first_spikes_are_pooled_by(self):
         pools = [kind for kind, row in OPERATORS.items() if row.role is Role.MAX_POOL]
-        assert len(pools) == 4
+        assert len(pools) == 6
         assert all(FirstSpikeMaxPool(kind(2)).pool for kind in pools)
 
     @pytest.mark.parametrize("padding_mode", ["zeros", "circular"])
