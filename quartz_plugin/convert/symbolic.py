@@ -28,7 +28,7 @@ _REPLACED = "its forward has been replaced on this one module, so that its class
 _QUANTISED = "it holds quantised weights; convert the float network it was made from (weight_bits=8 rounds its weights)"
 
 _NOTED_WHERE_THEY_STAND = (
-    *(torch.zeros, torch.ones, torch.full, torch.empty, torch.eye, torch.arange, torch.linspace),
+    *(torch.zeros, torch.ones, torch.full, torch.empty, torch.eye, torch.arange, torch.linspace, torch.tensor),
     # Torch before 2.7 takes no symbol in a tuple of sizes.
     torch.reshape,
 )

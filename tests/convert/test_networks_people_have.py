@@ -4,7 +4,6 @@ import copy
 
 import pytest
 import torch
-from helpers.paths import SHARED
 from torch import nn
 from torch.nn import functional as F
 
@@ -186,11 +185,3 @@ def test_a_resnet_of_hugging_face_returns_its_own_class():
     given = snn(images)
     assert type(given) is type(wanted)
     assert float((given.logits - wanted.logits).abs().max()) < 0.05 * float(wanted.logits.abs().max())
-
-
-@pytest.mark.shared
-def test_a_text_classifier_in_onnx_is_refused_for_its_activations_alone():
-    onnx, onnx2torch = pytest.importorskip("onnx"), pytest.importorskip("onnx2torch")
-    ann = onnx2torch.convert(onnx.load(SHARED / "data" / "onnx" / "ppocr_text_direction.onnx"))
-    with pytest.raises(quartz_plugin.ConversionError, match=r"HardSwish|Hardswish|HardSigmoid|Hardsigmoid|hardswish"):
-        quartz_plugin.convert(ann, torch.rand(2, 3, 48, 192))
