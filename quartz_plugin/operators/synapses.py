@@ -227,6 +227,23 @@ def _build_matmul(append: Append, input: Any, other: Any) -> Value:
     return _build_linear(append, input, other.t())
 
 
+def _build_product(append: Append, input: Value, mat2: Any) -> Value:
+    """Product with a matrix for each image of a batch, which has to be one matrix."""
+    _check_constant(mat2)
+    if mat2.dim() == 3 and not bool((mat2 == mat2[:1]).all()):
+        raise Refusal("its matrices differ from image to image of a batch; multiply by one matrix")
+    return _build_matmul(append, input, mat2[0] if mat2.dim() == 3 else mat2)
+
+
+def _build_sum_with_product(
+    append: Append, input: Any, first: Any, second: Any, *, beta: float = 1, alpha: float = 1
+) -> Value:
+    if not isinstance(first, Value):
+        raise Refusal("it multiplies by activations from the right; write it as x @ weight, or as nn.Linear")
+    product = scaled(append, _build_product(append, first, second), alpha)
+    return _build_sum(append, product, input, alpha=beta)
+
+
 def _relate_linear(relation: Relation, module: Any, place: int, shapes: Sequence[Sequence[int]]) -> None:
     relation.connect_all(module.out_features)
 
@@ -268,7 +285,12 @@ def _linear_with_bias(module: Any, x: Tensor, bias: Tensor) -> Tensor:
 _LINEAR = Operator(
     role=Role.SYNAPSE,
     how=_WEIGHTED,
-    functions={_build_linear: [F.linear], _build_matmul: [torch.matmul, operator.matmul, "matmul"]},
+    functions={
+        _build_linear: [F.linear],
+        _build_matmul: [torch.matmul, operator.matmul, "matmul"],
+        _build_product: [torch.bmm, "bmm"],
+        _build_sum_with_product: [torch.addmm, torch.baddbmm],
+    },
     settings={"in_features": whole(1), "out_features": whole(1)},
     rebuild=_without_data,
     relate=_relate_linear,
