@@ -67,8 +67,9 @@ def convert(
     Parameters
     ----------
     ann : nn.Module
-        A ReLU network that torch.fx can trace: convolutions, linear layers, batch norms, ReLUs, pools, sums,
-        concatenations (quartz_plugin/operators/OPERATORS.md has all); used as in eval mode, never modified.
+        A ReLU network that torch.fx or torch.export can capture, or an exported program: convolutions, linear layers,
+        batch norms, ReLUs, pools, sums, concatenations (quartz_plugin/operators/OPERATORS.md has all); used as in eval
+        mode, never modified.
     calibration : Tensor or iterable
         Raw training inputs in [0, 1], ``[N, ...]``, or an iterable of such batches or of ``(images, labels)``. Of a
         network with several inputs a tuple of tensors, or batches of tuples or of ``((x, y), labels)``.
