@@ -2,6 +2,7 @@
 
 import copy
 import math
+import re
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from helpers.random_graphs import (
     Clock,
     assert_the_ann_agrees,
     assert_the_clock_agrees,
+    make_exact,
     random_nets,
 )
 from hypothesis import given
@@ -455,3 +457,54 @@ def test_a_pool_before_a_relu_moves_though_others_listen_to_what_it_pools(betwee
     snn = quartz_plugin.convert(ann, images, t_max=65, percentile=100)
     wanted = ann(images)
     assert (snn(images) - wanted).abs().max() < 0.1 * wanted.abs().max()
+
+
+class Heads(nn.Module):
+    """A random network that also returns an earlier value, and its last one behind a sigmoid; or takes two inputs."""
+
+    def __init__(self, net, other, second):
+        super().__init__()
+        self.net, self.other, self.second = net, other, second
+
+    def forward(self, x, y=None):
+        known = {"x": x if y is None else x - y}
+        for line in self.net.lines:
+            known.update(line.values(self.net, known))
+        last = known[self.net.lines[-1].names[0]]
+        return {"last": last, "other": (known[self.other], None), "shares": torch.sigmoid(last)}
+
+
+@SOME
+@given(random_nets(exact=True), st.integers(3, 9), st.booleans(), st.booleans(), st.data())
+def test_several_and_signed_inputs_and_several_outputs(tmp_path_factory, net, t_max, signed, two, data):
+    names = [name for line in net.ann.lines for name in line.names]
+    changed_in_place = any(re.search(r"_\(|iadd|inplace=True", f"{line}") for line in net.ann.lines)
+    other = names[-1] if changed_in_place else data.draw(st.sampled_from(names))
+    ann = Heads(net.ann, other, two).eval()
+    dtype = next(ann.parameters()).dtype
+    shift = 0.5 if signed else 0.0
+    given_inputs = [(each - shift).to(dtype) for each in (net.calibration, net.images)]
+    if two:
+        given_inputs = [(each, each.flip(0) / 2) for each in given_inputs]
+    calibration, images = given_inputs
+    options = {"input_range": [(-1, 1), (-2, 2)][: 1 + two]} if signed else {}
+    example = tuple(each[:1] for each in calibration) if two else None
+    try:
+        snn = quartz_plugin.convert(ann, calibration, t_max, example_input=example, **options)
+    except ConversionError as refusal:
+        if "sigmoid" in str(refusal):
+            raise
+        return
+    snn = make_exact(snn)
+    wide = tuple(each.double() for each in images) if two else images.double()
+    result = snn.run(wide, engine="stepped")
+    for engine in engines_of(snn):
+        assert_same_spikes(snn.run(wide, engine=engine).spike_steps, result.spike_steps)
+    outputs = snn(wide)
+    assert torch.equal(outputs["shares"], torch.sigmoid(outputs["last"]))
+    assert outputs["other"][1] is None
+    path = tmp_path_factory.mktemp("heads") / "snn.safetensors"
+    snn.save(path)
+    again = quartz_plugin.load(path)(wide)
+    assert torch.equal(again["last"], outputs["last"])
+    assert torch.equal(again["other"][0], outputs["other"][0])
