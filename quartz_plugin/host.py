@@ -233,7 +233,7 @@ def _to_json(value: Any) -> Any:
     if isinstance(value, slice):
         return {"slice": [value.start, value.stop, value.step]}
     if isinstance(value, tuple | list):
-        return {type(value).__name__: [_to_json(each) for each in value]}
+        return {"tuple" if isinstance(value, tuple) else "list": [_to_json(each) for each in value]}
     if value is Ellipsis:
         return {"ellipsis": True}
     if value is None or isinstance(value, bool | int | float | str):

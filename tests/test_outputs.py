@@ -52,6 +52,7 @@ RETURNED = {
     "one value twice": lambda a, b, c: (a, a),
     "logits and shares": lambda a, b, c: {"logits": a, "shares": F.softmax(a, dim=1), "class": a.argmax(1)},
     "shaped": lambda a, b, c: (a, b.view(b.size(0), 2, 2)),
+    "picked": lambda a, b, c: torch.sigmoid(b)[:, [0, 2]],
     "a split value": lambda a, b, c: b.chunk(2, 1),
     "behind one another": lambda a, b, c: torch.log(torch.sigmoid(a) + 1e-3).view(a.size(0), -1) * 2 - b.tanh()[:, :3],
     "a distribution": lambda a, b, c: (b.softmax(-1) * torch.arange(4.0)).sum(-1),

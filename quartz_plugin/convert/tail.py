@@ -155,7 +155,8 @@ class HostBuilder:
                 sizes[0] = BatchSize()
             return tuple(sizes) if isinstance(each, tuple | list) else sizes[0]
         if isinstance(each, tuple | list):
-            return type(each)(self._written(part, name) for part in each)
+            # torch.fx has lists of its own.
+            return (tuple if isinstance(each, tuple) else list)(self._written(part, name) for part in each)
         return each.detach().cpu() if isinstance(each, Tensor) else each
 
 
