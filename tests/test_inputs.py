@@ -1,6 +1,7 @@
 """Networks with several inputs, signed inputs and ranges of their own."""
 
 import copy
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import quartz_plugin
+import quartz_plugin.plot
 from quartz_plugin.inputs import Input, Inputs
 
 
@@ -178,8 +180,15 @@ def test_what_does_not_fit_is_refused_in_one_line():
     quartz_plugin.check_convertible(ann, (left, right))
 
 
-def test_trained_and_allocated_with_signed_inputs():
+def test_allocated_and_drawn_with_signed_inputs_but_not_trained():
     ann, values = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)), torch.randn(60, 4).clamp(-2, 2)
+    snn = quartz_plugin.convert(ann, values, 9, input_range=(-2, 2))
+    assert quartz_plugin.verify(ann, snn, values).agreement > 0.5
+    if find_spec("matplotlib"):
+        for image in (values[0], values[:1]):
+            assert len(quartz_plugin.plot.chronogram(snn, image)) == 3
+    with pytest.raises(quartz_plugin.ConversionError, match=r"prepare_qat trains networks of one input in \[0, 1\]"):
+        quartz_plugin.prepare_qat(ann, values, 9, input_range=(-2, 2))
     windows = quartz_plugin.allocate_steps(ann, values, steps=60, input_range=(-2, 2))
     assert quartz_plugin.convert(ann, values, windows, input_range=(-2, 2)).n_steps <= 60
 

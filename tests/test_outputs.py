@@ -203,3 +203,12 @@ def test_programs_of_every_operation_are_written_and_read():
         written = {"inputs": 1, "calls": [[name, [{"ref": 0}], {}]], "results": [1]}
         assert HostProgram.from_json(written).to_json() == written
     assert Head("a", (2, 3)).units == 6
+
+
+def test_what_is_for_one_output_is_refused_in_one_line():
+    ann, images = Net(RETURNED["dict"]), torch.rand(9, 6)
+    with pytest.raises(quartz_plugin.ConversionError, match=r"prepare_qat trains one output.*\(a, b, early\)"):
+        quartz_plugin.prepare_qat(ann, images, 5)
+    with pytest.raises(ValueError, match=r'chooses the range of one output \("output"\).*several \(a, b, early\)'):
+        quartz_plugin.convert(ann, images, 5, calibration_method="best")
+    quartz_plugin.convert(ann, images, 5, calibration_method="least_squares+distill", tuning_passes=1)

@@ -247,7 +247,9 @@ class ConvertedGraph:
 
     @property
     def image_shape(self) -> tuple[int, ...]:
-        """Shape of one image, without the batch."""
+        """Shape of one image, without the batch; of several inputs that of the units that encode them."""
+        if self.inputs is not None and len(self.inputs.parts) == 1:
+            return self.inputs.parts[0].shape
         return self.input_shape if self.dense_stem is None else self.dense_stem.image_shape
 
     def values_to_encode(self, images: Tensor) -> Tensor:

@@ -88,8 +88,9 @@ def _record(snn: SpikingNetwork, image: Tensor, name: str | None, neuron: int | 
     name = names[0] if name is None else name
     if name not in names:
         raise ValueError(f"layer must be one of {names}, got {name!r}")
-    image = image if image.dim() == len(graph.input_shape) + 1 else image.unsqueeze(0)
-    result = snn.run(image[:1], engine="stepped")
+    if isinstance(image, Tensor):
+        image = image[:1] if image.dim() == len(graph.image_shape) + 1 else image.unsqueeze(0)
+    result = snn.run(image, engine="stepped")
     steps, window = result.spike_steps[name].flatten(), result.windows[name]
     if neuron is None:
         neuron = int((steps - window.step_of(window.length // 2)).abs().argmin())

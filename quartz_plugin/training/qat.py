@@ -97,15 +97,19 @@ def prepare_qat(
     run = Run(example_input, progress, rules=rules)
     traced, images = trace_network(ann, calibration, config, run)
     folded = check(fold(copy.deepcopy(traced), config.preprocessing, trainable=True))
-    calibrated = calibrate_traced(ann, traced, images, config, run)
-    if missing := {str(node.target) for node in folded.layers()}.symmetric_difference(calibrated.scales.of_layers):
+    if not folded.inputs.plain:
         raise ConversionError(
-            f"cannot train {sorted(missing)}: its neurons come about only when batch norms are folded"
+            "prepare_qat trains networks of one input in [0, 1]: leave input_range and clamp_inputs out"
         )
     heads = folded.outputs.heads
     if len(heads) > 1:
         names = ", ".join(head.name for head in heads)
         raise ConversionError(f"prepare_qat trains one output, and this network has several ({names}): return one")
+    calibrated = calibrate_traced(ann, traced, images, config, run)
+    if missing := {str(node.target) for node in folded.layers()}.symmetric_difference(calibrated.scales.of_layers):
+        raise ConversionError(
+            f"cannot train {sorted(missing)}: its neurons come about only when batch norms are folded"
+        )
     return _trainable(folded, calibrated.scales, calibrated.windows, folded.outputs.task(config.task))
 
 
