@@ -27,16 +27,26 @@ def _upsample(mode: str) -> Callable[..., Tensor]:
     return upsample
 
 
+def _softmax(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """One of torch's softmaxes, whose type stands behind the dimension, or behind an argument that nobody gives."""
+
+    def softmax(x: Tensor, dim: int | None = None, *rest: Any, dtype: torch.dtype | None = None, **_: Any) -> Tensor:
+        given = next((each for each in rest if isinstance(each, torch.dtype)), dtype)
+        return function(x, dim, dtype=given)
+
+    return softmax
+
+
 STARTS: dict[str, Callable[..., Any]] = {
-    "softmax": F.softmax,
-    "log_softmax": F.log_softmax,
-    "softmin": F.softmin,
+    "softmax": _softmax(F.softmax),
+    "log_softmax": _softmax(F.log_softmax),
+    "softmin": _softmax(F.softmin),
     "_softmax": lambda x, dim, half=False: torch.softmax(x, dim),
     "_log_softmax": lambda x, dim, half=False: torch.log_softmax(x, dim),
     "sigmoid": torch.sigmoid,
     "logsigmoid": F.logsigmoid,
     "log_sigmoid_forward": lambda x: (F.logsigmoid(x), x),
-    "hardsigmoid": F.hardsigmoid,
+    "hardsigmoid": lambda x, inplace=False: F.hardsigmoid(x),
     "tanh": torch.tanh,
     "softplus": F.softplus,
     "exp": torch.exp,
@@ -44,7 +54,8 @@ STARTS: dict[str, Callable[..., Any]] = {
     "argmin": torch.argmin,
     "clamp": torch.clamp,
     "clip": torch.clamp,
-    "hardtanh": F.hardtanh,
+    "hardtanh": lambda x, min_val=-1.0, max_val=1.0, inplace=False: F.hardtanh(x, min_val, max_val),
+    "log_sigmoid": F.logsigmoid,
     "interpolate": F.interpolate,
     "upsample_bilinear2d": _upsample("bilinear"),
     "upsample_bicubic2d": _upsample("bicubic"),
@@ -53,7 +64,10 @@ STARTS: dict[str, Callable[..., Any]] = {
 """Operations that the host takes over where nothing but such operations stands behind them, by name."""
 
 FOLLOWS: dict[str, Callable[..., Any]] = {
-    **{name: getattr(operator, name) for name in ("add", "sub", "mul", "truediv", "neg", "pow", "getitem")},
+    **{name: getattr(operator, name) for name in ("mul", "truediv", "neg", "pow", "getitem")},
+    "add": lambda x, y, alpha=1: x + y * alpha if alpha != 1 else x + y,
+    "sub": lambda x, y, alpha=1: x - y * alpha if alpha != 1 else x - y,
+    "to": lambda x, dtype, *_, **__: x.to(dtype),
     "div": torch.div,
     "rsub": torch.rsub,
     **{
@@ -90,7 +104,13 @@ MODULES: dict[type[nn.Module], Callable[[Any], tuple[str, dict[str, Any]]]] = {
     nn.Hardtanh: lambda m: ("hardtanh", {"min_val": m.min_val, "max_val": m.max_val}),
     nn.Upsample: lambda m: (
         "interpolate",
-        {"size": m.size, "scale_factor": m.scale_factor, "mode": m.mode, "align_corners": m.align_corners},
+        {
+            "size": m.size,
+            "scale_factor": m.scale_factor,
+            "mode": m.mode,
+            "align_corners": m.align_corners,
+            "recompute_scale_factor": m.recompute_scale_factor,
+        },
     ),
     nn.Flatten: lambda m: ("flatten", {"start_dim": m.start_dim, "end_dim": m.end_dim}),
     nn.Unflatten: lambda m: ("unflatten", {"dim": m.dim, "sizes": m.unflattened_size}),
@@ -228,8 +248,10 @@ def _to_json(value: Any) -> Any:
         return {"ref": value.index}
     if isinstance(value, BatchSize):
         return {"batch": True}
-    if isinstance(value, Tensor):
-        return {"tensor": value.tolist(), "dtype": str(value.dtype).removeprefix("torch.")}
+    if isinstance(value, torch.dtype) and _name_of(value) in _DTYPES:
+        return {"dtype": _name_of(value)}
+    if isinstance(value, Tensor) and _name_of(value.dtype) in _DTYPES:
+        return {"tensor": value.tolist(), "dtype": _name_of(value.dtype)}
     if isinstance(value, slice):
         return {"slice": [value.start, value.stop, value.step]}
     if isinstance(value, tuple | list):
@@ -241,7 +263,14 @@ def _to_json(value: Any) -> Any:
     raise TypeError(f"the host computes with {type(value).__name__}, which no file holds")
 
 
-_DTYPES = {"float32": torch.float32, "float64": torch.float64, "int64": torch.int64, "bool": torch.bool}
+_DTYPES = {
+    name: getattr(torch, name)
+    for name in ("float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool")
+}
+
+
+def _name_of(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _from_json(value: Any, known: int) -> Any:
@@ -252,6 +281,8 @@ def _from_json(value: Any, known: int) -> Any:
     if "tensor" in value:
         return torch.tensor(value["tensor"], dtype=_DTYPES[value["dtype"]])
     kind, held = next(iter(value.items()), ("", None))
+    if kind == "dtype":
+        return _DTYPES[str(held)]
     if kind == "ref":
         if type(held) is not int or not 0 <= held < known:
             raise ValueError("its host program takes a value that is not there yet")

@@ -188,7 +188,11 @@ class Inputs:
     def pack(self, given: Any, what: str = "images") -> Tensor:
         """Values of the input layer's units, ``[B, *packed_shape]`` in [0, 1]; raises as :meth:`tensors` does."""
         packed = [part.pack(values) for part, values in zip(self.parts, self.tensors(given, what), strict=True)]
-        return packed[0] if len(packed) == 1 else torch.cat([each.flatten(1) for each in packed], dim=1)
+        return (
+            packed[0]
+            if len(packed) == 1
+            else torch.cat([each.reshape(len(each), math.prod(each.shape[1:])) for each in packed], dim=1)
+        )
 
     def unpack(self, packed: Any) -> tuple[Any, ...]:
         """The tensors that the units encode; of a tensor, or of a symbol of torch.fx."""

@@ -74,6 +74,13 @@ class Outputs:
         """Meaning of the output layer as a whole: that of the only head; several are values, with a range each."""
         return task_of(task, self.heads[0].name) if len(self.heads) == 1 else "regression"
 
+    def check_task(self, task: Task | Mapping[str, Task]) -> None:
+        """Raise ValueError where a task is given for an output that there is not."""
+        names = [head.name for head in self.heads]
+        for name in task if isinstance(task, Mapping) else ():
+            if name not in names:
+                raise ValueError(f"task names no output {name!r}; there are {', '.join(map(repr, names))}")
+
     def split(self, packed: Tensor) -> list[Tensor]:
         """Heads ``[B, *shape]``, of the output layer's values."""
         if len(self.heads) == 1:
@@ -89,11 +96,6 @@ class Outputs:
     def present(self, packed: Tensor) -> Any:
         """What the network returns, nested as the ANN nests it."""
         return rebuilt(self.structure, self.results(packed))
-
-    def structure_without_classes(self) -> Structure:
-        """The structure as a file has it: classes of the user's own are dicts."""
-        count = len(self.heads) if self.program is None else len(self.program.results)
-        return from_json(to_json(self.structure), count)
 
     def index_of(self, name: str) -> int:
         """Place of a head.

@@ -29,8 +29,8 @@ class Nest:
     ----------
     kind : "tuple", "list" or "dict"
         Its kind as files know it; dataclasses and named tuples are dicts there.
-    names : tuple of str
-        Keys of its parts; of sequences the places, as text.
+    names : tuple
+        Keys of its parts, of which files hold text; of sequences the places.
     parts : tuple
         What it holds.
     own_class : type or None
@@ -38,7 +38,7 @@ class Nest:
     """
 
     kind: str
-    names: tuple[str, ...]
+    names: tuple[Any, ...]
     parts: tuple[Any, ...]
     own_class: type | None = None
 
@@ -63,12 +63,17 @@ def flattened(value: Any, is_leaf: Callable[[Any], bool], prefix: str = "") -> t
     {'scores': 'a', 'boxes': ('b', 'c')}
     """
     leaves: dict[str, Any] = {}
+    taken: set[str] = set()
 
     def visit(value: Any, name: str) -> Structure:
         if value is None:
             return None
         if is_leaf(value):
-            leaves[name] = value
+            own, count = name, 2
+            while own in taken:
+                own, count = f"{name}_{count}", count + 1
+            taken.add(own)
+            leaves[own] = value
             return Leaf(len(leaves) - 1)
         kind, parts, own_class = _opened(value, name)
         below = [visit(part, f"{name}.{key}" if name else key) for key, part in parts.items()]
@@ -77,19 +82,21 @@ def flattened(value: Any, is_leaf: Callable[[Any], bool], prefix: str = "") -> t
     return visit(value, prefix), leaves
 
 
-def _opened(value: Any, name: str) -> tuple[str, dict[str, Any], type | None]:
+def _opened(value: Any, name: str) -> tuple[str, dict[Any, Any], type | None]:
     """Kind, parts by key, and the class where it is the user's own."""
     kind = type(value)
     if isinstance(value, Mapping):
-        parts = {str(key): part for key, part in value.items()}
+        parts = dict(value.items())
+        if any(type(key) not in (str, int) for key in parts) or len({*map(str, parts)}) < len(parts):
+            raise TypeError(f"{name or 'it'} is a dict of keys {list(parts)!r}, which no file tells apart as text")
         # transformers' ModelOutput is a dict whose class takes its items as keywords.
         return "dict", parts, None if kind is dict else kind
     if isinstance(value, tuple) and hasattr(kind, "_fields"):
         return "dict", dict(zip(kind._fields, value, strict=True)), kind
     if isinstance(value, tuple | list):
-        return kind.__name__, {str(place): part for place, part in enumerate(value)}, None
+        return "tuple" if isinstance(value, tuple) else "list", dict(enumerate(value)), None
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        parts = {each.name: getattr(value, each.name) for each in dataclasses.fields(value)}
+        parts = {each.name: getattr(value, each.name) for each in dataclasses.fields(value) if each.init}
         return "dict", parts, kind
     raise TypeError(f"{name or 'it'} is {kind.__name__}, which is no tensor, nor a tuple, list or dict of tensors")
 
@@ -111,7 +118,7 @@ def to_json(structure: Structure) -> Any:
     """The structure as plain JSON values; the user's classes become dicts."""
     if structure is None or isinstance(structure, Leaf):
         return None if structure is None else structure.index
-    return [structure.kind, list(structure.names), [to_json(part) for part in structure.parts]]
+    return [structure.kind, list(map(str, structure.names)), [to_json(part) for part in structure.parts]]
 
 
 def from_json(value: Any, count: int, depth: int = 0) -> Structure:

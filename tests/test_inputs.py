@@ -146,6 +146,19 @@ def test_values_outside_are_refused_or_clamped():
     assert torch.equal(unit(values * 2), unit((values * 2).clamp(0, 1)))
 
 
+def test_an_input_of_one_number_an_image():
+    class Timed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 8), nn.Linear(8, 2)
+
+        def forward(self, x, t):
+            return self.b(self.a(x).relu() + t[:, None])
+
+    ann, inputs = Timed().eval(), (torch.rand(30, 4), torch.rand(30))
+    agrees(ann, quartz_plugin.convert(ann, inputs, 4097, percentile=100), *inputs)
+
+
 def test_networks_of_several_inputs_are_stepped_by_hand():
     ann, left, right = Siamese().eval(), torch.rand(3, 1, 6, 6), torch.rand(3, 1, 6, 6)
     snn = quartz_plugin.convert(ann, (left, right), 6)

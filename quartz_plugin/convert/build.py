@@ -98,7 +98,7 @@ class Builder:
             if node in in_place:
                 # Each user of the changed tensor from here on sees the change; numbers are never changed in place.
                 changed = next(iter([*args, *kwargs.values()]))
-                if isinstance(changed, Value | Tensor):
+                if isinstance(changed, Value | HostValue | Tensor):
                     known.update({earlier: known[node] for earlier, value in known.items() if value is changed})
         outputs, packed = self._end(result)
         self.graph.output(packed.node)
@@ -119,7 +119,7 @@ class Builder:
 
     def _end(self, result: Any) -> tuple[Outputs, Value]:
         """What the network returns, and the value that the output layer encodes: all heads, one behind the other."""
-        structure, leaves = flattened(result, lambda each: isinstance(each, Value | HostValue | Tensor))
+        structure, leaves = flattened(self._opened(result), lambda each: isinstance(each, Value | HostValue | Tensor))
         for name, leaf in leaves.items():
             if isinstance(leaf, Tensor):
                 raise ConversionError(
@@ -141,6 +141,16 @@ class Builder:
         flat = [head if head.tensor.dim() == 2 else append(Reshape((head.tensor[0].numel(),)), head) for head in heads]
         packed: Value = FUNCTIONS[torch.cat].build(append, flat, 1)
         return outputs, packed
+
+    def _opened(self, result: Any) -> Any:
+        """What the network returns, with several values that the host gives at once taken apart."""
+        if isinstance(result, HostValue) and isinstance(result.tensor, tuple | list):
+            return tuple(self.host.add("getitem", (result, place), {}) for place in range(len(result.tensor)))
+        if isinstance(result, tuple | list) and not hasattr(result, "_fields"):
+            return (tuple if isinstance(result, tuple) else list)(map(self._opened, result))
+        if isinstance(result, dict):
+            return {key: self._opened(part) for key, part in result.items()}
+        return result
 
     def _names_of(self, leaves: dict[str, Any]) -> list[str]:
         """A name for each head: that of the only output that is made of it, else that of its module."""

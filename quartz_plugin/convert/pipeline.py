@@ -163,6 +163,7 @@ def calibrate_traced(
     method = config.method
     with as_one(run):
         network = check(fold(traced, config.preprocessing, config.linear))
+        network.outputs.check_task(config.task)
         refuse_other_training(ann, network, config)
         own = own_options(network, config)
         windows = windows_of(network, config, own)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping
 from dataclasses import dataclass, field, is_dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn import functional as F
 
 from quartz_plugin.host import MODULES, OPERATIONS, BatchSize, Call, HostProgram, Ref, starts
 from quartz_plugin.operators.table import Value
@@ -31,7 +33,12 @@ def operation_name(target: Any) -> str:
     """
     if isinstance(target, torch._ops.OpOverload):
         return target._schema.name.split("::")[1]
-    return target if isinstance(target, str) else getattr(target, "__name__", repr(target))
+    if isinstance(target, str):
+        return target
+    name: str = getattr(target, "__name__", repr(target))
+    # A function of the user's own may have the name of one of torch's.
+    homes = (torch, F, operator, torch.special)
+    return name if any(getattr(home, name, None) is target for home in homes) else repr(target)
 
 
 def host_call(root: nn.Module, node: fx.Node) -> tuple[str, dict[str, Any]] | None:

@@ -103,20 +103,23 @@ def _trace(ann: nn.Module, examples: Tensor, rules: Rules, inputs: Inputs) -> Tr
 def _as_the_network_itself(network: TracedNetwork, wanted: Any, images: Tensor) -> TracedNetwork:
     """The traced network, compared with what the network itself returns, whose classes it takes over."""
     structure, wanted_leaves = flattened(wanted, lambda each: isinstance(each, Tensor))
-    given = network.outputs.results(network.output(images))
+    try:
+        given = network.outputs.results(network.output(images))
+    except (RuntimeError, ValueError, IndexError, TypeError) as error:
+        raise ConversionError(_DIFFERENT) from error
     if len(given) != len(wanted_leaves) or not all(map(_alike, wanted_leaves.values(), given)):
         raise ConversionError(_DIFFERENT)
     return replace(network, outputs=replace(network.outputs, structure=structure))
 
 
-def _alike(wanted: Tensor, given: Tensor) -> bool:
+def _alike(wanted: Tensor, given: Any) -> bool:
     """Check whether two outputs are the same but for rounding; one in a hundred classes may differ."""
-    if wanted.shape != given.shape:
+    if not isinstance(given, Tensor) or wanted.shape != given.shape:
         return False
     if not wanted.is_floating_point():
         return bool((wanted == given).double().mean() >= 0.99) if wanted.numel() else True
     tolerance = 1e-3 * float(wanted.abs().nan_to_num(0.0, posinf=0.0).max()) if wanted.numel() else 0.0
-    return torch.allclose(wanted, given, rtol=0, atol=tolerance, equal_nan=True)
+    return torch.allclose(wanted.double(), given.double(), rtol=0, atol=tolerance, equal_nan=True)
 
 
 class _Known(NamedTuple):

@@ -141,6 +141,8 @@ def _parts(graph: ConvertedGraph, window: Window) -> dict[str, tuple[Task, int |
     """Task and last positive step of each of several outputs."""
     if len(graph.outputs.heads) == 1:
         return {}
+    if _is_exporting():
+        return {head.name: (graph.task_of(head.name), None) for head in graph.outputs.heads}
     scale, shift = (torch.as_tensor(each) for each in (graph.output_scale, graph.output_shift))
     units = sum(head.units for head in graph.outputs.heads)
     found: dict[str, tuple[Task, int | None]] = {}

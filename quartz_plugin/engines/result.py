@@ -13,9 +13,7 @@ from quartz_plugin.coding import NO_SPIKE, Window
 from quartz_plugin.graph import INPUT, ConvertedGraph
 from quartz_plugin.graph.digest import digests
 from quartz_plugin.graph.fingerprint import Identity, Snapshot, snapshot_of
-from quartz_plugin.host import BatchSize, Call, HostProgram, Ref
 from quartz_plugin.outputs import OUTPUT, Head, Outputs
-from quartz_plugin.structure import Leaf, Nest
 from quartz_plugin.task import CLASSIFICATION, Task, decide, single_logit, undecided
 
 
@@ -76,9 +74,13 @@ class SimulationResult:
     def __getstate__(self) -> dict[str, Any]:
         # Tensors inside an autograd graph cannot go to another process, nor be copied.
         apart = {"logits": self.logits.detach(), "membrane": self.membrane.detach(), "_found": {}}
-        # Classes of the user's own stay behind: a file of results is loaded without any.
-        apart["layout"] = replace(self.layout, structure=self.layout.structure_without_classes())
+        # Plain values: a file of results is loaded without any class of the user's.
+        apart["layout"] = self.layout.to_json()
         return {**self.__dict__, **apart}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        units = tuple(state["logits"].shape[1:])
+        self.__dict__.update(state | {"layout": Outputs.from_json(state["layout"], units)})
 
     def memo(self, graph: ConvertedGraph | None = None, snapshot: Snapshot | None = None) -> dict[Any, Any]:
         """All that readers have found out about these spikes, for one another: of a network's, or of any.
@@ -227,5 +229,4 @@ class SimulationResult:
 
 
 # Plain data: a file of results may be loaded without running code.
-_PLAIN: list[Any] = [SimulationResult, Window, Identity, Outputs, Head, HostProgram, Call, Ref, BatchSize, Leaf, Nest]
-torch.serialization.add_safe_globals(_PLAIN)
+torch.serialization.add_safe_globals([SimulationResult, Window, Identity])
