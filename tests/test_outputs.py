@@ -308,3 +308,13 @@ def test_what_is_for_one_output_is_refused_in_one_line():
     with pytest.raises(ValueError, match=r'chooses the range of one output \("output"\).*several \(a, b, early\)'):
         quartz_plugin.convert(ann, images, 5, calibration_method="best")
     quartz_plugin.convert(ann, images, 5, calibration_method="least_squares+distill", tuning_passes=1)
+
+
+def test_what_nobody_uses_is_no_output():
+    def returned(a, b, c):
+        b.clamp(-0.25, 0.5)
+        return a
+
+    snn = quartz_plugin.convert(Net(returned).eval(), torch.rand(9, 6), 5)
+    assert snn.graph.outputs.plain
+    assert isinstance(snn.graph.output_scale, float)

@@ -79,7 +79,8 @@ def hosted_nodes(root: nn.Module, graph: fx.Graph, dynamic: set[fx.Node]) -> set
         call = host_call(root, node)
         assert call is not None
         behind = not hosted.isdisjoint(node.all_input_nodes)
-        if behind or starts(call[0], _settings(call[0], node, call[1])):
+        # What nobody uses is no output either.
+        if behind or (node.users and starts(call[0], _settings(call[0], node, call[1]))):
             hosted.add(node)
     return hosted
 

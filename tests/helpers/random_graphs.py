@@ -753,7 +753,8 @@ class _Writer:
                 return
             linear = "linear" in text or "bicubic" in text
             kind = source.kind if not linear else "signed" if "bicubic" in text else self.added(source)
-            made = self.write(text, [source], kind, run=source.run + linear)
+            path = "interpolate" if "interpolate" in text else ""
+            made = self.write(text, [source], kind, path=path, run=source.run + linear)
             if linear:
                 return
         for value in made:
@@ -1073,19 +1074,46 @@ def assert_the_clock_agrees(snn, images, spike_steps):
         )
 
 
+class _NeuronsElsewhereError(Exception):
+    """A ReLU's neurons stand in front of a pool, behind which its line is."""
+
+
+def _names_of_layers(lines):
+    """Names that the layers of these lines may have."""
+    for line in lines:
+        for path in (line.path, f"{line.path}_2"):
+            yield from (path, f"{path}_neurons", f"{path}_positive", f"{path}_negative")
+
+
 def assert_the_ann_agrees(net, snn, spike_steps):
+    """See :func:`_assert_the_ann_agrees`; returns whether the network could be judged so."""
+    try:
+        return _assert_the_ann_agrees(net, snn, spike_steps)
+    except _NeuronsElsewhereError:
+        return False
+
+
+def _assert_the_ann_agrees(net, snn, spike_steps):
     """The ANN itself, in float64 with each spiking layer rounded and clipped, has the values that the layer encodes.
 
     Every layer hands on what the spikes recorded there encode, so that each is judged on the spikes it got. Every
     layer of the spiking network must have been met once.
+
+    Returns whether it was judged: lines that get neurons inside of them (comparisons, pools whose ReLU stands behind a
+    norm, constants beside signed values) are the clock's alone.
     """
     graph, seen = snn.graph, []
     lengths = {layer.name: layer.neuron.clock.window for layer in graph.layers}
     output = graph.layers[-1].name
+    if not lengths.keys() <= {output, *_names_of_layers(net.ann.lines)}:
+        return False
 
     def encoded(name, value):
         seen.append(name)
-        levels = fired_levels(graph, name, spike_steps[name]).double().reshape(value.shape)
+        levels = fired_levels(graph, name, spike_steps[name]).double()
+        if levels.numel() != value.numel():
+            raise _NeuronsElsewhereError
+        levels = levels.reshape(value.shape)
         shift = graph.output_shift if name == output else 0.0
         drive = (value - shift) * (lengths[name] / graph.scales[name].double())
         lowest = -lengths[name] if graph.layers[-1].neuron.p.rectifier is None and name == output else 0
@@ -1148,3 +1176,4 @@ def assert_the_ann_agrees(net, snn, spike_steps):
     if output not in seen:
         encoded(output, known[ann.lines[-1].names[0]])
     assert sorted(seen) == sorted(lengths)
+    return True
