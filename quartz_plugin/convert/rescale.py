@@ -188,9 +188,9 @@ class _Rescaling:
         found = rule.as_sum(module, shape, self.folded.shape_at(node))
         if found is None:
             raise ConversionError(
-                f"cannot convert {str(node.target)!r} ({type(module).__name__}) with weight_bits: no fixed "
-                "weights add up what it averages over windows of several sizes, or interpolates; pool to a size that divides its input's or "
-                'without ceil_mode, or upsample with mode="nearest"'
+                f"cannot convert {str(node.target)!r} ({type(module).__name__}) with weight_bits: no fixed weights add "
+                "up what it averages over windows of several sizes, or interpolates; pool to a size that divides its "
+                'input\'s or without ceil_mode, or upsample with mode="nearest"'
             )
         return found
 

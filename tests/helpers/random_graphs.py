@@ -895,8 +895,21 @@ def random_nets(draw, *, exact=False, dtypes=(torch.float32, torch.float32, torc
     net.images[torch.rand(net.images.shape) < 0.1] = 1.0
     if exact:
         net.images = round_half_up(net.images * 2**8) / 2**8
-    assume(_alive(net))
+    assume(_alive(net) and _computes(net.ann))
     return net
+
+
+def _computes(ann):
+    """Whether weights or a ReLU stand between the input and the output, and not the host's operations alone."""
+    live = {ann.lines[-1].names[0]}
+    found = False
+    for line in reversed(ann.lines):
+        if live.isdisjoint(line.names):
+            continue
+        live |= set(re.findall(r"\b(?:v\d+|x)\b", line.text))
+        modules = [ann.get_submodule(name) for name in re.findall(r"self\.(m\d+)\b", line.text)]
+        found |= line.rectifies or any(isinstance(module, WEIGHTED) for module in modules)
+    return found
 
 
 def _alive(net):
