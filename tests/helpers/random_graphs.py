@@ -494,7 +494,8 @@ class _Writer:
             f"{name}.unbind({dim})[-1]" if rank > 1 else f"{name}.tensor_split(2, dim=1)[0]",
         ]
         if rank == 3:
-            choices += [f"F.pixel_shuffle({name}.repeat(1, 4, 1, 1), 2)", f"F.pixel_unshuffle({name}, 2)"]
+            # Three times, for they fit seldom.
+            choices += 3 * [f"F.pixel_shuffle({name}.repeat(1, 4, 1, 1), 2)", f"F.pixel_unshuffle({name}, 2)"]
         text = self.pick(*choices)
         alias = any(word in text for word in ("expand", "movedim", "unbind", "split"))
         for made in self.write(text, [source], source.kind, run=source.run, alias=alias):
