@@ -11,7 +11,7 @@ from torch import nn
 
 import quartz_plugin
 
-# What must occur among the lines and modules of 400 drawn networks.
+# What must occur among the lines and modules of 900 drawn networks.
 DRAWN = {
     "ReLU as a module": r"ReLU\(",
     "ReLU as a function": r"F\.relu\(",
@@ -59,10 +59,11 @@ DRAWN = {
 FEW = settings(max_examples=3, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large], deadline=None)
 
 
+@pytest.mark.slow
 def test_every_kind_of_operation_is_drawn():
     drawn = []
 
-    @settings(FEW, max_examples=400, derandomize=True, database=None)
+    @settings(FEW, max_examples=900, derandomize=True, database=None)
     @given(random_nets())
     def draw(net):
         drawn.append(f"{net!r}\n{net.ann}\n{net_dtype(net)}")

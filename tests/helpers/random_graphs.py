@@ -1095,7 +1095,7 @@ class _NeuronsElsewhereError(Exception):
 def _names_of_layers(lines):
     """Names that the layers of these lines may have."""
     for line in lines:
-        for path in (line.path, f"{line.path}_2"):
+        for path in (line.path, *(f"{line.path}_{call}" for call in range(2, 7))):
             yield from (path, f"{path}_neurons", f"{path}_positive", f"{path}_negative")
 
 
