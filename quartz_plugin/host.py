@@ -203,10 +203,6 @@ class HostProgram:
             values.append(OPERATIONS[call.name](*filled(call.args), **kwargs))
         return [values[index] for index in self.results]
 
-    def describe(self) -> str:
-        """Names of the operations, in order."""
-        return ", ".join(call.name.strip("_") for call in self.calls)
-
     def to_json(self) -> dict[str, Any]:
         """The program as plain JSON values; constant tensors as nested lists."""
         calls = [

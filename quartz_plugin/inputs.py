@@ -72,11 +72,7 @@ class Input:
         """Return the values, rounding clamped; raises where they do not fit, or lie outside (unless `clamp`)."""
         if not isinstance(values, Tensor):
             raise TypeError(f"{what} must be a torch.Tensor, got {type(values).__name__}")
-        if tuple(values.shape[1:]) != self.shape or values.dim() != len(self.shape) + 1:
-            expected = ", ".join(["B", *map(str, self.shape)])
-            raise ValueError(
-                f"{what} must have the shape the network was converted for, [{expected}], got {list(values.shape)}"
-            )
+        check_shape(values, self.shape, what)
         if self.plain and not clamp:
             return check_unit_interval(values, what)
         if not values.is_floating_point():
@@ -120,6 +116,15 @@ class Input:
     def packed_shape(self) -> tuple[int, ...]:
         """Shape of its units, without the batch."""
         return (2, *self.shape) if self.signed else self.shape
+
+
+def check_shape(values: Tensor, shape: tuple[int, ...], what: str) -> None:
+    """Raise ValueError unless the values are ``[B, *shape]``."""
+    if tuple(values.shape[1:]) != shape or values.dim() != len(shape) + 1:
+        expected = ", ".join(["B", *map(str, shape)])
+        raise ValueError(
+            f"{what} must have the shape the network was converted for, [{expected}], got {list(values.shape)}"
+        )
 
 
 def _numbers(values: Sequence[float]) -> str:
@@ -236,8 +241,6 @@ class Inputs:
         ValueError
             For what is damaged, or does not fit.
         """
-        if value is None:
-            return cls((Input("input", shape),))
         try:
             parts, clamp = value
             made = tuple(
@@ -279,4 +282,4 @@ def named_inputs(network: nn.Module, count: int) -> list[str]:
     return [parameters[place] if place < len(parameters) else f"input_{place}" for place in range(count)]
 
 
-__all__ = ["UNIT", "Input", "Inputs", "Range", "named_inputs", "parameter_names"]
+__all__ = ["UNIT", "Input", "Inputs", "Range", "check_shape", "named_inputs", "parameter_names"]

@@ -46,7 +46,7 @@ class Nest:
 Structure = Leaf | Nest | None
 
 
-def flattened(value: Any, is_leaf: Callable[[Any], bool], prefix: str = "") -> tuple[Structure, dict[str, Any]]:
+def flattened(value: Any, is_leaf: Callable[[Any], bool]) -> tuple[Structure, dict[str, Any]]:
     """Structure of a nested value, and its leaves by name (``"boxes.0"``), in order.
 
     Raises
@@ -79,7 +79,7 @@ def flattened(value: Any, is_leaf: Callable[[Any], bool], prefix: str = "") -> t
         below = [visit(part, f"{name}.{key}" if name else key) for key, part in parts.items()]
         return Nest(kind, tuple(parts), tuple(below), own_class)
 
-    return visit(value, prefix), leaves
+    return visit(value, ""), leaves
 
 
 def _opened(value: Any, name: str) -> tuple[str, dict[Any, Any], type | None]:

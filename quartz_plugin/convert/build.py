@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 
 from quartz_plugin.convert.lines import line_of_node
 from quartz_plugin.convert.symbolic import refusal
-from quartz_plugin.convert.tail import HostBuilder, HostValue, builds_output, host_call
+from quartz_plugin.convert.tail import HostBuilder, HostValue, builds_output, host_call, tensors_of
 from quartz_plugin.convert.traced import TracedNetwork
 from quartz_plugin.graph import INPUT, unique_path
 from quartz_plugin.inputs import PLACE
@@ -176,7 +176,7 @@ class Builder:
             if node.op != "call_module":
                 return _evaluate(node.target, args, kwargs, node in self.dynamic, append)
             if node not in self.dynamic:
-                return self.root.get_submodule(str(node.target))(*_tensors(args), **_tensors(kwargs))
+                return self.root.get_submodule(str(node.target))(*tensors_of(args), **tensors_of(kwargs))
             module = _own_copy(self.root, str(node.target), self.used)
             return append(module, *_inputs(module, args, kwargs))
         except Refusal as reason:
@@ -249,18 +249,7 @@ def _evaluate(target: Any, args: Any, kwargs: Any, dynamic: bool, append: Append
         except TypeError as error:
             raise Refusal(f"its arguments are not all known here ({error}); write it without") from error
         return FUNCTIONS[target].build(append, *args, **named)
-    return call(target, *_tensors(args), **_tensors(kwargs))
-
-
-def _tensors(structure: Any) -> Any:
-    """The structure with the example's tensors in place of traced ones, to ask for their shapes."""
-    if isinstance(structure, Value | HostValue):
-        return structure.tensor
-    if isinstance(structure, tuple | list):
-        return type(structure)(_tensors(part) for part in structure)
-    if isinstance(structure, dict):
-        return {key: _tensors(part) for key, part in structure.items()}
-    return structure
+    return call(target, *tensors_of(args), **tensors_of(kwargs))
 
 
 def _in_place(root: nn.Module, node: fx.Node) -> bool:

@@ -105,7 +105,7 @@ class HostBuilder:
         """Carry an operation out on the example, and note it."""
         for each in (*args, *kwargs.values()):
             self._take(each)
-        found = OPERATIONS[name](*_tensors(args), **_tensors(kwargs))
+        found = OPERATIONS[name](*tensors_of(args), **tensors_of(kwargs))
         self._calls.append((name, args, kwargs))
         return HostValue(len(self._calls) - 1, found)
 
@@ -176,14 +176,15 @@ def _values(structure: Any) -> list[Value | HostValue]:
     return []
 
 
-def _tensors(structure: Any) -> Any:
+def tensors_of(structure: Any) -> Any:
+    """The structure with the example's tensors in place of traced ones, to ask for their shapes."""
     if isinstance(structure, Value | HostValue):
         return structure.tensor
     if isinstance(structure, tuple | list):
-        return type(structure)(_tensors(part) for part in structure)
+        return type(structure)(tensors_of(part) for part in structure)
     if isinstance(structure, dict):
-        return {key: _tensors(part) for key, part in structure.items()}
+        return {key: tensors_of(part) for key, part in structure.items()}
     return structure
 
 
-__all__ = ["HostBuilder", "HostValue", "builds_output", "host_call", "hosted_nodes", "operation_name"]
+__all__ = ["HostBuilder", "HostValue", "builds_output", "host_call", "hosted_nodes", "operation_name", "tensors_of"]

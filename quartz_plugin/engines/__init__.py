@@ -145,13 +145,11 @@ def _parts(graph: ConvertedGraph, window: Window) -> dict[str, tuple[Task, int |
         return {head.name: (graph.task_of(head.name), None) for head in graph.outputs.heads}
     scale, shift = (torch.as_tensor(each) for each in (graph.output_scale, graph.output_shift))
     units = sum(head.units for head in graph.outputs.heads)
+    ranges = zip(*(graph.outputs.split(each.expand(1, units)) for each in (scale, shift)), strict=True)
     found: dict[str, tuple[Task, int | None]] = {}
-    start = 0
-    for head in graph.outputs.heads:
-        own = slice(start, start + head.units)
-        same = [number_or_tensor(each.expand(units)[own].unique()) for each in (scale, shift)]
+    for head, own in zip(graph.outputs.heads, ranges, strict=True):
+        same = [number_or_tensor(each.unique()) for each in own]
         found[head.name] = graph.task_of(head.name), _last_positive_step(same[0], same[1], window)
-        start += head.units
     return found
 
 

@@ -24,7 +24,7 @@ from quartz_plugin.coding import Window, check_unit_interval
 from quartz_plugin.config import ConversionConfig, without_notes
 from quartz_plugin.graph.digest import Structure, new_number
 from quartz_plugin.graph.walk import LevelWalk, Step, Walk, is_spike_source, module_nodes, plan_walk
-from quartz_plugin.inputs import Inputs
+from quartz_plugin.inputs import Inputs, check_shape
 from quartz_plugin.neuron import AxonalDelay, TTFSNeuron
 from quartz_plugin.operators.modules import DenseFirstLayer
 from quartz_plugin.outputs import OUTPUT, Head, Outputs, task_of
@@ -238,11 +238,7 @@ class ConvertedGraph:
             packed: Tensor = self.inputs.pack(images)
             return packed
         checked = check_unit_interval(images, "images")
-        if tuple(checked.shape[1:]) != self.image_shape or checked.dim() != len(self.image_shape) + 1:
-            expected = ", ".join(["B", *map(str, self.image_shape)])
-            raise ValueError(
-                f"images must have the shape the network was converted for, [{expected}], got {list(checked.shape)}"
-            )
+        check_shape(checked, self.image_shape, "images")
         return checked
 
     @property
