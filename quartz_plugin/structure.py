@@ -76,7 +76,7 @@ def flattened(value: Any, is_leaf: Callable[[Any], bool]) -> tuple[Structure, di
             leaves[own] = value
             return Leaf(len(leaves) - 1)
         kind, parts, own_class = _opened(value, name)
-        below = [visit(part, f"{name}.{key}" if name else key) for key, part in parts.items()]
+        below = [visit(part, f"{name}.{key}" if name else str(key)) for key, part in parts.items()]
         return Nest(kind, tuple(parts), tuple(below), own_class)
 
     return visit(value, ""), leaves

@@ -152,7 +152,7 @@ def test_have_the_values_of_their_ann(network):
 def test_spike_and_count_alike_in_every_engine(network, options, tmp_path):
     ann, images = network
     if "weight_bits" in options and isinstance(ann, UNet):
-        with pytest.raises(quartz_plugin.ConversionError, match=r"with weight_bits.*fixed fractions"):
+        with pytest.raises(quartz_plugin.ConversionError, match=r"with weight_bits.*no fixed weights"):
             quartz_plugin.convert(ann, images, t_max=9, **options)
         return
     snn = quartz_plugin.convert(ann, images, t_max=9, **options)
