@@ -16,17 +16,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
-def _upsample(mode: str) -> Callable[..., Tensor]:
-    """ATen's upsampling, which has the mode in its name."""
-
-    def upsample(x: Tensor, size: Any = None, align_corners: bool = False, scale: Any = None) -> Tensor:
-        size = None if size is None else tuple(size)
-        scale = None if size is not None or scale is None else tuple(scale)
-        return F.interpolate(x, size=size, scale_factor=scale, mode=mode, align_corners=align_corners)
-
-    return upsample
-
-
 def _softmax(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """One of torch's softmaxes, whose type stands behind the dimension, or behind an argument that nobody gives."""
 
@@ -41,11 +30,8 @@ STARTS: dict[str, Callable[..., Any]] = {
     "softmax": _softmax(F.softmax),
     "log_softmax": _softmax(F.log_softmax),
     "softmin": _softmax(F.softmin),
-    "_softmax": lambda x, dim, half=False: torch.softmax(x, dim),
-    "_log_softmax": lambda x, dim, half=False: torch.log_softmax(x, dim),
     "sigmoid": torch.sigmoid,
     "logsigmoid": F.logsigmoid,
-    "log_sigmoid_forward": lambda x: (F.logsigmoid(x), x),
     "hardsigmoid": lambda x, inplace=False: F.hardsigmoid(x),
     "tanh": torch.tanh,
     "softplus": F.softplus,
@@ -55,10 +41,7 @@ STARTS: dict[str, Callable[..., Any]] = {
     "clamp": torch.clamp,
     "clip": torch.clamp,
     "hardtanh": lambda x, min_val=-1.0, max_val=1.0, inplace=False: F.hardtanh(x, min_val, max_val),
-    "log_sigmoid": F.logsigmoid,
     "interpolate": F.interpolate,
-    "upsample_bilinear2d": _upsample("bilinear"),
-    "upsample_bicubic2d": _upsample("bicubic"),
     "normalize": F.normalize,
 }
 """Operations that the host takes over where nothing but such operations stands behind them, by name."""
@@ -81,9 +64,8 @@ FOLLOWS: dict[str, Callable[..., Any]] = {
     "reshape": lambda x, *shape: x.reshape(*shape),
     "view": lambda x, *shape: x.reshape(*shape),
     "expand": lambda x, *shape: x.expand(*shape),
-    **dict.fromkeys(("contiguous", "clone", "detach", "alias", "dropout"), lambda x, *_, **__: x),
+    **dict.fromkeys(("contiguous", "clone", "detach", "dropout"), lambda x, *_, **__: x),
     **{name: (lambda x, name=name: getattr(x, name)()) for name in ("float", "long", "int", "double", "bool")},
-    "slice": lambda x, dim=0, start=None, end=None, step=1: x[(slice(None),) * dim + (slice(start, end, step),)],
     "t": torch.t,
     **{name: getattr(operator, name) for name in ("gt", "ge", "lt", "le", "eq", "ne")},
 }

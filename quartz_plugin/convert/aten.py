@@ -32,10 +32,8 @@ def spell_as_torch(graph: fx.Graph) -> None:
         arguments = _SIGNATURES.get(name, _in_their_order(name))
         try:
             target, args, kwargs = arguments(node, *node.args, **node.kwargs)
-        except (
-            TypeError,
-            ValueError,
-        ):  # Arguments that are not listed here: it stays what it is, and is refused by its name.
+        except (TypeError, ValueError):
+            # Arguments that are not listed here: it stays what it is, and is refused by its name.
             continue
         node.op = "call_method" if isinstance(target, str) else "call_function"
         node.target, node.args, node.kwargs = target, args, kwargs
@@ -177,9 +175,19 @@ def _nearest(mode: str) -> Callable[..., Call]:
     return call
 
 
-def _bilinear(node: fx.Node, input: Any, size: Any, align_corners: bool, *scales: Any) -> Call:
-    _, (input, size, factors, _), _ = _nearest("")(node, input, size, *scales)
-    return F.interpolate, (input, size, factors, "bilinear", align_corners), {}
+def _interpolated(mode: str) -> Callable[..., Call]:
+    def call(node: fx.Node, input: Any, size: Any, align_corners: bool, *scales: Any) -> Call:
+        function, arguments, _ = _nearest(mode)(node, input, size, *scales)
+        return function, (*arguments, align_corners), {}
+
+    return call
+
+
+def _softmax(target: Any) -> Callable[..., Call]:
+    def call(node: fx.Node, input: Any, dim: int, half_to_float: bool) -> Call:
+        return target, (input, dim), {}
+
+    return call
 
 
 def _pad(mode: str) -> Callable[..., Call]:
@@ -235,7 +243,11 @@ _SIGNATURES: dict[str, Callable[..., Call]] = {
     **{f"_adaptive_avg_pool{rank}d": _as(getattr(F, f"adaptive_avg_pool{rank}d")) for rank in (2, 3)},
     **{f"upsample_nearest{rank}d": _nearest("nearest") for rank in (1, 2, 3)},
     **{f"_upsample_nearest_exact{rank}d": _nearest("nearest-exact") for rank in (1, 2, 3)},
-    "upsample_bilinear2d": _bilinear,
+    "upsample_bilinear2d": _interpolated("bilinear"),
+    "upsample_bicubic2d": _interpolated("bicubic"),
+    "_softmax": _softmax(torch.softmax),
+    "_log_softmax": _softmax(torch.log_softmax),
+    **dict.fromkeys(("log_sigmoid", "log_sigmoid_forward"), _first_of(F.logsigmoid)),
     "constant_pad_nd": _pad("constant"),
     **{f"reflection_pad{rank}d": _pad("reflect") for rank in (1, 2, 3)},
     **{f"replication_pad{rank}d": _pad("replicate") for rank in (1, 2, 3)},
