@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +17,11 @@ _CAPTURED = "captured by torch.export"
 
 _WITH_SIZES = frozenset({"view", "reshape", "expand", torch.reshape})
 """Functions that are called with sizes, that of the batch among them."""
+
+
+def _sizes_noted(node: fx.Node) -> Sequence[Any]:
+    """Sizes of a node's value where the program was exported."""
+    return tuple(getattr(node.meta.get("val"), "shape", ()))
 
 
 def as_network(ann: Any) -> Any:
@@ -37,7 +43,7 @@ def as_network(ann: Any) -> Any:
         spell(graph)
     else:
         return ann
-    _open_batch(graph)
+    open_batch(graph)
     network = fx.GraphModule(root, graph)
     network.meta[_CAPTURED] = True
     return network
@@ -66,21 +72,29 @@ def _without_guards(program: fx.Graph) -> fx.Graph:
     return graph
 
 
-def _open_batch(graph: fx.Graph) -> None:
-    """Leave the size of the batch open where a program was exported for one."""
+def open_batch(graph: fx.Graph, sizes: Callable[[fx.Node], Sequence[Any]] = _sizes_noted) -> None:
+    """Leave the size of the batch open in a graph that was captured for one.
+
+    Parameters
+    ----------
+    graph : fx.Graph
+        The graph, which is changed.
+    sizes : callable
+        Takes a node; returns the sizes of its value, none where it is no tensor. By default those that torch.export
+        has noted.
+    """
     (first, *_) = (node for node in graph.nodes if node.op == "placeholder")
-    batch = _sizes(first)[:1]
+    batch = tuple(sizes(first)[:1])
     if not batch or not isinstance(batch[0], int):
         return
     for node in graph.nodes:
-        if node.target in _WITH_SIZES and _sizes(node)[:1] == _sizes(node.args[0])[:1] == batch:
-            sizes = (-1, *_sizes(node)[1:])
-            node.args = (node.args[0], *sizes) if node.target == "expand" else (node.args[0], sizes)
+        if node.target not in _WITH_SIZES or not isinstance(node.args[0], fx.Node):
+            continue
+        before, behind = tuple(sizes(node.args[0])), tuple(sizes(node))
+        if before[:1] == behind[:1] == batch:
+            shape = (-1, *behind[1:])
+            node.args = (node.args[0], *shape) if node.target == "expand" else (node.args[0], shape)
+            node.kwargs = {}
 
 
-def _sizes(node: fx.Node) -> tuple[Any, ...]:
-    """Sizes of a node's value where the program was exported."""
-    return tuple(getattr(node.meta.get("val"), "shape", ()))
-
-
-__all__ = ["as_network", "captured_graph"]
+__all__ = ["as_network", "captured_graph", "open_batch"]

@@ -9,8 +9,9 @@ from __future__ import annotations
 import inspect
 import operator
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
+from types import FunctionType
 from typing import Any
 
 import numpy as np
@@ -19,10 +20,11 @@ from torch import Tensor, fx, nn
 
 from quartz_plugin.coding import plain
 from quartz_plugin.convert.lines import line_of_error
-from quartz_plugin.convert.shapes import Shapes, not_known, place_of
+from quartz_plugin.convert.shapes import Shapes, not_known, place_of, value_dependent
+from quartz_plugin.convert.sizes import sizes_of_symbols
 from quartz_plugin.graph import call_node
 from quartz_plugin.intake import first_line
-from quartz_plugin.operators.table import OPERATORS, REASONS, SHAPE_ATTRIBUTES, SHAPE_QUERIES, ConversionError
+from quartz_plugin.operators.table import FUNCTIONS, OPERATORS, REASONS, SHAPE_ATTRIBUTES, ConversionError
 
 _REPLACED = "its forward has been replaced on this one module, so that its class is another; write a class for it"
 _QUANTISED = "it holds quantised weights; convert the float network it was made from (weight_bits=8 rounds its weights)"
@@ -65,13 +67,32 @@ class Tracer(fx.Tracer):
         self.called: list[tuple[str, nn.Module]] = []
         self.inputs, self.count = inputs, len(inputs[0])
         self._known: list[dict[fx.Node, Any]] = [{} for _ in inputs]
-        self._shapes: list[Shapes] = []
+        self._shapes: list[list[Shapes]] = []
         self._settings: dict[str, dict[str, Any]] = {}
 
     def create_arg(self, a: Any) -> Any:
         """Take numbers of numpy, and whole ones of torch, for settings; other tensors are weights."""
         whole = isinstance(a, Tensor) and not (a.is_floating_point() or a.is_complex())
         return super().create_arg(plain(a) if whole or isinstance(a, np.generic) else a)
+
+    def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *others: Any, **named: Any) -> Any:
+        """Note a call; look into a function of the user's that torch.fx does not look into."""
+        if kind == "call_function" and _is_of_the_user(target):
+            result = target(*map(self._opened, args), **{name: self._opened(each) for name, each in kwargs.items()})
+            if isinstance(result, fx.Proxy):
+                return result
+            if isinstance(result, int | float | str):
+                target, args, kwargs = type(result), (result,), {}
+        if target is operator.getitem and isinstance(args[1], list) and not all(map(_is_a_place, args[1])):
+            args = (args[0], tuple(args[1]))
+        return super().create_proxy(kind, target, args, kwargs, *others, **named)
+
+    def _opened(self, each: Any) -> Any:
+        """Symbols of the parts of a tuple or list that a symbol stands for; anything else as it is."""
+        values = self.without_values(each.node) if isinstance(each, fx.Proxy) else None
+        if values is None or not isinstance(values[0], tuple | list) or isinstance(values[0], torch.Size):
+            return each
+        return tuple(each[place] for place in range(len(values[0])))
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Check whether a module is not looked into."""
@@ -140,12 +161,18 @@ class Tracer(fx.Tracer):
 
     def without_values(self, node: fx.Node) -> list[Any] | None:
         """Return a node's value for each size of the batch, tensors on the meta device; None if it needs values."""
-        self._shapes = self._shapes or [Shapes(self.root, images) for images in self.inputs]
+        if not self._shapes:
+            self._shapes = [[Shapes(self.root, each, numbers) for each in self.inputs] for numbers in (False, True)]
         with _running_modules():
-            try:
-                return [shapes.of(self.graph, node) for shapes in self._shapes]
-            except Exception:  # What a module of the user's does there is not known.
-                return None
+            for shapes in self._shapes:
+                with suppress(Exception):  # What a module of the user's does there is not known.
+                    return [each.of(self.graph, node) for each in shapes]
+        return None
+
+    def sizes_of(self, node: fx.Node) -> tuple[int, ...]:
+        """Sizes of a node's value for the first of the inputs; none where it is no tensor, or not known."""
+        values = self.without_values(node)
+        return tuple(values[0].shape) if values is not None and isinstance(values[0], Tensor) else ()
 
     def of_shape(self, obj: fx.Proxy, question: Callable[[Tensor], Any], symbol: Callable[[], Any]) -> Any:
         """Return what `question` finds of a tensor's shape: numbers, and symbols where the batch decides."""
@@ -177,6 +204,19 @@ class Tracer(fx.Tracer):
             else:
                 known[each] = call_node(self.root, each, known)  # type: ignore[arg-type]
         return known[node]
+
+
+def _is_of_the_user(function: Any) -> bool:
+    """Check whether a function is marked by ``torch.fx.wrap``, and none of torch's or of the table."""
+    return (
+        isinstance(function, FunctionType)
+        and not function.__module__.startswith("torch.")
+        and (function not in FUNCTIONS and function not in REASONS)
+    )
+
+
+def _is_a_place(part: Any) -> bool:
+    return not (part is None or part is Ellipsis or isinstance(part, slice))
 
 
 _RUN = nn.Module.__call__, nn.Module.__getattr__
@@ -251,7 +291,8 @@ def symbolic(root: nn.Module, name: str, tracer: Tracer) -> fx.Graph:
         # torch keeps which functions make tensors from the first use on, and torch.fx is about to patch those.
         torch.empty(0)
     try:
-        graph = tracer.trace(root, _defaults(root, tracer.count))
+        with sizes_of_symbols():
+            graph = tracer.trace(root, _defaults(root, tracer.count))
         for path, module in tracer.called:
             tracer.check_settings(path, module)
         return graph
@@ -277,20 +318,6 @@ def _defaults(root: nn.Module, count: int) -> dict[str, Any]:
     """Arguments of a forward behind the inputs that have a default: its value, so that ``is None`` is answered."""
     _, *others = inspect.signature(type(root).forward).parameters.values()
     return {each.name: each.default for each in others[count:] if each.default is not inspect.Parameter.empty}
-
-
-def value_dependent(graph: fx.Graph) -> set[fx.Node]:
-    """Nodes whose values depend on the image, and not on its shape alone."""
-    dependent: set[fx.Node] = set()
-    inputs = {node for node in graph.nodes if node.op == "placeholder" and not node.args}
-    for node in graph.nodes:
-        asks_for_shape = node.target in SHAPE_QUERIES and (
-            node.target is not getattr or node.args[1] in SHAPE_ATTRIBUTES
-        )
-        depends = node in inputs or not dependent.isdisjoint(node.all_input_nodes)
-        if depends and not (asks_for_shape and node.op != "output"):
-            dependent.add(node)
-    return dependent
 
 
 def reason_against(module: nn.Module) -> str | None:
@@ -343,5 +370,4 @@ __all__ = [
     "reason_against",
     "refusal",
     "symbolic",
-    "value_dependent",
 ]

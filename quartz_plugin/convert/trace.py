@@ -13,8 +13,9 @@ from quartz_plugin.convert.build import Builder, function_name
 from quartz_plugin.convert.capture import capture
 from quartz_plugin.convert.exported import CALLED, NAMED
 from quartz_plugin.convert.lines import line_of_node
-from quartz_plugin.convert.programs import as_network
-from quartz_plugin.convert.symbolic import Tracer, class_name, reason_against, refusal, value_dependent
+from quartz_plugin.convert.programs import as_network, open_batch
+from quartz_plugin.convert.shapes import value_dependent
+from quartz_plugin.convert.symbolic import Tracer, class_name, reason_against, refusal
 from quartz_plugin.convert.tail import builds_output, hosted_nodes
 from quartz_plugin.convert.traced import TracedNetwork
 from quartz_plugin.graph import INPUT, unique_path
@@ -72,32 +73,54 @@ def trace(ann: nn.Module, example: Tensor, rules: Rules | None = None, inputs: I
     examples = torch.cat([example[:1], others.to(example)])
     with exact_arithmetic(), torch.no_grad():
         inputs = inputs or Inputs((Input(INPUT, tuple(example.shape[1:])),))
-        return _trace(ann, examples, rules_with(rules), inputs)
+        try:
+            return _trace(ann, examples, rules_with(rules), inputs)
+        except ConversionError:
+            if not _takes_one_image_alone(ann, inputs, examples):
+                raise
+            return _trace(ann, examples, rules_with(rules), inputs, one_image=True)
 
 
-def _trace(ann: nn.Module, examples: Tensor, rules: Rules, inputs: Inputs) -> TracedNetwork:
-    """Trace with a batch of examples, and compare with the network itself on the last of them."""
+def _takes_one_image_alone(ann: nn.Module, inputs: Inputs, examples: Tensor) -> bool:
+    """Check whether a network takes one image and no more, as one that was exported for one does."""
+    network = copy_of(ann).to(device=examples.device, dtype=examples.dtype)
+    try:
+        _run(network, inputs.unpack(examples[:1].clone()))
+    except ConversionError:
+        return False
+    try:
+        leaves = flattened(_run(network, inputs.unpack(examples.clone())), lambda each: isinstance(each, Tensor))[1]
+    except ConversionError:
+        return True
+    # Sizes that are numbers in the graph may take several images for a larger one.
+    captured = isinstance(network, fx.GraphModule)
+    return captured and any(leaf.dim() == 0 or len(leaf) != len(examples) for leaf in leaves.values())
+
+
+def _trace(ann: nn.Module, examples: Tensor, rules: Rules, inputs: Inputs, one_image: bool = False) -> TracedNetwork:
+    """Trace with a batch of examples, and compare with the network itself on the last of them.
+
+    With `one_image` the network takes no more: it is traced on one, and the size of the batch then left open.
+    """
     root = copy_of(ann)
     _refuse_meta(root, inputs.unpack(examples), rules)
     # The traced network computes in the examples' type, which is float32 at least.
     root = root.to(device=examples.device, dtype=examples.dtype)
-    name, tracer, wanted = type(root).__name__, Tracer(inputs.unpack(examples), inputs.unpack(examples[:1])), None
+    several = [] if one_image else [inputs.unpack(examples)]
+    name, tracer, wanted = type(root).__name__, Tracer(*several, inputs.unpack(examples[:1])), None
+    others = examples[-1:] if one_image else examples[1:]
     if hooked := hooks_of(root):
-        wanted = carry_out_hooks(
-            root, hooked, tracer, rules, _run, inputs.unpack(examples[1:]), inputs.unpack(examples[:1])
-        )
+        wanted = carry_out_hooks(root, hooked, tracer, rules, _run, inputs.unpack(others), inputs.unpack(examples[:1]))
     make_plain(root)
     _check_finite(root)
     if "forward" in vars(root):
         raise ConversionError(refusal("the network itself", name, reason_against(root)))
     known = _known_graph(root, name, tracer, rules, inputs)
     if wanted is None:
-        wanted = _run(
-            copy_of(ann).to(device=examples.device, dtype=examples.dtype), inputs.unpack(examples[1:].clone())
-        )
+        wanted = _run(copy_of(ann).to(device=examples.device, dtype=examples.dtype), inputs.unpack(others.clone()))
     network = Builder(known.root, known.paths, known.dynamic, known.hosted, examples).build(known.graph)
     network = replace(network, inputs=inputs)
-    return _as_the_network_itself(network, wanted, examples[1:].clone())
+    return _as_the_network_itself(network, wanted, others.clone())
 
 
 def _as_the_network_itself(network: TracedNetwork, wanted: Any, images: Tensor) -> TracedNetwork:
@@ -140,6 +163,8 @@ def _known_graph(root: nn.Module, name: str, tracer: Tracer, rules: Rules, input
     ):
         root = nn.Sequential(root)
     graph = capture(root, name, tracer)
+    if len(tracer.inputs) == 1:
+        open_batch(graph, tracer.sizes_of)
     _refuse_more_inputs(graph, tracer.count)
     if inputs is not None:
         inputs.unpack_in(graph)

@@ -36,6 +36,7 @@ def _build_interpolation(
 ) -> Value:
     if recompute_scale_factor:
         size, scale_factor = F.interpolate(input.tensor, None, scale_factor).shape[2:], None
+    scale_factor = tuple(scale_factor) if isinstance(scale_factor, list) else scale_factor
     upsample = nn.Upsample(size, scale_factor, mode, align_corners)
     if antialias:
         return append(interpolating(upsample, input.tensor.shape, antialias), input)
@@ -120,6 +121,8 @@ def _build_pad(
 ) -> Value:
     if value:
         raise Refusal(_PADDED_BY_A_CONSTANT)
+    while len(pad) > 2 and not any(pad[-2:]):
+        pad = pad[:-2]
     return append(_padding_of(mode, tuple(pad), input.tensor.dim()), input)
 
 

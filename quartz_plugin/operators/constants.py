@@ -7,7 +7,7 @@ import operator
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from quartz_plugin.operators.gains import IntoGain
@@ -18,6 +18,14 @@ from quartz_plugin.operators.tracing import Append, Refusal, Value, constant_for
 
 _BATCH_STATISTICS = "it normalises by the statistics of each batch; use track_running_stats=True"
 _PRODUCT = "it multiplies two activations, and synapses are fixed weights: the network is no ReLU network"
+_OWN_FACTOR = (
+    "it multiplies activations by a function of themselves, as Hardswish and SiLU do, and is no ReLU; train the "
+    "network with nn.ReLU in its place"
+)
+_GATE = (
+    "it multiplies activations by a gate that is computed from them (squeeze and excitation), and synapses are fixed "
+    "weights; train the network without the gate"
+)
 
 
 def _uses_batch_statistics(norm: Any) -> str | None:
@@ -110,8 +118,28 @@ def shifted(append: Append, value: Value, shift: Any) -> Value:
 
 def _build_product(append: Append, input: Any, other: Any) -> Value:
     if isinstance(input, Value) and isinstance(other, Value):
-        raise Refusal(_PRODUCT)
+        raise Refusal(_reason_against_product(input, other))
     return scaled(append, input, other) if isinstance(input, Value) else scaled(append, other, input)
+
+
+def _reason_against_product(first: Value, second: Value) -> str:
+    """Reason against a product of two values: which activation it is, where one is computed from the other."""
+    for value, factor in ((first, second), (second, first)):
+        if _is_behind(factor.node, value.node):
+            return _OWN_FACTOR if factor.tensor.shape == value.tensor.shape else _GATE
+    return _PRODUCT
+
+
+def _is_behind(node: fx.Node, source: fx.Node) -> bool:
+    """Check whether a node's value is computed from another's."""
+    seen, pending = set(), [node]
+    while pending:
+        each = pending.pop()
+        if each is source:
+            return True
+        pending += [before for before in each.all_input_nodes if before not in seen]
+        seen.update(each.all_input_nodes)
+    return False
 
 
 def _build_quotient(append: Append, input: Any, other: Any) -> Value:

@@ -213,7 +213,7 @@ def _build_getitem(append: Append, input: Value, index: Any) -> Value:
         index.append(Ellipsis)
     place = index.index(Ellipsis)
     index[place : place + 1] = [slice(None)] * (rank - used)
-    if not index or index[0] != slice(None):
+    if not index or not _is_whole(index[0]):
         raise Refusal(BATCH)
     value, dim = input, 0
     for part in index:
@@ -231,9 +231,17 @@ def _build_getitem(append: Append, input: Value, index: Any) -> Value:
     return value if value.tensor.shape == shape else append(Reshape(shape[1:]), value)
 
 
+def _is_whole(part: Any) -> bool:
+    """Check whether a part of an index takes all of a dimension, of whatever size."""
+    if not isinstance(part, slice):
+        return False
+    start, stop, step = part.start, part.stop, part.step
+    return start in (None, 0) and step in (None, 1) and (stop is None or stop >= MOST)
+
+
 def _pick(append: Append, input: Value, index: list[Any]) -> Value:
     """Units at constant places, given as a list or a tensor."""
-    if index[0] != slice(None) and index[0] is not Ellipsis:
+    if not _is_whole(index[0]) and index[0] is not Ellipsis:
         raise Refusal(BATCH)
     places = [torch.as_tensor(part).cpu() if isinstance(part, list | Tensor) else part for part in index]
     *before, last = places
@@ -273,6 +281,7 @@ def _beside_constants(append: Append, tensors: Sequence[Any], dim: int) -> Value
     values: list[Value] = []
     whole: list[Tensor] = []
     before = 0
+    like = next(value.tensor for value in tensors if isinstance(value, Value))
     for each in tensors:
         if isinstance(each, Value):
             values.append(_padded(append, each, dim, before, 0))
@@ -281,7 +290,8 @@ def _beside_constants(append: Append, tensors: Sequence[Any], dim: int) -> Value
             continue
         if not isinstance(each, Tensor):
             raise Refusal(f"it puts {type(each).__name__} beside activations, which is no tensor")
-        whole.append(each.detach().to(next(value.tensor for value in tensors if isinstance(value, Value))))
+        # A constant for one image is one for each.
+        whole.append(each.detach().to(like).expand(len(like), *each.shape[1:]))
         if values:
             values[-1] = _padded(append, values[-1], dim, 0, each.shape[dim])
         else:

@@ -114,12 +114,36 @@ def _checkpoints(self, x):
     return self.last(checkpoint(lambda x: self.fc(x).relu(), x, use_reentrant=False))
 
 
+def _sizes_as_a_tensor(self, x):
+    """As exporters of ONNX write it."""
+    x = self.fc(x).relu()
+    sizes = torch.cat([torch.tensor(x.shape)[:1], torch.tensor([2, 2])])
+    x = torch.reshape(x, torch.Size(sizes))
+    assert x.dim() == 3
+    return self.last(x[[slice(None), slice(0, 2)]].flatten(1))
+
+
+@torch.fx.wrap
+def largest_of(pair):
+    return pair[0] if isinstance(pair, tuple) else pair
+
+
+@torch.fx.wrap
+def width_of(x):
+    return x.shape[1]
+
+
+def _wrapped_functions(self, x):
+    x = self.fc(x).relu()
+    return self.last(torch.cat([largest_of(torch.max(x, 1, keepdim=True)) for _ in range(width_of(x))], 1))
+
+
 class TestShapes:
     @pytest.mark.parametrize(
         "forward",
         [
             *(_loops, _asserts, _pieces, _numbers, _optional, _same_padding, _unpacks, _makes_constants, _compares),
-            _checkpoints,
+            *(_checkpoints, _sizes_as_a_tensor, _wrapped_functions),
         ],
     )
     def test_are_known(self, forward):
@@ -130,6 +154,22 @@ class TestShapes:
         assert re.search(r"cannot trace Net: its forward must not branch on the size of the batch", message_of(ann))
         ann = net_of(lambda self, x: self.last(sum(list(self.fc(x)))))
         assert re.search(r"must not iterate over the size of the batch", message_of(ann))
+
+    @pytest.mark.parametrize("sizes", [(1, 2, 2), (1, -1, 2), [1, 2, -1]])
+    def test_of_one_image_alone_are_those_of_any(self, sizes):
+        def forward(self, x):
+            x = torch.cat([self.fc(x).relu().view(sizes), torch.ones(1, 1, 2)], 1).reshape(1, 6)
+            return self.last(x[:, :4] + x[:, 2:])
+
+        ann = net_of(forward)
+        snn = quartz_plugin.convert(ann, images, 2000, percentile=100)
+        with torch.no_grad():
+            wanted = torch.cat([ann(image[None]) for image in images])
+        assert (snn(images) - wanted).abs().max() < 0.01 * wanted.abs().max()
+
+    def test_that_put_several_images_into_one_are_refused(self):
+        message = message_of(net_of(lambda self, x: self.last(self.fc(x).relu()).reshape(1, -1, 2)))
+        assert "it mixes the batch with the units of a sample" in message
 
     @pytest.mark.parametrize("ask", [bool, int, float, lambda x: int(x.argmax()), lambda x: x.shape[0] if x > 1 else 2])
     def test_tell_nothing_of_values(self, ask):
