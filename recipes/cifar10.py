@@ -32,7 +32,7 @@ class CIFAR10Classifier(ImageClassifier):
     ----------
     arch : str
         vgg_cifar10, vgg11_bn_cifar10 or resnet20 (quartz_plugin.lightning), any classification model of
-        torchvision, or the import path of your own class.
+        torchvision, timm:NAME, hf:OWNER/NAME, hf:FOLDER, or the import path of your own class.
     weight_decay : float
         SGD's; not for biases and batch norms.
     **options

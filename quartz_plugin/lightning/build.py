@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from quartz_plugin.lightning.networks import NETWORKS
 from quartz_plugin.lightning.weights import fill, load_weights
+from quartz_plugin.lightning.zoos import build_from_zoo, is_of_zoo
 
 
 def build(
@@ -30,12 +31,13 @@ def build(
     Parameters
     ----------
     arch : str
-        A name in :data:`NETWORKS`, a classification model of torchvision, or the import path of a class or
-        function of your own (``package.module.Network``; the working directory is searched as well).
+        A name in :data:`NETWORKS`, a classification model of torchvision, ``timm:NAME`` or ``hf:NAME`` (see
+        :func:`~quartz_plugin.lightning.zoos.build_from_zoo`), or the import path of a class or function of your own
+        (``package.module.Network``; the working directory is searched as well).
     classes : int, optional
         Outputs, handed on as ``classes`` or ``num_classes``; by default the network's own number.
     weights : str, optional
-        A .safetensors or .pt file, or the name of published weights of torchvision's (``DEFAULT``).
+        A .safetensors or .pt file, or the name of published weights (``DEFAULT``).
     arguments : mapping, optional
         What the network's constructor takes besides.
 
@@ -49,6 +51,8 @@ def build(
     ------
     FileNotFoundError, ValueError
         If there is no such network or file, the arguments do not fit, or the weights are of another network.
+    ImportError
+        If timm or transformers is asked for and missing.
 
     Examples
     --------
@@ -56,6 +60,8 @@ def build(
     >>> network.linear.out_features, fresh
     (7, [])
     """
+    if is_of_zoo(arch):
+        return build_from_zoo(arch, classes, weights, dict(arguments or {}))
     published = torchvision.models.list_models(module=torchvision.models)
     make = _maker(arch, published)
     options = dict(arguments or {})
@@ -88,7 +94,7 @@ def _maker(arch: str, published: Sequence[str]) -> Any:
         meant = f"; did you mean {' or '.join(close)}?" if close else "."
         raise ValueError(
             f"no network is called {arch!r}{meant} There are {', '.join(NETWORKS)}, torchvision's classification "
-            "models, and the import path of your own class"
+            "models, timm:NAME, hf:NAME, and the import path of your own class"
         )
     make = _imported(arch)
     if not callable(make):

@@ -11,7 +11,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningCLI
 
 from quartz_plugin.lightning.console import one_line, quiet_other_libraries
-from quartz_plugin.lightning.data import ClassificationData
+from quartz_plugin.lightning.data import ClassificationData, FolderData
 from quartz_plugin.lightning.modules import ImageClassifier
 from quartz_plugin.lightning.options import add_conversion_options
 from quartz_plugin.lightning.trainer import QuartzTrainer
@@ -59,6 +59,13 @@ class QuartzCLI(LightningCLI):
         """Let a model that takes a number of classes have the data's."""
         if isinstance(self._model_class, type) and issubclass(self._model_class, ImageClassifier):
             parser.link_arguments("data", "model.classes", _classes_of, apply_on="instantiate")
+
+    def instantiate_classes(self) -> None:
+        """Make the network and the data; images are of the size that the network expects where none was given."""
+        super().instantiate_classes()
+        size = getattr(self.model, "image_size", None)
+        if size is not None and isinstance(self.datamodule, FolderData):
+            self.datamodule.suggest_size(size)
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> Any:
         """Add the options of conversion, and put a command's own options before the trainer's."""

@@ -37,7 +37,8 @@ class FolderData(ClassificationData):
     root : str, optional
         Folder of the images; "demo" draws 1,000 small ones of 10 classes.
     size : int, optional
-        Height and width of what the network sees; default 224, and 64 for the demo.
+        Height and width of what the network sees; by default what the configuration of timm's or Hugging Face's network
+        names, else 224, and 64 for the demo.
     resize : int, optional
         The shorter side before the central size x size pixels are taken; default 8/7 of size.
     batch_size : int
@@ -77,10 +78,8 @@ class FolderData(ClassificationData):
         if not 0.0 < crop_share <= 1.0:
             raise ValueError(f"crop_share must lie between 0 and 1, got {crop_share}")
         self.root = root
-        self.size = size if size is not None else 64 if root == "demo" else 224
-        self.resize = resize if resize is not None else 64 if root == "demo" else round(self.size * 8 / 7)
-        if not 0 < self.size <= self.resize:
-            raise ValueError(f"size must be at least 1 and at most resize, got size {self.size}, resize {self.resize}")
+        self._given_sizes = size, resize
+        self._choose_sizes(224)
         self.validation_share = validation_share
         self.augment = augment
         self.crop_share = crop_share
@@ -88,6 +87,28 @@ class FolderData(ClassificationData):
         self.source = "no data" if root is None else f"the images of {Path(root).name}"
         self._names: list[str] | None = None
         self._calibrating: Images | None = None
+
+    def _choose_sizes(self, default: int) -> None:
+        size, resize = self._given_sizes
+        self.size = size if size is not None else 64 if self.root == "demo" else default
+        self.resize = resize if resize is not None else 64 if self.root == "demo" else round(self.size * 8 / 7)
+        if not 0 < self.size <= self.resize:
+            raise ValueError(f"size must be at least 1 and at most resize, got size {self.size}, resize {self.resize}")
+
+    def suggest_size(self, size: int) -> None:
+        """Take the size that a network expects, where none was given; before ``setup``.
+
+        Parameters
+        ----------
+        size : int
+            Height and width.
+
+        Raises
+        ------
+        ValueError
+            If it is larger than `resize`.
+        """
+        self._choose_sizes(size)
 
     @property
     def class_names(self) -> Sequence[str]:  # type: ignore[override]

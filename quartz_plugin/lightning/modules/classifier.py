@@ -14,6 +14,7 @@ from quartz_plugin.lightning.build import build
 from quartz_plugin.lightning.comparison import Measured
 from quartz_plugin.lightning.modules.base import EvaluatedClassifier
 from quartz_plugin.lightning.weights import load_weights, read_dataset_name
+from quartz_plugin.lightning.zoos import IMAGENET, expected_images
 
 
 class Classifier(EvaluatedClassifier):
@@ -101,17 +102,18 @@ class ImageClassifier(Classifier):
     ----------
     arch : str
         resnet20, vgg_cifar10, vgg11_bn_cifar10 or mobilenet_v1 (quartz_plugin.lightning), any classification
-        model of torchvision, or the import path of your own class.
+        model of torchvision, timm:NAME, hf:OWNER/NAME, hf:FOLDER, or the import path of your own class.
     weights : str, optional
-        A .safetensors or .pt file, a checkpoint, or the name of torchvision's published weights (DEFAULT) to
-        start from. Of another number of classes, they serve to fit from, with a fresh last layer.
+        A .safetensors or .pt file, a checkpoint, or the name of published weights (DEFAULT) to start from. Of another
+        number of classes, they serve to fit from, with a fresh last layer.
     arch_arguments : dict[str, Any], optional
         What the network's constructor takes besides the number of classes.
     classes : int
         Number of classes; those of the data.
-    mean : list[float]
-        What the network expects its input normalised by, for each channel; [] for images as they are.
-    std : list[float]
+    mean : list[float], optional
+        What the network expects its input normalised by, for each channel; [] for images as they are; by default what
+        the configuration of timm's or Hugging Face's network names, else ImageNet's.
+    std : list[float], optional
         The same.
     lr : float
         Highest learning rate.
@@ -125,6 +127,11 @@ class ImageClassifier(Classifier):
         Share of the target spread over all classes.
     cost_images : int, optional
         Costs are counted on so many of the test images, evenly spread; by default on all.
+
+    Attributes
+    ----------
+    image_size : int or None
+        Height and width of the images that the network's own configuration names.
     """
 
     def __init__(
@@ -133,8 +140,8 @@ class ImageClassifier(Classifier):
         weights: str | None = None,
         arch_arguments: dict[str, Any] | None = None,
         classes: int = 1000,
-        mean: list[float] = [0.485, 0.456, 0.406],  # noqa: B006
-        std: list[float] = [0.229, 0.224, 0.225],  # noqa: B006
+        mean: list[float] | None = None,
+        std: list[float] | None = None,
         lr: float = 0.1,
         momentum: float = 0.9,
         weight_decay: float = 1e-4,
@@ -144,9 +151,12 @@ class ImageClassifier(Classifier):
     ) -> None:
         if cost_images is not None and cost_images < 1:
             raise ValueError(f"cost_images must be at least 1, got {cost_images}")
+        network, fresh = build(arch, classes or None, weights, arch_arguments)
+        expected = expected_images(network) or IMAGENET
+        mean = list(expected.mean) if mean is None else mean
+        std = list(expected.std) if std is None else std
         if len(mean) != len(std):
             raise ValueError(f"mean and std must have a number for each channel, got {mean} and {std}")
-        network, fresh = build(arch, classes or None, weights, arch_arguments)
         super().__init__(
             network,
             classes or 1000,
@@ -157,6 +167,7 @@ class ImageClassifier(Classifier):
         )
         self.arch, self.momentum, self.warmup_epochs = arch, momentum, warmup_epochs
         self.cost_images = cost_images
+        self.image_size = expected.size
         if weights is not None and not fresh:
             self.fitted_on = read_dataset_name(weights)
         elif fresh:
