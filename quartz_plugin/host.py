@@ -26,78 +26,102 @@ def _softmax(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return softmax
 
 
+def _out_of_place(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    return lambda x, *settings, **named: function(x.clone(), *settings, **named)
+
+
+def _of(home: Any, names: str) -> dict[str, Callable[..., Any]]:
+    return {name: getattr(home, name) for name in names.split()}
+
+
+def _part(pair: Any, name: str) -> Tensor:
+    """Values or indices of what a maximum, a sort or the like gives."""
+    part: Tensor = {"values": pair[0], "indices": pair[1]}[name]
+    return part
+
+
 STARTS: dict[str, Callable[..., Any]] = {
     "softmax": _softmax(F.softmax),
     "log_softmax": _softmax(F.log_softmax),
     "softmin": _softmax(F.softmin),
-    "sigmoid": torch.sigmoid,
-    "logsigmoid": F.logsigmoid,
-    "hardsigmoid": lambda x, inplace=False: F.hardsigmoid(x),
-    "tanh": torch.tanh,
-    "softplus": F.softplus,
-    "exp": torch.exp,
-    "argmax": torch.argmax,
-    "argmin": torch.argmin,
     "clamp": torch.clamp,
     "clip": torch.clamp,
-    "hardtanh": lambda x, min_val=-1.0, max_val=1.0, inplace=False: F.hardtanh(x, min_val, max_val),
+    "hardtanh": _out_of_place(F.hardtanh),
     "interpolate": F.interpolate,
-    "normalize": F.normalize,
+    **_of(torch, "sigmoid tanh exp expm1 log log1p logit sqrt rsqrt square pow reciprocal sin cos atan erf"),
+    **_of(F, "logsigmoid softplus softsign tanhshrink gelu"),
+    **{
+        name: _out_of_place(getattr(F, name))
+        for name in ("hardsigmoid", "elu", "selu", "celu", "leaky_relu", "silu", "mish", "hardswish")
+    },
+    **_of(torch, "round floor ceil sign"),
+    **_of(torch, "argmax argmin argsort sort topk logsumexp norm std var"),
+    **_of(operator, "gt ge lt le eq ne"),
+    **_of(F, "normalize cosine_similarity pairwise_distance"),
+    "vector_norm": torch.linalg.vector_norm,
+    "linalg_norm": torch.linalg.norm,
 }
 """Operations that the host takes over where nothing but such operations stands behind them, by name."""
 
+PRODUCTS: dict[str, Callable[..., Any]] = {**_of(operator, "mul truediv"), **_of(torch, "div matmul bmm")}
+"""Operations that the host takes over where they join two values: fixed synapses carry out the others."""
+
 FOLLOWS: dict[str, Callable[..., Any]] = {
-    **{name: getattr(operator, name) for name in ("mul", "truediv", "neg", "pow", "getitem")},
+    **_of(operator, "neg getitem"),
+    "getattr": _part,
     "add": lambda x, y, alpha=1: x + y * alpha if alpha != 1 else x + y,
     "sub": lambda x, y, alpha=1: x - y * alpha if alpha != 1 else x - y,
     "to": lambda x, dtype, *_, **__: x.to(dtype),
-    "div": torch.div,
-    "rsub": torch.rsub,
-    **{
-        name: getattr(torch, name)
-        for name in ("sum", "mean", "sqrt", "abs", "round", "log", "amax", "amin", "max", "min")
-    },
-    **{name: getattr(torch, name) for name in ("flatten", "unflatten", "permute", "transpose", "squeeze", "unsqueeze")},
-    **{
-        name: getattr(torch, name) for name in ("cat", "stack", "chunk", "split", "select", "movedim", "topk", "unbind")
-    },
     "reshape": lambda x, *shape: x.reshape(*shape),
     "view": lambda x, *shape: x.reshape(*shape),
     "expand": lambda x, *shape: x.expand(*shape),
+    "expand_as": lambda x, other: x.expand_as(other),
+    **_of(torch, "rsub sum mean abs amax amin max min prod cumsum clamp_min clamp_max maximum minimum where"),
+    **_of(torch, "flatten unflatten permute transpose t squeeze unsqueeze"),
+    **_of(torch, "cat stack chunk split select movedim unbind"),
+    **_of(torch, "logical_and logical_or logical_not"),
     **dict.fromkeys(("contiguous", "clone", "detach", "dropout"), lambda x, *_, **__: x),
     **{name: (lambda x, name=name: getattr(x, name)()) for name in ("float", "long", "int", "double", "bool")},
-    "t": torch.t,
-    **{name: getattr(operator, name) for name in ("gt", "ge", "lt", "le", "eq", "ne")},
 }
 """Operations that may stand behind those."""
 
-OPERATIONS: Mapping[str, Callable[..., Any]] = FOLLOWS | STARTS
+OPERATIONS: Mapping[str, Callable[..., Any]] = FOLLOWS | PRODUCTS | STARTS
+
+
+def _with(name: str, *settings: str, **renamed: str) -> Callable[[Any], tuple[str, dict[str, Any]]]:
+    """An operation, and the attributes of a module that hold its settings."""
+    attributes = {each: each for each in settings} | renamed
+    return lambda module: (name, {setting: getattr(module, own) for setting, own in attributes.items()})
+
 
 MODULES: dict[type[nn.Module], Callable[[Any], tuple[str, dict[str, Any]]]] = {
-    nn.Softmax: lambda m: ("softmax", {"dim": m.dim}),
-    nn.LogSoftmax: lambda m: ("log_softmax", {"dim": m.dim}),
-    nn.Softmin: lambda m: ("softmin", {"dim": m.dim}),
+    nn.Softmax: _with("softmax", "dim"),
+    nn.LogSoftmax: _with("log_softmax", "dim"),
+    nn.Softmin: _with("softmin", "dim"),
     nn.Softmax2d: lambda m: ("softmax", {"dim": -3}),
-    nn.Sigmoid: lambda m: ("sigmoid", {}),
-    nn.LogSigmoid: lambda m: ("logsigmoid", {}),
-    nn.Hardsigmoid: lambda m: ("hardsigmoid", {}),
-    nn.Tanh: lambda m: ("tanh", {}),
-    nn.Softplus: lambda m: ("softplus", {"beta": m.beta, "threshold": m.threshold}),
-    nn.Hardtanh: lambda m: ("hardtanh", {"min_val": m.min_val, "max_val": m.max_val}),
-    nn.Upsample: lambda m: (
-        "interpolate",
-        {
-            "size": m.size,
-            "scale_factor": m.scale_factor,
-            "mode": m.mode,
-            "align_corners": m.align_corners,
-            "recompute_scale_factor": m.recompute_scale_factor,
-        },
-    ),
-    nn.Flatten: lambda m: ("flatten", {"start_dim": m.start_dim, "end_dim": m.end_dim}),
-    nn.Unflatten: lambda m: ("unflatten", {"dim": m.dim, "sizes": m.unflattened_size}),
-    nn.Identity: lambda m: ("contiguous", {}),
-    nn.Dropout: lambda m: ("contiguous", {}),
+    nn.Sigmoid: _with("sigmoid"),
+    nn.LogSigmoid: _with("logsigmoid"),
+    nn.Hardsigmoid: _with("hardsigmoid"),
+    nn.Tanh: _with("tanh"),
+    nn.Softplus: _with("softplus", "beta", "threshold"),
+    nn.Softsign: _with("softsign"),
+    nn.Tanhshrink: _with("tanhshrink"),
+    nn.GELU: _with("gelu", "approximate"),
+    nn.SiLU: _with("silu"),
+    nn.Mish: _with("mish"),
+    nn.Hardswish: _with("hardswish"),
+    nn.ELU: _with("elu", "alpha"),
+    nn.SELU: _with("selu"),
+    nn.CELU: _with("celu", "alpha"),
+    nn.LeakyReLU: _with("leaky_relu", "negative_slope"),
+    nn.Hardtanh: _with("hardtanh", "min_val", "max_val"),
+    nn.CosineSimilarity: _with("cosine_similarity", "dim", "eps"),
+    nn.PairwiseDistance: _with("pairwise_distance", "eps", "keepdim", p="norm"),
+    nn.Upsample: _with("interpolate", "size", "scale_factor", "mode", "align_corners", "recompute_scale_factor"),
+    nn.Flatten: _with("flatten", "start_dim", "end_dim"),
+    nn.Unflatten: _with("unflatten", "dim", sizes="unflattened_size"),
+    nn.Identity: _with("contiguous"),
+    nn.Dropout: _with("contiguous"),
 }
 """Module classes -> the operation that one is, and its settings."""
 
@@ -131,6 +155,13 @@ class Ref:
 @dataclass(frozen=True)
 class BatchSize:
     """The number of images, where an operation's settings ask for it."""
+
+
+@dataclass(frozen=True)
+class ForEachImage:
+    """A constant ``[1, *shape]`` that each image has: a tensor like an activation, filled with numbers."""
+
+    value: Tensor
 
 
 @dataclass(frozen=True)
@@ -176,6 +207,8 @@ class HostProgram:
                 return values[each.index]
             if isinstance(each, BatchSize):
                 return batch
+            if isinstance(each, ForEachImage):
+                return each.value.to(outputs[0].device).expand(batch, *each.value.shape[1:])
             if isinstance(each, tuple | list):
                 return type(each)(filled(part) for part in each)
             return each.to(outputs[0].device) if isinstance(each, Tensor) else each
@@ -184,6 +217,32 @@ class HostProgram:
             kwargs = {name: filled(value) for name, value in call.kwargs.items()}
             values.append(OPERATIONS[call.name](*filled(call.args), **kwargs))
         return [values[index] for index in self.results]
+
+    def check_apart(self, outputs: Sequence[Tensor]) -> None:
+        """Raise ValueError unless each image's results depend on its own outputs alone.
+
+        Parameters
+        ----------
+        outputs : sequence of Tensor
+            Outputs of some images, ``[B, *shape]`` each, to try it on.
+        """
+        more = [torch.cat([each, each.flip(0) * 0.75 + 0.125]) for each in outputs]
+        first = max(1, len(more[0]) // 3)
+        try:
+            together = self.run(more)
+            one, other = self.run([each[:first] for each in more]), self.run([each[first:] for each in more])
+        except (RuntimeError, ValueError, IndexError, TypeError) as error:
+            raise ValueError(f"it does not run on another number of images: {error}") from error
+        for whole, *parts in zip(together, one, other, strict=True):
+            lengths = [len(each) if each.dim() else 0 for each in (whole, *parts)]
+            alike = lengths == [len(more[0]), first, len(more[0]) - first]
+            alike = alike and len({each.shape[1:] for each in (whole, *parts)}) == 1
+            if alike:
+                same = torch.isclose(whole, torch.cat(parts), rtol=1e-3, equal_nan=True)
+                # Two values may be nearly alike, and in another order of sums the other is the larger one.
+                alike = float((~same).double().mean()) <= (0.0 if whole.is_floating_point() else 0.1)
+            if not alike:
+                raise ValueError("its results for one image depend on the other images")
 
     def to_json(self) -> dict[str, Any]:
         """The program as plain JSON values; constant tensors as nested lists."""
@@ -226,6 +285,8 @@ def _to_json(value: Any) -> Any:
         return {"ref": value.index}
     if isinstance(value, BatchSize):
         return {"batch": True}
+    if isinstance(value, ForEachImage):
+        return {"images": _to_json(value.value)}
     if isinstance(value, torch.dtype) and _name_of(value) in _DTYPES:
         return {"dtype": _name_of(value)}
     if isinstance(value, Tensor) and _name_of(value.dtype) in _DTYPES:
@@ -267,6 +328,8 @@ def _from_json(value: Any, known: int) -> Any:
         return Ref(held)
     if kind == "batch":
         return BatchSize()
+    if kind == "images" and isinstance(part := _from_json(held, known), Tensor) and part.dim() and len(part) == 1:
+        return ForEachImage(part)
     if kind == "ellipsis":
         return Ellipsis
     if kind == "slice" and isinstance(held, list) and len(held) == 3:
@@ -277,4 +340,15 @@ def _from_json(value: Any, known: int) -> Any:
     raise ValueError("its host program is damaged")
 
 
-__all__ = ["FOLLOWS", "MODULES", "OPERATIONS", "STARTS", "BatchSize", "Call", "HostProgram", "Ref", "starts"]
+__all__ = [
+    "MODULES",
+    "OPERATIONS",
+    "PRODUCTS",
+    "STARTS",
+    "BatchSize",
+    "Call",
+    "ForEachImage",
+    "HostProgram",
+    "Ref",
+    "starts",
+]

@@ -226,6 +226,11 @@ _CHECKS = frozenset(
 )
 """Operations that compute nothing."""
 
+_WITH_INPLACE = (
+    *("relu", "relu6", "hardtanh", "elu", "selu", "celu"),
+    *("leaky_relu", "silu", "mish", "hardswish", "hardsigmoid"),
+)
+
 _SIGNATURES: dict[str, Callable[..., Call]] = {
     "addmm": _linear_with_bias_first,
     "mm": _as(torch.matmul),
@@ -233,7 +238,8 @@ _SIGNATURES: dict[str, Callable[..., Call]] = {
     "batch_norm": _batch_norm,
     "_native_batch_norm_legit_no_training": _batch_norm_in_eval_mode,
     **dict.fromkeys(("_unsafe_view", "view_copy", "_reshape_copy"), _as("reshape")),
-    **{f"{name}_": _in_place(getattr(F, name)) for name in ("relu", "relu6", "hardtanh")},
+    **{f"{name}_": _in_place(getattr(F, name)) for name in _WITH_INPLACE},
+    "special_erf": _as(torch.erf),
     "view_as": _viewed_as,
     "slice": _slice,
     "select": _select,
@@ -247,6 +253,8 @@ _SIGNATURES: dict[str, Callable[..., Call]] = {
     "upsample_bicubic2d": _interpolated("bicubic"),
     "_softmax": _softmax(torch.softmax),
     "_log_softmax": _softmax(torch.log_softmax),
+    "linalg_vector_norm": _as(torch.linalg.vector_norm),
+    "linalg_norm": _as(torch.linalg.norm),
     **dict.fromkeys(("log_sigmoid", "log_sigmoid_forward"), _first_of(F.logsigmoid)),
     "constant_pad_nd": _pad("constant"),
     **{f"reflection_pad{rank}d": _pad("reflect") for rank in (1, 2, 3)},

@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 
 from quartz_plugin.convert.lines import line_of_node
 from quartz_plugin.convert.symbolic import refusal
-from quartz_plugin.convert.tail import HostBuilder, HostValue, builds_output, host_call, tensors_of
+from quartz_plugin.convert.tail import HostBuilder, HostValue, builds_output, changes_in_place, host_call, tensors_of
 from quartz_plugin.convert.traced import TracedNetwork
 from quartz_plugin.graph import INPUT, unique_path
 from quartz_plugin.inputs import PLACE
@@ -129,6 +129,14 @@ class Builder:
             raise ConversionError("the network must return a tensor, or several; it returns none")
         program = self.host.program(list(leaves.values()))
         heads = self.host.heads
+        if program is not None:
+            try:
+                program.check_apart([head.tensor for head in heads])
+            except ValueError as reason:
+                what = ", ".join(f"{row['module']!r} ({row['operation']})" for row in self.hosted_rows.values())
+                raise ConversionError(
+                    f"cannot leave {what or 'what is returned'} to the host: {first_line(reason)}"
+                ) from reason
         names = self._names_of(leaves)
         outputs = Outputs(
             tuple(Head(name, tuple(head.tensor.shape[1:])) for name, head in zip(names, heads, strict=True)),
@@ -256,8 +264,12 @@ def _in_place(root: nn.Module, node: fx.Node) -> bool:
     """Check whether a node changes the tensor it is called on."""
     if node.op == "call_module":
         return bool(getattr(root.get_submodule(str(node.target)), "inplace", False))
-    function = FUNCTIONS.get(node.target) if node.op in ("call_function", "call_method") else None
-    return function is not None and function.changes_first_argument(node.args, node.kwargs)
+    if node.op not in ("call_function", "call_method"):
+        return False
+    function = FUNCTIONS.get(node.target)
+    if function is None:
+        return host_call(root, node) is not None and changes_in_place(node)
+    return function.changes_first_argument(node.args, node.kwargs)
 
 
 def _attribute(root: nn.Module, path: str) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import operator
 from collections.abc import Mapping
 from dataclasses import dataclass, field, is_dataclass
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from quartz_plugin.host import MODULES, OPERATIONS, BatchSize, Call, HostProgram, Ref, starts
+from quartz_plugin.host import MODULES, OPERATIONS, PRODUCTS, BatchSize, Call, ForEachImage, HostProgram, Ref, starts
 from quartz_plugin.operators.table import Value
 
 
@@ -23,22 +24,16 @@ class HostValue:
     tensor: Any
 
 
-def operation_name(target: Any) -> str:
-    """Name of a function, method or ATen operation as the host's table has it.
+_HOMES = (torch, F, operator, torch.special, torch.linalg)
 
-    Examples
-    --------
-    >>> operation_name(torch.softmax), operation_name("sigmoid"), operation_name(torch.ops.aten.sigmoid.default)
-    ('softmax', 'sigmoid', 'sigmoid')
-    """
-    if isinstance(target, torch._ops.OpOverload):
-        return target._schema.name.split("::")[1]
-    if isinstance(target, str):
-        return target
-    name: str = getattr(target, "__name__", repr(target))
-    # A function of the user's own may have the name of one of torch's.
-    homes = (torch, F, operator, torch.special)
-    return name if any(getattr(home, name, None) is target for home in homes) else repr(target)
+NAMES: Mapping[Any, str] = {
+    getattr(home, spelled): name
+    for home in _HOMES
+    for name in OPERATIONS
+    for spelled in (name, f"{name}_")
+    if hasattr(home, spelled)
+} | {torch.linalg.norm: "linalg_norm", getattr: "getattr"}
+"""Functions -> the host's name of what they do; a function of the user's own may have the name of one of torch's."""
 
 
 def host_call(root: nn.Module, node: fx.Node) -> tuple[str, dict[str, Any]] | None:
@@ -48,8 +43,23 @@ def host_call(root: nn.Module, node: fx.Node) -> tuple[str, dict[str, Any]] | No
         return MODULES[type(module)](module) if type(module) in MODULES else None
     if node.op not in ("call_function", "call_method"):
         return None
-    name = operation_name(node.target)
-    return (name, dict(node.kwargs)) if name in OPERATIONS else None
+    name = NAMES.get(node.target) if node.op == "call_function" else str(node.target).removesuffix("_")
+    if name is None or name not in OPERATIONS or (name == "getattr" and node.args[1] not in ("values", "indices")):
+        return None
+    return name, dict(node.kwargs)
+
+
+def changes_in_place(node: fx.Node) -> bool:
+    """Check whether a call of the host's asks for its result to be written into its input."""
+    if node.op == "call_method":
+        return str(node.target).endswith("_")
+    if getattr(node.target, "__name__", "").endswith("_"):
+        return True
+    try:
+        arguments = inspect.signature(node.target).bind(*node.args, **node.kwargs).arguments  # type: ignore[arg-type]
+    except (TypeError, ValueError):  # Of builtins none has such an argument, nor a signature.
+        return False
+    return bool(arguments.get("inplace", False))
 
 
 def builds_output(node: fx.Node) -> bool:
@@ -65,6 +75,23 @@ def _settings(name: str, node: fx.Node, settings: Mapping[str, Any]) -> dict[str
     return dict(settings)
 
 
+def _joins(node: fx.Node, name: str, dynamic: set[fx.Node]) -> bool:
+    """Check whether an operation multiplies or divides one value of the network by another."""
+    return name in PRODUCTS and sum(each in dynamic for each in node.args if isinstance(each, fx.Node)) > 1
+
+
+def _finds_places(node: fx.Node, name: str) -> bool:
+    """Check whether the place of a largest or smallest value is asked for, which no spike encodes."""
+    picks = (user.args[1] for user in node.users if user.target in (operator.getitem, getattr))
+    return name in ("max", "min") and any(pick == 1 or pick == "indices" for pick in picks)
+
+
+def _takes_over(node: fx.Node, name: str, settings: Mapping[str, Any], dynamic: set[fx.Node]) -> bool:
+    # What nobody uses is no output either.
+    begins = starts(name, _settings(name, node, settings))
+    return bool(node.users) and (begins or _joins(node, name, dynamic) or _finds_places(node, name))
+
+
 def hosted_nodes(root: nn.Module, graph: fx.Graph, dynamic: set[fx.Node]) -> set[fx.Node]:
     """Nodes that the host carries out: a first one, and all behind it, where it can carry out all of them."""
     hosted: set[fx.Node] = set()
@@ -78,9 +105,7 @@ def hosted_nodes(root: nn.Module, graph: fx.Graph, dynamic: set[fx.Node]) -> set
             continue
         call = host_call(root, node)
         assert call is not None
-        behind = not hosted.isdisjoint(node.all_input_nodes)
-        # What nobody uses is no output either.
-        if behind or (node.users and starts(call[0], _settings(call[0], node, call[1]))):
+        if not hosted.isdisjoint(node.all_input_nodes) or _takes_over(node, *call, dynamic):
             hosted.add(node)
     return hosted
 
@@ -165,7 +190,11 @@ class HostBuilder:
         if isinstance(each, tuple | list):
             # torch.fx has lists of its own.
             return (tuple if isinstance(each, tuple) else list)(self._written(part, name) for part in each)
-        return each.detach().cpu() if isinstance(each, Tensor) else each
+        if not isinstance(each, Tensor):
+            return each
+        value = each.detach().cpu()
+        alike = value.dim() > 1 and len(value) == self.batch and bool((value == value[:1]).all())
+        return ForEachImage(value[:1].clone()) if alike else value
 
 
 def _values(structure: Any) -> list[Value | HostValue]:
@@ -187,4 +216,4 @@ def tensors_of(structure: Any) -> Any:
     return structure
 
 
-__all__ = ["HostBuilder", "HostValue", "builds_output", "host_call", "hosted_nodes", "operation_name", "tensors_of"]
+__all__ = ["HostBuilder", "HostValue", "builds_output", "changes_in_place", "host_call", "hosted_nodes", "tensors_of"]
