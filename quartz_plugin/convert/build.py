@@ -18,7 +18,7 @@ from quartz_plugin.convert.traced import TracedNetwork
 from quartz_plugin.graph import INPUT, unique_path
 from quartz_plugin.inputs import PLACE
 from quartz_plugin.intake import first_line
-from quartz_plugin.operators.extremes import NEVER_NEGATIVE
+from quartz_plugin.operators.extremes import NEVER_NEGATIVE, Largest
 from quartz_plugin.operators.modules import Reshape
 from quartz_plugin.operators.table import (
     FUNCTIONS,
@@ -182,11 +182,15 @@ class Builder:
                 self.hosted_rows[path] = {"module": path, "operation": operation, "became": HOSTED, "exact": "exact"}
                 return self.host.add(call[0], args, kwargs if node.op != "call_module" else call[1])
             if node.op != "call_module":
-                return _evaluate(node.target, args, kwargs, node in self.dynamic, append)
+                value = _evaluate(node.target, args, kwargs, node in self.dynamic, append)
+                if value is None and node.users and isinstance(args[0], Largest):
+                    raise Refusal("it takes the places of values, which no spikes encode; take the values alone")
+                return value
             if node not in self.dynamic:
                 return self.root.get_submodule(str(node.target))(*tensors_of(args), **tensors_of(kwargs))
             module = _own_copy(self.root, str(node.target), self.used)
-            return append(module, *_inputs(module, args, kwargs))
+            inputs, build = _inputs(module, args, kwargs), OPERATORS[type(module)].build
+            return append(module, *inputs) if build is None else build(append, module, *inputs)
         except Refusal as reason:
             raise ConversionError(refusal(self.paths[node], operation, str(reason)) + line_of_node(node)) from reason
         except (RuntimeError, ValueError, IndexError, TypeError) as error:

@@ -12,6 +12,7 @@ from quartz_plugin.calibration_methods import LeastSquares
 from quartz_plugin.config import ConversionConfig, LayerConfig
 from quartz_plugin.convert.processes import of_all_processes, raise_on_all_ranks
 from quartz_plugin.convert.run import Run
+from quartz_plugin.convert.signed_pools import pools_of
 from quartz_plugin.convert.sketches import HeadsSketch, QuantileSketch, RangeSketch
 from quartz_plugin.convert.traced import FoldedNetwork, Scales
 from quartz_plugin.graph import INPUT
@@ -80,13 +81,19 @@ def calibrate(
     if brightest == 0.0:
         raise ValueError("calibration is all zero: give training images, with values in [0, 1]")
 
-    scales, silent = dict(known), set()
+    scales, silent, shifts = dict(known), set(), {}
     for node in network.layers():
         path = str(node.target)
         if (sketch := sketches.get(path)) is None:
             continue
         percentile, ceiling = own.get(path, NOTHING).percentile, ceiling_of(network.module_at(node))
-        if isinstance(sketch, RangeSketch | HeadsSketch):
+        if isinstance(sketch, RangeSketch) and path in network.shifted:
+            least_squares = config.method.find(LeastSquares) is not None and percentile is None
+            scale, lowest = sketch.from_smallest(
+                None if least_squares else percentile or config.percentile, windows[path]
+            )
+            shifts[path] = along_channels(lowest, network.shape_at(node))
+        elif isinstance(sketch, RangeSketch | HeadsSketch):
             percentile = percentile or config.output_percentile
             scale, middle = sketch.range(percentile, network.signed_output, config.output_shifts)
             shift = number_or_tensor(along_channels(middle, network.shape_at(node)))
@@ -99,7 +106,7 @@ def calibrate(
         scales[path] = along_channels(scale, network.shape_at(node))
         if path in network.pairs:
             scales[network.pairs[path]] = scales[path].clone()
-    return Scales(scales, shift, frozenset(silent))
+    return Scales(scales, shift, frozenset(silent), shifts)
 
 
 NOTHING = LayerConfig()
@@ -117,9 +124,7 @@ def _sketches(
             continue
         heads = network.outputs.heads
         if node is network.last and network.outputs.task(config.task) == "regression":
-            # The output for a grey image: the same in all processes, and as a rule in the midst of the values.
-            grey = torch.full((1, *network.input_shape), 0.5, dtype=network.dtype, device=network.device)
-            value = network.output(grey).double()
+            value = network.output(_grey(network)).double()
             if len(heads) > 1:
                 tasks = [task_of(config.task, head.name) for head in heads]
                 sketches[path] = HeadsSketch([head.shape for head in heads], tasks, value[0].cpu())
@@ -128,8 +133,26 @@ def _sketches(
             continue
         granularity = own.get(path, NOTHING).granularity or config.granularity
         by_channel = granularity == "channel" and node is not network.last
-        sketches[path] = QuantileSketch(network.shape_at(node)[0] if by_channel else 1, 64 if by_channel else 512)
+        channels = network.shape_at(node)[0] if by_channel else 1
+        sketches[path] = (
+            RangeSketch(_centre(network, path, channels))
+            if path in network.shifted
+            else QuantileSketch(channels, 64 if by_channel else 512)
+        )
     return sketches
+
+
+def _grey(network: FoldedNetwork) -> Tensor:
+    """An image whose values, the same in all processes, are as a rule in the midst of others'."""
+    return torch.full((1, *network.input_shape), 0.5, dtype=network.dtype, device=network.device)
+
+
+def _centre(network: FoldedNetwork, path: str, channels: int) -> Tensor:
+    """A value of each channel's that the neurons at a path encode, ``[channels]``, float64."""
+    pool = next(pool for pool, neurons in pools_of(network) if neurons == path)
+    (value,) = (value for node, value in network.run(_grey(network)) if node is pool)
+    centre = value.double().reshape(channels, -1).mean(dim=1).cpu()
+    return centre.nan_to_num(0.0, 0.0, 0.0)
 
 
 def _scale_of(
@@ -170,19 +193,24 @@ def _observe(
     watched = {
         node.all_input_nodes[0] if str(node.target) in network.pairs else node: node
         for node in network.layers()
-        if str(node.target) in sketches
+        if str(node.target) in sketches and str(node.target) not in network.shifted
     }
+    # Of signed values only those that their pools let pass count.
+    pooled = {pool: path for pool, path in pools_of(network) if path in sketches}
     last = network.last
     seen, brightest = 0, 0.0
     for chunk in images:
         brightest = max(brightest, float(chunk.max()))
         for node, value in network.run(chunk):
-            if node in watched:
-                path = str(watched[node].target)
+            if node in watched or node in pooled:
+                path = pooled[node] if node in pooled else str(watched[node].target)
                 sketch = sketches[path]
                 try:
-                    if isinstance(sketch, RangeSketch | HeadsSketch):
+                    if isinstance(sketch, HeadsSketch):
                         sketch.update(by_output(value))
+                        continue
+                    if isinstance(sketch, RangeSketch):
+                        sketch.update(by_output(value).reshape(len(sketch.centre), -1))
                         continue
                     values = value if watched[node] is node and node is not last else value.abs()
                     values = by_output(values) if len(sketch.zeros) > 1 else values.reshape(1, -1)

@@ -51,6 +51,7 @@ def emit(calibrated: CalibratedNetwork, network: ScaledNetwork, times: Schedule)
         input_shape=folded.input_shape,
         output_scale=number_or_tensor(layers[-1].scale),
         scales={layer.name: layer.scale for layer in layers},
+        shifts=dict(calibrated.scales.shifts),
         settings=config.to_dict(),
         dense_stem=calibrated.dense_stem,
         output_shift=calibrated.scales.output_shift,

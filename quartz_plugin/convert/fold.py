@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from quartz_plugin import checks
 from quartz_plugin.activation import TTFSActivation
 from quartz_plugin.config import ConversionConfig, Linear, Preprocessing
+from quartz_plugin.convert.signed_pools import encode_signed_values, entrance, give_each_pool_its_border
 from quartz_plugin.convert.traced import FoldedNetwork, TracedNetwork
 from quartz_plugin.operators.gains import IntoWeights
 from quartz_plugin.operators.modules import Add
@@ -40,15 +41,17 @@ def fold(
 ) -> FoldedNetwork:
     """Drop what does nothing, fold batch norms, put preprocessing in front, and pools behind their ReLU.
 
-    The network computes the same as before; only ``preprocessing`` changes what its input means. With
-    ``linear="pair"``, a signed value that feeds on is split into its two halves, each a layer of neurons.
+    The network computes the same as before; only ``preprocessing`` changes what its input means. Signed values that
+    are pooled get neurons of their own. With ``linear="pair"``, a signed value that feeds on is split into its two
+    halves, each a layer of neurons.
 
     A `trainable` network keeps its batch norms and dropout.
 
     Raises
     ------
     ConversionError
-        If a TTFSActivation stands where no neurons can encode its values.
+        If a TTFSActivation stands where no neurons can encode its values, or a border of minus infinity where no max
+        pool leaves it out.
     ValueError
         If `preprocessing` does not fit the input or has a standard deviation of 0.
     """
@@ -61,6 +64,7 @@ def fold(
     if preprocessing is not None:
         # First of all: what is normalised is no longer the input's spikes.
         _normalise_inputs(network, preprocessing)
+    give_each_pool_its_border(network)
     for node, module in network.steps():
         if isinstance(module, NORMS):
             node = _in_front_of_pools(network, node, module)
@@ -71,13 +75,19 @@ def fold(
     _drop_repeated_relus(network)
     _drop_relus_before_bounds(network)
     _move_last_relu_to_the_end(network)
+    shifted = encode_signed_values(network)
     pairs = _split_into_pairs(network) if linear == "pair" else {}
     network.module.graph.eliminate_dead_code()
     network.module.delete_all_unused_submodules()
     network.module.graph.lint()
     network.module.recompile()
     return replace(
-        network, pairs=pairs, moved=moved, input_quantizer=input_quantizer, output_quantizer=output_quantizer
+        network,
+        pairs=pairs,
+        moved=moved,
+        shifted=shifted,
+        input_quantizer=input_quantizer,
+        output_quantizer=output_quantizer,
     )
 
 
@@ -113,12 +123,12 @@ def _in_front_of_pools(network: TracedNetwork, node: fx.Node, norm: _BatchNorm) 
     """Move a batch norm of positive weights in front of pooling of signed values: the largest stays the largest."""
     pool = node.all_input_nodes[0]
     while network.role_at(pool) is Role.MAX_POOL and len(pool.users) == 1 and bool((_affine(norm)[0] > 0).all()):
-        source = pool.all_input_nodes[0]
+        user, source = entrance(network, pool)
         if source in network.spikes():
             break
         network.remove(node)
         node = network.insert(str(node.target), norm, source, network.shape_at(source))
-        pool.replace_input_with(source, node)
+        user.replace_input_with(source, node)
         pool = source
     return node
 
@@ -195,11 +205,13 @@ def _give_sums_neurons_before_pools(network: TracedNetwork) -> None:
     """A first spike encodes the largest of several values only if one spike encodes each: sums get neurons first."""
     spikes, positive = network.spikes(), _never_negative(network)
     for node, module in network.steps():
-        source = node.all_input_nodes[0]
-        if network.role_at(node) is Role.MAX_POOL and source not in spikes and source in positive:
+        if network.role_at(node) is not Role.MAX_POOL:
+            continue
+        user, source = entrance(network, node)
+        if source not in spikes and source in positive:
             neurons = network.insert(f"{node.target}_neurons", nn.ReLU(), source, network.shape_at(source))
             network.log(str(neurons.target), operation=f"neurons for {type(module).__name__}")
-            node.replace_input_with(source, neurons)
+            user.replace_input_with(source, neurons)
 
 
 def _never_negative(network: TracedNetwork) -> set[fx.Node]:

@@ -31,6 +31,7 @@ from quartz_plugin.convert.refine import refine
 from quartz_plugin.convert.rescale import rescale
 from quartz_plugin.convert.run import Run, TuningProgress
 from quartz_plugin.convert.schedule import schedule
+from quartz_plugin.convert.signed_pools import with_shifts
 from quartz_plugin.convert.trace import trace
 from quartz_plugin.convert.traced import CalibratedNetwork, FoldedNetwork, Scales, TracedNetwork
 from quartz_plugin.graph import INPUT
@@ -171,6 +172,7 @@ def calibrate_traced(
         images = list(images)
     scales = calibrate(network, images, config, own, windows, run)
     warn_of_silent_layers(network, scales)
+    network = with_shifts(network, scales.shifts)
     if method.needs_images:
         progress = run.tuning_progress or (lambda done, total: None)
         scales, method = refine(network, scales, windows, torch.cat(list(images)), config, progress)

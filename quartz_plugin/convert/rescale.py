@@ -21,6 +21,7 @@ from torch import Tensor, fx, nn
 
 from quartz_plugin.convert.traced import CalibratedNetwork
 from quartz_plugin.graph import INPUT, unique_path
+from quartz_plugin.operators.borders import as_silent
 from quartz_plugin.operators.gains import AsSum, Gain, IntoGain, IntoWeights, Mixed, Moved, Summed, compressed
 from quartz_plugin.operators.modules import OneToOne
 from quartz_plugin.operators.table import ConversionError, Role, row_of_class, weights_of
@@ -142,7 +143,7 @@ class _Rescaling:
             case Mixed() as rule:
                 self._visit_mixed(node, module, sources[0], rule)
             case Moved() as rule:
-                self._call(node, copy.deepcopy(module), [self.nodes[source] for source in sources])
+                self._call(node, as_silent(copy.deepcopy(module)), [self.nodes[source] for source in sources])
                 self.gains[node] = self._moved(module, sources, rule)
 
     def _rule(self, node: fx.Node) -> Gain:

@@ -114,17 +114,12 @@ class QuantileSketch:
         """
         if self.top_octave is None:
             return self.largest.clone()
-        index = torch.arange(self.counts.shape[1])
-        values = self._value(index, torch.full(index.shape, 0.5, dtype=torch.float64))
-        counts = self.counts.double()
-        least = torch.full_like(self.largest, float("inf"))
-        found = self.largest.clone()
-        for power in range(50):
-            scale = (self.largest * 0.942**power).clamp(min=1e-300).unsqueeze(1)
-            lost = ((fake_quantize(values, scale, window) - values).square() * counts).sum(dim=1)
-            found = torch.where(lost < least, scale.squeeze(1), found)
-            least = torch.minimum(lost, least)
-        return torch.where(self.largest > 0, found, self.largest)
+        return _least_squares(self.middles(), self.counts, self.largest, window)
+
+    def middles(self) -> Tensor:
+        """Value in the middle of each bin, float64; of bins that exist only once a value is counted."""
+        index = torch.arange(self.counts.shape[1] if self.top_octave is not None else 0)
+        return self._value(index, torch.full(index.shape, 0.5, dtype=torch.float64)) if len(index) else index.double()
 
     def _value(self, index: Tensor, into: Tensor) -> Tensor:
         """The value at a place, from 0 to 1, in a bin of this index, float64."""
@@ -192,6 +187,34 @@ class RangeSketch:
         above, below = self.above.quantile(percentile), self.below.quantile(100.0 - percentile)
         value = self.centre + torch.where(above > 0, above, -below)
         return torch.minimum(torch.maximum(value, self.smallest), self.largest)
+
+    def from_smallest(self, percentile: float | None, window: int) -> tuple[Tensor, Tensor]:
+        """Scale and shift of each channel, float64, such that ``shift`` to ``shift + scale`` holds its values.
+
+        The shift is the smallest value. The upper end is a percentile, or, with None, where clipping and rounding to
+        `window` steps loses least. A channel that never varies has the scale of the widest.
+
+        Examples
+        --------
+        >>> sketch = RangeSketch(torch.tensor([0.0], dtype=torch.float64))
+        >>> sketch.update(torch.linspace(-1, 3, 4001).unsqueeze(0))
+        >>> [float(each) for each in sketch.from_smallest(100.0, window=7)]
+        [4.0, -1.0]
+        """
+        widest = self.largest - self.smallest
+        if percentile is None:
+            distances = self.centre - self.smallest
+            below, above = self.below.middles(), self.above.middles()
+            values = torch.cat(
+                [part.expand(len(distances), -1) for part in (distances[:, None] - below, distances[:, None] + above)],
+                1,
+            )
+            counts = torch.cat([self.below.counts[:, : len(below)], self.above.counts[:, : len(above)]], 1)
+            scale = _least_squares(values, counts, widest, window)
+        else:
+            scale = self.quantile(percentile) - self.smallest
+        scale = torch.where(scale > 0, scale, widest)
+        return torch.where(scale > 0, scale, widest.max()), self.smallest
 
     def range(self, percentile: float, signed: bool, shifts: Shifts) -> tuple[Tensor, Tensor]:
         """Scale and shift of each channel, float64, such that ``shift - scale`` to ``shift + scale`` holds its values.
@@ -274,6 +297,19 @@ class HeadsSketch:
     def _outputs(shape: tuple[int, ...]) -> int:
         """Outputs that a regression has a range each for: the entries of its first dimension."""
         return shape[0] if shape else 1
+
+
+def _least_squares(values: Tensor, counts: Tensor, largest: Tensor, window: int) -> Tensor:
+    """Scale of each channel at which rounding values ``[channels or 1, n]``, so often each, to a window loses least."""
+    counts = counts.double()
+    least = torch.full_like(largest, float("inf"))
+    found = largest.clone()
+    for power in range(50):
+        scale = (largest * 0.942**power).clamp(min=1e-300).unsqueeze(1)
+        lost = ((fake_quantize(values, scale, window) - values).square() * counts).sum(dim=1)
+        found = torch.where(lost < least, scale.squeeze(1), found)
+        least = torch.minimum(lost, least)
+    return torch.where(largest > 0, found, largest)
 
 
 def _shifted(counts: Tensor, bins: int) -> tuple[Tensor, Tensor]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
@@ -161,6 +161,24 @@ class TracedNetwork:
         return value
 
 
+class Shifted(NamedTuple):
+    """Neurons that encode signed values in front of max pools.
+
+    Attributes
+    ----------
+    front : str
+        Path of what adds to their drive.
+    pools : tuple of str
+        Paths of the pools that their spikes enter.
+    behind : tuple of str
+        Paths of what takes that away again.
+    """
+
+    front: str
+    pools: tuple[str, ...]
+    behind: tuple[str, ...]
+
+
 @dataclass(frozen=True)
 class FoldedNetwork(TracedNetwork):
     """A network of synapses, routing, pools and rectifiers alone.
@@ -171,12 +189,15 @@ class FoldedNetwork(TracedNetwork):
         Where a signed value is carried by two layers: path of the positive half -> path of the negative.
     moved : frozenset of str
         Paths of the pools that were moved behind their ReLU.
+    shifted : dict
+        Path of neurons that encode signed values in front of max pools -> what stands around them.
     input_quantizer, output_quantizer : TTFSActivation or None
         What rounds the input and a signed output, where the network was trained with them.
     """
 
     pairs: dict[str, str] = field(default_factory=dict)
     moved: frozenset[str] = frozenset()
+    shifted: dict[str, Shifted] = field(default_factory=dict)
     input_quantizer: TTFSActivation | None = None
     output_quantizer: TTFSActivation | None = None
 
@@ -205,11 +226,14 @@ class Scales:
         What a signed output's value 0 stands for; of a regression one for each output, ``[outputs, 1, ...]``.
     silent : frozenset of str
         Paths of the layers that were 0 on all calibration images.
+    shifts : dict
+        Path of neurons that encode signed values -> what their value 0 stands for, as `of_layers` has the scales.
     """
 
     of_layers: dict[str, Tensor]
     output_shift: float | Tensor = 0.0
     silent: frozenset[str] = frozenset()
+    shifts: dict[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -114,6 +114,8 @@ class ConvertedGraph:
         How much of the ANN's output the value 1 stands for; of a regression one for each output, ``[outputs, 1, ...]``.
     scales : dict
         For each layer, what the value 1 stands for: a 0-dimensional tensor, or one entry a channel.
+    shifts : dict
+        For each layer in front of a max pool that encodes signed values, what the value 0 stands for, as `scales`.
     settings : dict
         The options of ``convert`` that made it (plain JSON values).
     report : list of dict
@@ -141,6 +143,7 @@ class ConvertedGraph:
     report: list[dict[str, Any]] = field(default_factory=list)
     dense_stem: DenseFirstLayer | None = None
     output_shift: float | Tensor = 0.0
+    shifts: dict[str, Tensor] = field(default_factory=dict)
     inputs: Inputs | None = None
     outputs: Outputs = field(default_factory=lambda: Outputs((Head(OUTPUT, ()),)))
     number: int = field(default_factory=new_number, repr=False, compare=False)

@@ -105,7 +105,12 @@ def write(graph: ConvertedGraph, path: str | PathLike[str]) -> None:
         tensors |= {f"front.{name}": value.contiguous().cpu() for name, value in graph.dense_stem.state_dict().items()}
     check_finite(tensors)
     tensors |= {f"scale.{name}": value.contiguous().cpu() for name, value in graph.scales.items()}
+    tensors |= {f"shift.{name}": value.contiguous().cpu() for name, value in graph.shifts.items()}
     write_atomically(path, to_bytes(tensors, metadata={FORMAT: text}))
+
+
+_PREFIXES = ("module.", "scale.", "shift.", "front.")
+"""What the names of tensors begin with: of modules, layers' scales and shifts, and the first layer's."""
 
 
 def write_atomically(path: str | PathLike[str], data: bytes) -> None:
@@ -167,9 +172,9 @@ def _build(header: dict[str, Any], tensors: dict[str, Tensor]) -> ConvertedGraph
     _check_header(header)
     check_finite(tensors)
     # Cloned: what safetensors gives is the file's memory, and would change with it.
-    weights, scales, front = (
+    weights, scales, shifts, front = (
         {name.removeprefix(prefix): t.clone() for name, t in tensors.items() if name.startswith(prefix)}
-        for prefix in ("module.", "scale.", "front.")
+        for prefix in _PREFIXES
     )
     modules = {path: _rebuild(entry, path, weights) for path, entry in header["modules"].items()}
     graph = fx.Graph()
@@ -188,7 +193,7 @@ def _build(header: dict[str, Any], tensors: dict[str, Tensor]) -> ConvertedGraph
     graph.output(last)
     module = fx.GraphModule(modules, graph, "SpikingGraph")
     own = module.state_dict().keys()
-    strange = next((name for name in tensors if not name.startswith(("module.", "scale.", "front."))), None)
+    strange = next((name for name in tensors if not name.startswith(_PREFIXES)), None)
     if strange is not None or own != weights.keys() or (front and header["front"] is None):
         raise ValueError(f"it holds tensors that belong to no module: {strange or sorted({*weights, *front} - own)}")
     module.eval()
@@ -198,6 +203,7 @@ def _build(header: dict[str, Any], tensors: dict[str, Tensor]) -> ConvertedGraph
         input_shape=tuple(int(size) for size in header["input_shape"]),
         output_scale=_along_outputs(header["output_scale"], scales.get(str(last.target))),
         scales=scales,
+        shifts=shifts,
         settings=dict(header["settings"]),
         report=list(header["report"]),
         dense_stem=_rebuild_dense_stem(header["front"], front),

@@ -94,9 +94,10 @@ def _check_tensors(graph: ConvertedGraph) -> None:
             raise ValueError(f"{name} is in {tensor.dtype}, which cannot hold a membrane; use snn.to(torch.float32)")
         if tensor.dtype != graph.dtype:
             raise ValueError(f"{name} is in {tensor.dtype}, and the network in {graph.dtype}; give all one type")
-    for name, scale in graph.scales.items():
-        if not scale.is_floating_point():
-            raise ValueError(f"the scale of {name!r} is in {scale.dtype}, no floating-point type")
+    for what, given in (("scale", graph.scales), ("shift", graph.shifts)):
+        for name, tensor in given.items():
+            if not tensor.is_floating_point():
+                raise ValueError(f"the {what} of {name!r} is in {tensor.dtype}, no floating-point type")
 
 
 def _check_calls(module: fx.GraphModule) -> None:
@@ -224,7 +225,7 @@ def _check_pools(module: fx.GraphModule, shapes: Mapping[fx.Node, torch.Size]) -
 
 
 def _check_scales(graph: ConvertedGraph, shapes: Mapping[fx.Node, torch.Size]) -> None:
-    if {layer.name for layer in graph.layers} != set(graph.scales):
+    if (names := {layer.name for layer in graph.layers}) != set(graph.scales) or not names.issuperset(graph.shifts):
         raise ValueError("its layers and scales do not belong together")
     for layer in graph.layers:
         scale = graph.scales[layer.name]
@@ -232,6 +233,9 @@ def _check_scales(graph: ConvertedGraph, shapes: Mapping[fx.Node, torch.Size]) -
             raise ValueError(f"a scale is not positive: that of {layer.name!r}")
         if not _broadcasts(scale, shapes[layer.node]):
             raise ValueError(f"the scale of {layer.name!r} is of shape {list(scale.shape)}, which does not fit it")
+        shift = graph.shifts.get(layer.name)
+        if shift is not None and not (bool(torch.isfinite(shift).all()) and _broadcasts(shift, shapes[layer.node])):
+            raise ValueError(f"the shift of {layer.name!r} is not finite, or does not fit it: {list(shift.shape)}")
 
 
 def _check_dense_stem(graph: ConvertedGraph, front: DenseFirstLayer) -> None:

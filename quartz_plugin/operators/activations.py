@@ -17,10 +17,10 @@ from quartz_plugin.operators.extremes import (
     build_clamp,
     build_least,
     build_maximum,
-    build_min,
     build_minimum,
     build_most,
 )
+from quartz_plugin.operators.modules import SignedValues
 from quartz_plugin.operators.row import Operator, Role, Rows, always, rows_of
 from quartz_plugin.operators.settings import FLAG, one_of, whole, whole_or_none
 from quartz_plugin.operators.tracing import Append, Build, Refusal, Value, call
@@ -128,7 +128,6 @@ ROWS: Rows = {
             _build_relu: [F.relu, F.relu_, torch.relu, torch.relu_, "relu", "relu_"],
             build_maximum: [torch.maximum, "maximum"],
             build_minimum: [torch.minimum, "minimum"],
-            build_min: [torch.min, "min"],
             build_absolute: [torch.abs, "abs"],
         },
         in_place=[F.relu_, torch.relu_, "relu_"],
@@ -155,6 +154,7 @@ ROWS: Rows = {
         in_place=[F.hardtanh_, "clamp_", "clamp_min_", "clamp_max_"],
     ),
     TTFSActivation: _neurons("a layer of TTFSNeuron that encodes the values of the activation (hold only)"),
+    SignedValues: _neurons("a layer of TTFSNeuron that encodes signed values from a lowest one on"),
     nn.Dropout: _dropped(
         functions={
             _build_dropout: [F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout]

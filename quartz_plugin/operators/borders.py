@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from quartz_plugin.operators.constants import shifted
 from quartz_plugin.operators.gains import Moved
 from quartz_plugin.operators.interpolation import interpolating
 from quartz_plugin.operators.modules import per_dimension
@@ -92,7 +94,8 @@ _UPSAMPLES: Rows = {
 
 # Borders
 
-_PADDED_BY_A_CONSTANT = "it pads with a constant other than 0, which no spike encodes; pad with 0"
+BELOW_ALL = -1e4
+"""Numbers from here down are no values of a network: who pads with them wants a max pool to leave them out."""
 
 _PADS: dict[str, tuple[Any, ...]] = {
     "constant": (nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d),
@@ -101,6 +104,7 @@ _PADS: dict[str, tuple[Any, ...]] = {
     "circular": (nn.CircularPad1d, nn.CircularPad2d),
 }
 """Mode of ``torch.nn.functional.pad`` -> the modules that pad one dimension, two, ... in it."""
+_WITH_VALUE = (nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d)
 
 
 def _padding_of(mode: str, pads: tuple[int, ...], dims: int) -> nn.Module:
@@ -112,18 +116,45 @@ def _padding_of(mode: str, pads: tuple[int, ...], dims: int) -> nn.Module:
     return module
 
 
-def _pads_with_a_constant(pad: Any) -> str | None:
-    return None if getattr(pad, "value", 0) == 0 else _PADDED_BY_A_CONSTANT
+def is_below_all(module: Any) -> bool:
+    """Check whether a module pads with a value below all others, minus infinity as a rule."""
+    return isinstance(module, _WITH_VALUE) and module.value <= BELOW_ALL
+
+
+def as_silent(module: nn.Module) -> nn.Module:
+    """Let a module that pads with a value below all others pad with silent units; any other is left as it is."""
+    if not is_below_all(module):
+        return module
+    border: Any = module
+    return _PADS["constant"][len(border.padding) // 2 - 1](border.padding)  # type: ignore[no-any-return]
+
+
+def _pads_with_no_number(pad: Any) -> str | None:
+    value = getattr(pad, "value", 0)
+    return None if value < math.inf else f"it pads with {value}, which no neuron encodes; pad with a number"
+
+
+def _build_constant_pad(append: Append, pad: Any, input: Value) -> Value:
+    """Let silent units and a constant stand for a border of a number; one below all stays for the max pool behind."""
+    if pad.value == 0 or is_below_all(pad):
+        return append(pad, input)
+    padded = append(_PADS["constant"][len(pad.padding) // 2 - 1](pad.padding), input)
+    border = F.pad(torch.zeros_like(input.tensor[:1]), pad.padding, value=pad.value)
+    return shifted(append, padded, border)
 
 
 def _build_pad(
     append: Append, input: Value, pad: Sequence[int], mode: str = "constant", value: float | None = None
 ) -> Value:
-    if value:
-        raise Refusal(_PADDED_BY_A_CONSTANT)
     while len(pad) > 2 and not any(pad[-2:]):
         pad = pad[:-2]
-    return append(_padding_of(mode, tuple(pad), input.tensor.dim()), input)
+    padding = _padding_of(mode, tuple(pad), input.tensor.dim())
+    if not value:
+        return append(padding, input)
+    constant: nn.Module = _WITH_VALUE[len(pad) // 2 - 1](tuple(pad), float(value))  # type: ignore[arg-type]
+    if (reason := _pads_with_no_number(constant)) is not None:
+        raise Refusal(reason)
+    return _build_constant_pad(append, constant, input)
 
 
 def _pad_with_edges(module: Any, gains: list[Tensor]) -> Tensor:
@@ -139,7 +170,7 @@ def _pad_with_edges(module: Any, gains: list[Tensor]) -> Tensor:
 
 def _pad(mode: str, rank: int, with_value: bool = False) -> Operator:
     def spell(module: Any, shape: Sequence[int]) -> nn.Module:
-        if _pads_with_a_constant(module) is not None:
+        if getattr(module, "value", 0) != 0:
             spelled: nn.Module = module
             return spelled
         # torch takes any of them for any number of dimensions.
@@ -151,12 +182,14 @@ def _pad(mode: str, rank: int, with_value: bool = False) -> Operator:
             relation.slide(relation.rank() - 1 - index, F.pad, pads, mode=mode)
 
     constant = mode == "constant"
-    silent = "silent units at the border (constants other than 0: refused)"
+    silent = "silent units at the border; numbers other than 0 become part of the neurons' bias, and -inf of the max "
+    silent += "pool behind it (in front of anything else: refused)"
     return route(
         {"padding": listed(-MOST, 2 * rank), **({"value": ZERO} if with_value else {})},
         relate,
         how=silent if constant else "routes copies of spikes to the border",
-        refusal=_pads_with_a_constant,
+        refusal=_pads_with_no_number,
+        build=_build_constant_pad if with_value else None,
         functions={_build_pad: [F.pad]} if constant and rank == 1 and not with_value else {},
         spell=spell,
         gain=Moved(_pad_with_edges) if constant else Moved(),
@@ -165,10 +198,9 @@ def _pad(mode: str, rank: int, with_value: bool = False) -> Operator:
 
 _BORDERS: Rows = {
     **{kind: _pad(mode, 1 + place) for mode, kinds in _PADS.items() for place, kind in enumerate(kinds)},
-    nn.ConstantPad1d: _pad("constant", 1, with_value=True),
-    nn.ConstantPad2d: _pad("constant", 2, with_value=True),
+    **{kind: _pad("constant", 1 + place, with_value=True) for place, kind in enumerate(_WITH_VALUE)},
 }
 
 ROWS: Rows = _UPSAMPLES | _BORDERS
 
-__all__ = ["ROWS"]
+__all__ = ["BELOW_ALL", "ROWS", "as_silent", "is_below_all"]

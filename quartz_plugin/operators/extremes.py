@@ -23,7 +23,7 @@ NEVER_NEGATIVE = "never_negative"
 
 
 class Largest(NamedTuple):
-    """Largest values along a dimension; their places are not known."""
+    """Largest or smallest values along a dimension; their places are not known."""
 
     values: Value
     indices: None = None
@@ -131,15 +131,23 @@ def build_max(append: Append, input: Any, dim: Any = None, keepdim: bool = False
     return Largest(build_largest(append, input, operator.index(dim), keepdim))
 
 
-def build_min(append: Append, input: Any, other: Any) -> Value:
-    """Smallest values of two tensors."""
-    if not isinstance(other, Value | Tensor):
-        raise Refusal("it takes the smallest value along a dimension; write it as -(-x).amax(dim) behind a ReLU of -x")
-    return build_minimum(append, input, other)
+def build_smallest(append: Append, input: Value, dim: Any = (), keepdim: bool = False) -> Value:
+    """Smallest values along dimensions: the largest of the negated values, negated."""
+    return scaled(append, build_largest(append, scaled(append, input, -1.0), dim, keepdim), -1.0)
+
+
+def build_min(append: Append, input: Any, dim: Any = None, keepdim: bool = False, *, other: Any = None) -> Any:
+    """Smallest values along a dimension, or of two tensors."""
+    second = dim if other is None else other
+    if isinstance(second, Value | Tensor) or not isinstance(input, Value):
+        return build_minimum(append, input, second)
+    if dim is None:
+        raise Refusal(BATCH)
+    return Largest(build_smallest(append, input, operator.index(dim), keepdim))
 
 
 def build_attribute(append: Append, input: Any, name: str) -> Any:
-    """Values of a maximum along a dimension; the units of a tensor in another order."""
+    """Values of a maximum or minimum along a dimension; the units of a tensor in another order."""
     if isinstance(input, Largest) and name == "values":
         return input.values
     if isinstance(input, Value) and name == "mT":
@@ -167,4 +175,5 @@ __all__ = [
     "build_min",
     "build_minimum",
     "build_most",
+    "build_smallest",
 ]

@@ -53,6 +53,20 @@ class Affine(nn.Module):
         return x * self.weight + self.bias
 
 
+class SignedValues(nn.Module):
+    """Stands where neurons will encode signed values, as long as their lowest value is not known: the identity.
+
+    Examples
+    --------
+    >>> SignedValues()(torch.tensor([[-2.0, 1.0]]))
+    tensor([[-2.,  1.]])
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Leave values as they are."""
+        return x
+
+
 class OneToOne(nn.Module):
     """One synapse per neuron: multiplies by fixed weights, broadcast over the batch.
 
@@ -364,6 +378,7 @@ __all__ = [
     "Permute",
     "Reshape",
     "Select",
+    "SignedValues",
     "Slice",
     "per_dimension",
     "sample_dim",

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from quartz_plugin.operators.constants import scaled
-from quartz_plugin.operators.extremes import build_attribute, build_largest, build_max
+from quartz_plugin.operators.extremes import build_attribute, build_largest, build_max, build_min, build_smallest
 from quartz_plugin.operators.gains import AsSum, Mixed
 from quartz_plugin.operators.linear_map import LinearMap, Shape3, as_convolution, as_image, pair
 from quartz_plugin.operators.modules import Mean, Permute, Reshape, per_dimension, sample_dim
@@ -343,6 +343,8 @@ def _check_windows(rank: int) -> Callable[[Any, Sequence[Tensor]], None]:
 _OVER_DIMENSIONS: dict[Any, list[Any]] = {
     build_largest: [torch.amax, "amax"],
     build_max: [torch.max, "max"],
+    build_smallest: [torch.amin, "amin"],
+    build_min: [torch.min, "min"],
     build_attribute: [getattr],
 }
 
@@ -358,8 +360,9 @@ def _max_pool(kind: Any, rank: int, function: Any, adaptive: bool = False) -> Op
     relate = _relate_windows(F.max_pool1d, "kernel_size", "stride", "padding", "dilation")
     return Operator(
         role=Role.MAX_POOL,
-        how="the first spike passes, once; moved behind a ReLU that follows; neurons in front of sums that cannot be "
-        "negative (of other signed values, or with indices: refused)",
+        how="the first spike passes, once; moved behind a ReLU that follows; neurons in front of other sums and signed "
+        "values, which encode them from a lowest one on; smallest values are those of the negative (with indices: "
+        "refused)",
         refusal=_returns_indices,
         functions={
             (_build_adaptive_max_pool if adaptive else _build_max_pool)(kind): [function],

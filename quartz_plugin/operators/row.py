@@ -13,7 +13,7 @@ from quartz_plugin.operators.gains import Gain
 from quartz_plugin.operators.linear_map import Form
 from quartz_plugin.operators.relation import Relation
 from quartz_plugin.operators.settings import Settings
-from quartz_plugin.operators.tracing import Build
+from quartz_plugin.operators.tracing import Append, Build, Value
 
 
 class Role(Enum):
@@ -90,6 +90,8 @@ class Operator:
     spell : callable
         ``(module, input shape)``: write the settings, which are Python's own numbers and tuples, in one way;
         returns the module, or another that computes the same.
+    build : callable or None
+        ``(append, module, input)``: let others stand for the module, where no single one does.
     rank : int
         Dimensions of space that it works on, behind the channels; 0 where there is no such thing.
     inputs : range
@@ -121,6 +123,7 @@ class Operator:
     functions: Mapping[Build, Sequence[Any]] = field(default_factory=dict)
     in_place: Collection[Any] = ()
     spell: Callable[[Any, Sequence[int]], nn.Module] = _as_it_is
+    build: Callable[[Append, Any, Value], Value] | None = None
     rank: int = 0
     inputs: range = range(1, 2)
     settings: Settings | None

@@ -20,6 +20,7 @@ from quartz_plugin.convert.fold import fold
 from quartz_plugin.convert.images import Calibration
 from quartz_plugin.convert.pipeline import calibrate_traced, trace_network
 from quartz_plugin.convert.run import Run
+from quartz_plugin.convert.signed_pools import with_shifts
 from quartz_plugin.convert.trace import trace
 from quartz_plugin.convert.traced import FoldedNetwork, Scales
 from quartz_plugin.graph import INPUT
@@ -110,6 +111,7 @@ def prepare_qat(
         raise ConversionError(
             f"cannot train {sorted(missing)}: its neurons come about only when batch norms are folded"
         )
+    folded = with_shifts(folded, calibrated.scales.shifts)
     return _trainable(folded, calibrated.scales, calibrated.windows, folded.outputs.task(config.task))
 
 

@@ -538,10 +538,11 @@ class _Writer:
             made.routed = True
 
     def max_pool(self):
-        """Over spikes, or over what cannot be negative, which gets neurons of its own."""
-        source = self.value(lambda v: len(v.shape) < 4 and v.kind != "signed")
+        """Over spikes, or over other values, which get neurons of their own: signed ones from a lowest one on."""
+        source = self.value(lambda v: len(v.shape) < 4 and (v.kind != "signed" or (v.run < 3 and self.chance(40))))
         if source is None:
             return
+        kind, run = ("signed", source.run + 1) if source.kind == "signed" else ("spikes", 0)
         if len(source.shape) in (2, 3) and self.chance(20):
             name, last = source.name, len(source.shape)
             whole = self.pick(
@@ -549,13 +550,25 @@ class _Writer:
             )
             text = whole if last == 3 else self.pick(whole, f"{name}.max(2)[0]", f"torch.max({name}, -1).values")
             if last == 2 or text.startswith(name):
-                self.write(text, [source], "spikes", path="amax" if "amax" in text else "max", pools=True)
+                self.write(text, [source], kind, path="amax" if "amax" in text else "max", pools=True, run=run)
                 return
-        if len(source.shape) == 3 and self.chance(25):
-            text = f"F.max_pool2d({source.name}, {self.pick(2, [2], (2,))}, {self.pick(1, (1,), [], None)})"
-            self.write(text, [source], "spikes", path="max_pool2d", pools=True)
+        if len(source.shape) == 3 and self.chance(40):
+            size = f"{self.pick(2, [2], (2,))}, {self.pick(1, (1,), [], None)}"
+            pads = self.pick("(0, 1, 1, 0)", "[1, 1]", "(-1, 1, 0, 1)")
+            value = self.pick("-float('inf')", "-float('inf')", "-1e9")
+            padded = self.pick(source.name, f"F.pad({source.name}, {pads}, value={value})")
+            text = f"F.max_pool2d({padded}, {size})"
+            self.write(text, [source], kind, path="max_pool2d", pools=True, run=run)
         else:
-            self.call(self.any_max_pool(self.rank(source)), source, "spikes", pools=True)
+            self.call(self.any_max_pool(self.rank(source)), source, kind, pools=True, run=run)
+
+    def smallest(self):
+        """Smallest values, which are the largest of the negative ones."""
+        source = self.value(lambda v: 1 < len(v.shape) < 4 and v.run < 3)
+        if source is None:
+            return
+        block = self.module(Part(self.pick("a.amin(-1)", "a.min(-1)[0]", "torch.amin(a, dim=(1, -1), keepdim=True)")))
+        self.write(f"self.{block}({source.name})", [source], "signed", run=source.run + 1)
 
     def rank(self, source):
         """Dimensions of space to pool: all but the channels', and where there are few, perhaps those as well."""
@@ -777,7 +790,7 @@ class _Writer:
     OPERATIONS = (
         *(["rectify"] * 4 + ["weigh"] * 3 + ["branch"] * 3 + ["join"] * 2 + ["concatenate"] * 2),
         *(["broadcast"] * 2 + ["compare"] * 2 + ["copy"] * 3 + ["put_beside"]),
-        *("bottleneck", "normalise", "compute_with_constants", "max_pool_before_relu", "add_up", "split"),
+        *("bottleneck", "normalise", "compute_with_constants", "max_pool_before_relu", "add_up", "split", "smallest"),
         *(["route"] * 3 + ["resize"] * 3 + ["reshape"] * 3 + ["max_pool"] * 3 + ["average"] * 2),
     )
 
@@ -1128,7 +1141,7 @@ def _assert_the_ann_agrees(net, snn, spike_steps):
         if levels.numel() != value.numel():
             raise _NeuronsElsewhereError
         levels = levels.reshape(value.shape)
-        shift = graph.output_shift if name == output else 0.0
+        shift = graph.output_shift if name == output else graph.shifts.get(name, 0.0)
         drive = (value - shift) * (lengths[name] / graph.scales[name].double())
         lowest = -lengths[name] if graph.layers[-1].neuron.p.rectifier is None and name == output else 0
         expected = round_half_up(drive).clamp(lowest, lengths[name])
@@ -1141,6 +1154,18 @@ def _assert_the_ann_agrees(net, snn, spike_steps):
         if f"{name}_positive" not in lengths:
             return value
         return encoded(f"{name}_positive", value) - encoded(f"{name}_negative", -value)
+
+    pooled = []
+
+    def in_front_of_pools(line, value):
+        """What a line pools: by neurons of its own, or by those that another pool of the same value has."""
+        if f"{line.path}_neurons" in lengths:
+            pooled.append((value, encoded(f"{line.path}_neurons", value)))
+            return pooled[-1][1]
+        for other, found in pooled:
+            if other.data_ptr() == value.data_ptr() and other.shape == value.shape:
+                return found
+        return value
 
     ann, length = copy.deepcopy(net.ann).double().eval(), graph.t_max - 1
     drive = net.images.double() * length
@@ -1170,9 +1195,9 @@ def _assert_the_ann_agrees(net, snn, spike_steps):
                 }
                 value = by_a_pair(line, eval(line.rest, _WORDS, {"self": ann, **known, **rectified}))
             else:
-                if line.pools and f"{line.path}_neurons" in lengths:
+                if line.pools:
                     (source,) = line.sources
-                    values = line.values(ann, known | {source: encoded(f"{line.path}_neurons", known[source])})
+                    values = line.values(ann, known | {source: in_front_of_pools(line, known[source])})
                 else:
                     values = line.values(ann, known)
                 if len(values) > 1:

@@ -60,7 +60,9 @@ def tune(
     if factors is None:
         return _tune(network, teacher, scales, windows, images, config, progress)
     shift = torch.as_tensor(scales.output_shift, dtype=torch.float64)
-    balanced = Scales(scales.of_layers | {output: size * factors}, number_or_tensor(shift * factors), scales.silent)
+    balanced = replace(
+        scales, of_layers=scales.of_layers | {output: size * factors}, output_shift=number_or_tensor(shift * factors)
+    )
     for module in (network.module, teacher):
         _scale_outputs(module, output, factors)
     learned = _tune(network, teacher, balanced, windows, images, config, progress)
