@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from quartz_plugin.convert.calls import function_name
 from quartz_plugin.convert.lines import line_of_node
 from quartz_plugin.convert.symbolic import refusal
 from quartz_plugin.convert.tail import HostBuilder, HostValue, builds_output, changes_in_place, host_call, tensors_of
@@ -304,9 +305,4 @@ def _operation(root: nn.Module, node: fx.Node) -> str:
     return function_name(node.target)
 
 
-def function_name(target: Any) -> str:
-    """Name of a function, or of a method, which is its name already."""
-    return target if isinstance(target, str) else getattr(target, "__name__", repr(target))
-
-
-__all__ = ["Builder", "function_name"]
+__all__ = ["Builder"]

@@ -21,11 +21,9 @@ from torch.export import Dim, ExportedProgram
 from torch.utils._pytree import tree_leaves, tree_unflatten
 
 from quartz_plugin.convert.aten import spell_as_torch
+from quartz_plugin.convert.calls import NAMED
 from quartz_plugin.graph import unique_path
 from quartz_plugin.operators.table import OPERATORS, ConversionError
-
-NAMED = "named"
-"""Key of a node's ``meta``: name of the function that torch.fx would have found there, where it is another's."""
 
 _IN_PLACE = {"add_": "add", "sub_": "sub", "mul_": "mul", "div_": "truediv"}
 """Python's ``+=`` on a tensor, which torch.fx takes for ``+``."""
@@ -188,4 +186,4 @@ def _quiet() -> Iterator[None]:
         logging.disable(before)
 
 
-__all__ = ["CALLED", "NAMED", "exported", "graph_of", "spell"]
+__all__ = ["CALLED", "exported", "graph_of", "spell"]

@@ -11,7 +11,6 @@ import operator
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
-from types import FunctionType
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from quartz_plugin.coding import plain
+from quartz_plugin.convert.calls import NAMED, function_name, is_of_the_user
 from quartz_plugin.convert.lines import line_of_error
 from quartz_plugin.convert.shapes import Shapes, not_known, place_of, value_dependent
 from quartz_plugin.convert.sizes import sizes_of_symbols
@@ -69,6 +69,7 @@ class Tracer(fx.Tracer):
         self._known: list[dict[fx.Node, Any]] = [{} for _ in inputs]
         self._shapes: list[list[Shapes]] = []
         self._settings: dict[str, dict[str, Any]] = {}
+        self._inside: list[str] = []
 
     def create_arg(self, a: Any) -> Any:
         """Take numbers of numpy, and whole ones of torch, for settings; other tensors are weights."""
@@ -76,16 +77,27 @@ class Tracer(fx.Tracer):
         return super().create_arg(plain(a) if whole or isinstance(a, np.generic) else a)
 
     def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *others: Any, **named: Any) -> Any:
-        """Note a call; look into a function of the user's that torch.fx does not look into."""
-        if kind == "call_function" and _is_of_the_user(target):
-            result = target(*map(self._opened, args), **{name: self._opened(each) for name, each in kwargs.items()})
+        """Note a call; look into a function of the user's that torch.fx was asked not to look into."""
+        if kind == "call_function" and is_of_the_user(target) and target not in FUNCTIONS:
+            result = self._called_inside(target, args, kwargs)
             if isinstance(result, fx.Proxy):
                 return result
             if isinstance(result, int | float | str):
                 target, args, kwargs = type(result), (result,), {}
         if target is operator.getitem and isinstance(args[1], list) and not all(map(_is_a_place, args[1])):
             args = (args[0], tuple(args[1]))
-        return super().create_proxy(kind, target, args, kwargs, *others, **named)
+        proxy = super().create_proxy(kind, target, args, kwargs, *others, **named)
+        if self._inside:
+            proxy.node.meta[NAMED] = ".".join([*self._inside, function_name(target)])
+        return proxy
+
+    def _called_inside(self, function: Any, args: Any, kwargs: Any) -> Any:
+        """Value of a function whose operations go by its name, and its own."""
+        self._inside.append(function_name(function))
+        try:
+            return function(*map(self._opened, args), **{name: self._opened(each) for name, each in kwargs.items()})
+        finally:
+            self._inside.pop()
 
     def _opened(self, each: Any) -> Any:
         """Symbols of the parts of a tuple or list that a symbol stands for; anything else as it is."""
@@ -204,15 +216,6 @@ class Tracer(fx.Tracer):
             else:
                 known[each] = call_node(self.root, each, known)  # type: ignore[arg-type]
         return known[node]
-
-
-def _is_of_the_user(function: Any) -> bool:
-    """Check whether a function is marked by ``torch.fx.wrap``, and none of torch's or of the table."""
-    return (
-        isinstance(function, FunctionType)
-        and not function.__module__.startswith("torch.")
-        and (function not in FUNCTIONS and function not in REASONS)
-    )
 
 
 def _is_a_place(part: Any) -> bool:

@@ -9,15 +9,17 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, fx, nn
 
-from quartz_plugin.convert.build import Builder, function_name
+from quartz_plugin.convert.build import Builder
+from quartz_plugin.convert.calls import NAMED, function_name
 from quartz_plugin.convert.capture import capture
-from quartz_plugin.convert.exported import CALLED, NAMED
+from quartz_plugin.convert.exported import CALLED
 from quartz_plugin.convert.lines import line_of_node
 from quartz_plugin.convert.programs import as_network, open_batch
 from quartz_plugin.convert.shapes import value_dependent
 from quartz_plugin.convert.symbolic import Tracer, class_name, reason_against, refusal
 from quartz_plugin.convert.tail import builds_output, hosted_nodes
 from quartz_plugin.convert.traced import TracedNetwork
+from quartz_plugin.convert.unused import erase_unused
 from quartz_plugin.graph import INPUT, unique_path
 from quartz_plugin.inputs import Input, Inputs
 from quartz_plugin.intake import carry_out_hooks, copy_of, first_line, hooks_of, make_plain
@@ -168,6 +170,7 @@ def _known_graph(root: nn.Module, name: str, tracer: Tracer, rules: Rules, input
     _refuse_more_inputs(graph, tracer.count)
     if inputs is not None:
         inputs.unpack_in(graph)
+    erase_unused(root, graph, value_dependent(graph))
     dynamic = value_dependent(graph)
     paths = _paths(root, graph, dynamic)
     hosted = hosted_nodes(root, graph, dynamic)

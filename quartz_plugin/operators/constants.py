@@ -19,12 +19,12 @@ from quartz_plugin.operators.tracing import Append, Refusal, Value, constant_for
 _BATCH_STATISTICS = "it normalises by the statistics of each batch; use track_running_stats=True"
 _PRODUCT = "it multiplies two activations, and synapses are fixed weights: the network is no ReLU network"
 _OWN_FACTOR = (
-    "it multiplies activations by a function of themselves, as Hardswish and SiLU do, and is no ReLU; train the "
-    "network with nn.ReLU in its place"
+    "it multiplies two activations, one of them a function of the other, as Hardswish and SiLU do; train the network "
+    "with nn.ReLU in its place"
 )
 _GATE = (
-    "it multiplies activations by a gate that is computed from them (squeeze and excitation), and synapses are fixed "
-    "weights; train the network without the gate"
+    "it multiplies two activations, one of them a gate that is computed from the other, as squeeze and excitation do; "
+    "train the network without the gate"
 )
 
 

@@ -256,6 +256,58 @@ class TestBlame:
         assert "values" not in message
 
 
+class TestUnused:
+    @pytest.mark.parametrize(
+        "operation",
+        [
+            F.gelu,
+            nn.Sequential(nn.Linear(4, 3), nn.GELU(), nn.LayerNorm(3)),
+            lambda x: (x.sigmoid() * x).sum() + torch.linalg.norm(x),
+            lambda x: torch._assert((x.relu() >= 0).all(), "negative"),
+            torch.sigmoid,
+        ],
+    )
+    def test_results_are_not_computed(self, operation):
+        def forward(self, x):
+            x = self.fc(x)
+            (self.other if isinstance(operation, nn.Module) else operation)(x)
+            return self.last(x.relu())
+
+        snn = assert_converts(net_of(forward, other=operation if isinstance(operation, nn.Module) else None))
+        assert len(snn.report) == 4
+
+    def test_results_may_be_changes(self):
+        def forward(self, x):
+            x = self.fc(x)
+            x.relu_()
+            x.add_(1)
+            F.relu(x, inplace=True)
+            return self.last(x)
+
+        assert_converts(net_of(forward))
+
+    @pytest.mark.parametrize(
+        ("change", "name"),
+        [
+            (lambda x: x.sigmoid_(), "sigmoid_"),
+            (lambda x: torch.sigmoid(x, out=x), "sigmoid"),
+            (lambda x: F.elu(x, inplace=True), "elu"),
+            (lambda x: x.view(-1, 2, 2).tanh_(), "tanh_"),
+            (nn.GELU, ""),
+        ],
+    )
+    def test_results_that_change_a_tensor_are_refused_by_name(self, change, name):
+        def forward(self, x):
+            x = self.fc(x).relu()
+            change(x)
+            return self.last(x)
+
+        if name:
+            assert re.search(rf"cannot convert '{name}' \({name}\): ", message_of(net_of(forward)))
+        else:
+            assert_converts(net_of(forward))
+
+
 class TestWhatEndsANetwork:
     ENDS = (
         lambda x: x.softmax(1),

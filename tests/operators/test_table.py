@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import quartz_plugin
-from quartz_plugin.convert.build import function_name
+from quartz_plugin.convert.calls import function_name
 from quartz_plugin.costs import InferenceCounts
 from quartz_plugin.graph.synapses import fan_out, probed_fan_out, unit_shapes
 from quartz_plugin.neuron import FirstSpikeMaxPool
