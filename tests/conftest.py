@@ -34,7 +34,13 @@ def pytest_collection_modifyitems(items):
 
 
 class Seeds:
-    """Seeds each test before its fixtures, examples in docstrings too (a conftest's own hooks see its folder only)."""
+    """Seeds each test before its fixtures, examples in docstrings too (a conftest's own hooks see its folder only).
+
+    What a file makes when it is imported depends on no other file.
+    """
+
+    def pytest_collectstart(self):
+        torch.manual_seed(0)
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_setup(self):
