@@ -33,6 +33,9 @@ MOST_STEPS = 2**24
 MOST_TIME = 2**31
 """Global step from which on int32, in which spike steps are recorded, wraps."""
 
+LARGEST_BIAS = 1.5
+"""Largest bias that a bias spike encodes, relative to what a spike at once encodes; larger ones are clamped."""
+
 
 class Window(NamedTuple):
     """The steps ``[start, start + length]`` in which the units of one layer encode their values.
@@ -146,10 +149,10 @@ class NeuronClock(NamedTuple):
     def bias_spike_steps(self, bias: Tensor) -> Tensor:
         r"""Steps at which unit-weight bias spikes arrive: ``first_input + round(S (2 - b)) - S``, half to even.
 
-        `bias` is clamped to [-1.5, 1.5] first, as the authors of Quartz do. The result may be negative:
+        `bias` is clamped to +-:data:`LARGEST_BIAS` first, as the authors of Quartz do. The result may be negative:
         such a layer needs its readout that much later.
         """
-        local = torch.round(self.input_window * (2.0 - bias.clamp(-1.5, 1.5))) - self.input_window
+        local = torch.round(self.input_window * (2.0 - bias.clamp(-LARGEST_BIAS, LARGEST_BIAS))) - self.input_window
         return local + self.first_input
 
 

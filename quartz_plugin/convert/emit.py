@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from quartz_plugin.coding import LARGEST_BIAS
 from quartz_plugin.convert.rescale import ScaledLayer, ScaledNetwork
 from quartz_plugin.convert.schedule import Schedule
 from quartz_plugin.convert.traced import CalibratedNetwork
@@ -66,6 +67,12 @@ def emit(calibrated: CalibratedNetwork, network: ScaledNetwork, times: Schedule)
         earliest = min(ends[source] for source in emitted.projection.sources)
         delay = emitted.neuron.clock.readout - earliest
         folded.log(layer.name, **_row(calibrated, layer, emitted, delay))
+    clamped = [layer.name for layer in graph.layers if _clamps_bias(layer)]
+    if clamped and graph.shifts:
+        raise ConversionError(
+            f"{next(iter(graph.shifts))!r} pools signed values, and so {clamped[0]!r} needs biases above "
+            f'{LARGEST_BIAS}, which no bias spike encodes: give bias="synapse"'
+        )
     graph.report = folded.rows()
     synapses = synapse_counts(graph)
     for row in graph.report:
@@ -95,6 +102,11 @@ def _insert_delay(
     node.replace_input_with(source, delay)
 
 
+def _clamps_bias(layer: Layer) -> bool:
+    p = layer.neuron.p
+    return p.bias is not None and p.bias_code == "spike" and bool((p.bias.abs() > LARGEST_BIAS).any())
+
+
 def _row(calibrated: CalibratedNetwork, scaled: ScaledLayer, layer: Layer, delay: int) -> dict[str, Any]:
     """The report's row of a spiking layer."""
     folded = calibrated.network
@@ -104,10 +116,13 @@ def _row(calibrated: CalibratedNetwork, scaled: ScaledLayer, layer: Layer, delay
     clock = layer.neuron.clock
     path = scaled.name if scaled.rectified else str(folded.last.target)
     silent = ", 0 on all calibration images" if path in calibrated.scales.silent else ""
+    exact = "exact" if calibrated.config.hold else row_of_class(rectifier).exact_without_hold
+    if _clamps_bias(layer):
+        exact += f"; biases above {LARGEST_BIAS} are clamped"
     return {
         "operation": row.get("operation", "signed output"),
         "became": ("spiking layer" if scaled.rectified else "output layer") + silent,
-        "exact": "exact" if calibrated.config.hold else row_of_class(rectifier).exact_without_hold,
+        "exact": exact,
         "neurons": int(torch.Size(scaled.shape).numel()),
         "scale": float(scaled.scale.max()),
         "readout": clock.readout,

@@ -338,3 +338,26 @@ def test_values_below_all_are_left_out_and_numbers_are_not():
             wanted = ann(images)
         snn = quartz_plugin.convert(ann, images, 1 << 18, percentile=100)
         torch.testing.assert_close(snn(images), wanted, rtol=0, atol=1e-4)
+
+
+def test_bias_spikes_that_cannot_encode_the_lowest_value_are_refused():
+    torch.manual_seed(0)
+    ann = nn.Sequential(
+        nn.Conv2d(2, 6, 3), nn.MaxPool2d(2), nn.Conv2d(6, 4, 2), nn.ReLU(), nn.Flatten(), nn.LazyLinear(3)
+    )
+    images = torch.rand(20, 2, 6, 6)
+    ann(images)
+    ann[0].bias.data.add_(3.0)
+    with pytest.raises(quartz_plugin.ConversionError, match=r"pools signed values.*give bias=\"synapse\""):
+        quartz_plugin.convert(ann, images, 64, **quartz_plugin.PAPER)
+    quartz_plugin.convert(ann, images, 64, **(quartz_plugin.PAPER | {"bias": "synapse"}))
+
+
+def test_the_report_names_clamped_bias_spikes():
+    ann, images = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)), torch.rand(20, 6)
+    settings = dict(t_max=64, percentile=100, **quartz_plugin.PAPER)
+    assert not any("clamped" in row["exact"] for row in quartz_plugin.convert(ann, images, **settings).report)
+    ann[0].bias.data.fill_(-9.0)
+    ann[0].weight.data.abs_().mul_(8)
+    rows = {row["module"]: row["exact"] for row in quartz_plugin.convert(ann, images, **settings).report}
+    assert rows["1"] == "exact but for early spikes; biases above 1.5 are clamped"
