@@ -40,6 +40,8 @@ class TestTimm:
             pytest.param("densenet121", {"memory_efficient": True}, marks=pytest.mark.slow),
             pytest.param("mobilenetv2_100", {}, marks=pytest.mark.slow),
             pytest.param("hrnet_w18_small", {}, marks=pytest.mark.slow),
+            pytest.param("resnetv2_18", {}, marks=pytest.mark.slow),
+            pytest.param("legacy_xception", {}, marks=pytest.mark.slow),
         ],
     )
     def test_networks_with_relus_alone(self, name, options):
