@@ -76,7 +76,9 @@ FOLLOWS: dict[str, Callable[..., Any]] = {
     "view": lambda x, *shape: x.reshape(*shape),
     "expand": lambda x, *shape: x.expand(*shape),
     "expand_as": lambda x, other: x.expand_as(other),
-    **_of(torch, "rsub sum mean abs amax amin max min prod cumsum clamp_min clamp_max maximum minimum where"),
+    **_of(torch, "rsub sum mean abs amax amin max min prod cumsum clamp_min clamp_max maximum minimum"),
+    # As a function, and as a method of what is kept.
+    "where": lambda x, y, other: torch.where(x, y, other) if x.dtype == torch.bool else torch.where(y, x, other),
     **_of(torch, "flatten unflatten permute transpose t squeeze unsqueeze"),
     **_of(torch, "cat stack chunk split select movedim unbind"),
     **_of(torch, "logical_and logical_or logical_not"),

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from quartz_plugin.activation import TTFSActivation
 from quartz_plugin.functional import BiasCode, Rectifier
 from quartz_plugin.neuron import TTFSNeuron
+from quartz_plugin.operators.choices import COMPARISONS, build_conversion
 from quartz_plugin.operators.extremes import (
     build_absolute,
     build_clamp,
@@ -38,10 +39,14 @@ def _neurons(how: str, without_hold: str | None = None, **facets: Any) -> Operat
 
 
 def _is_no_clipped_relu(hardtanh: Any) -> str | None:
-    if hardtanh.min_val != 0 or hardtanh.max_val <= 0:
+    if hardtanh.min_val >= hardtanh.max_val:
         bounds = f"{hardtanh.min_val} and {hardtanh.max_val}"
-        return f"it clips at {bounds}; only a lower bound of 0 is a ReLU's; write it as torch.clamp"
+        return f"it clips at {bounds}, and so leaves no values; clip below the upper bound"
     return None
+
+
+def _build_clipped(append: Append, module: Any, input: Value) -> Value:
+    return build_clamp(append, input, module.min_val, module.max_val) if module.min_val else append(module, input)
 
 
 def _build_relu(append: Append, input: Value, inplace: bool = False) -> Value:
@@ -55,7 +60,7 @@ def _build_relu6(append: Append, input: Value, inplace: bool = False) -> Value:
 def _build_hardtanh(
     append: Append, input: Value, min_val: float = -1.0, max_val: float = 1.0, inplace: bool = False
 ) -> Value:
-    return append(nn.Hardtanh(min_val, max_val), input)
+    return build_clamp(append, input, min_val, max_val)
 
 
 def _is_no_relu(threshold: Any) -> str | None:
@@ -77,10 +82,7 @@ def ceiling_of(rectifier: nn.Module) -> float | None:
     return float(rectifier.max_val) if isinstance(rectifier, nn.Hardtanh) else None
 
 
-_CLIPPED = (
-    "a layer of TTFSNeuron whose value 1 is at most the upper bound, shifted by a lower bound (a module's other than "
-    "0: refused; write torch.clamp)"
-)
+_CLIPPED = "a layer of TTFSNeuron whose value 1 is at most the upper bound, shifted by a lower bound other than 0"
 _CLIPPED_EARLY = "an early spike can encode more than the bound"
 
 DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
@@ -118,19 +120,24 @@ def _dropped(**facets: Any) -> Operator:
     )
 
 
-_COPIES = ("contiguous", "clone", torch.clone, "detach", "to", "float", "double", "type_as")
+_COPIES = ("contiguous", "clone", torch.clone, "detach")
+_CONVERSIONS = {
+    build_conversion(target, _build_copy(target)): [target] for target in ("to", "float", "double", "type_as", "type")
+}
 
 ROWS: Rows = {
     nn.ReLU: _neurons(
-        "a layer of TTFSNeuron; of a maximum, a minimum or an absolute value, of the difference, and a sum behind it",
+        "a layer of TTFSNeuron; of a maximum, a minimum, an absolute value or a choice of the larger or smaller of two "
+        "(by other comparisons: refused), of the difference, and a sum behind it",
         "exact but for early spikes",
         functions={
             _build_relu: [F.relu, F.relu_, torch.relu, torch.relu_, "relu", "relu_"],
             build_maximum: [torch.maximum, "maximum"],
             build_minimum: [torch.minimum, "minimum"],
             build_absolute: [torch.abs, "abs"],
+            **COMPARISONS,
         },
-        in_place=[F.relu_, torch.relu_, "relu_"],
+        in_place=[F.relu_, torch.relu_, "relu_", "masked_fill_"],
     ),
     nn.Threshold: _neurons(
         "as nn.ReLU (thresholds and values other than 0: refused)",
@@ -145,6 +152,7 @@ ROWS: Rows = {
         _CLIPPED,
         _CLIPPED_EARLY,
         refusal=_is_no_clipped_relu,
+        build=_build_clipped,
         functions={
             _build_hardtanh: [F.hardtanh, F.hardtanh_],
             build_clamp: [torch.clamp, torch.clip, "clamp", "clamp_", "clip"],
@@ -161,7 +169,9 @@ ROWS: Rows = {
         }
     ),
     **rows_of(DROPOUTS[1:], _dropped()),
-    nn.Identity: _dropped(routes=always, functions={_build_copy(target): [target] for target in _COPIES}),
+    nn.Identity: _dropped(
+        routes=always, functions={_build_copy(target): [target] for target in _COPIES} | _CONVERSIONS
+    ),
 }
 
 EMITTED: Rows = {

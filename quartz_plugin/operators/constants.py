@@ -14,7 +14,7 @@ from quartz_plugin.operators.gains import IntoGain
 from quartz_plugin.operators.modules import Affine
 from quartz_plugin.operators.row import Operator, Role, Rows, rows_of
 from quartz_plugin.operators.selection import expanded
-from quartz_plugin.operators.tracing import Append, Refusal, Value, constant_for
+from quartz_plugin.operators.tracing import Append, Comparison, Refusal, Value, constant_for
 
 _BATCH_STATISTICS = "it normalises by the statistics of each batch; use track_running_stats=True"
 _PRODUCT = "it multiplies two activations, and synapses are fixed weights: the network is no ReLU network"
@@ -117,6 +117,10 @@ def shifted(append: Append, value: Value, shift: Any) -> Value:
 
 
 def _build_product(append: Append, input: Any, other: Any) -> Value:
+    if isinstance(input, Comparison):
+        input, other = other, input
+    if isinstance(other, Comparison):
+        return other.choose(append, other, input, 0.0)
     if isinstance(input, Value) and isinstance(other, Value):
         raise Refusal(_reason_against_product(input, other))
     return scaled(append, input, other) if isinstance(input, Value) else scaled(append, other, input)

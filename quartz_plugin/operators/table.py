@@ -297,6 +297,7 @@ def _spelled(target: Any) -> str:
         return f"nn.{target.__name__}"
     symbols = {"add": "+", "iadd": "+=", "sub": "-", "isub": "-=", "mul": "*", "imul": "*=", "truediv": "/"}
     symbols |= {"itruediv": "/=", "neg": "-x", "matmul": "@", "getitem": "x[...]"}
+    symbols |= {"gt": ">", "ge": ">=", "lt": "<", "le": "<=", "invert": "~"}
     if target is getattr:
         return "x.values"
     name = target.__name__

@@ -26,6 +26,40 @@ class Value:
     tensor: Tensor
 
 
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """Which of two operands is larger: no spikes encode that alone, but a choice by it may be a rectifier.
+
+    Attributes
+    ----------
+    first, second : Value, Tensor or number
+        What is compared.
+    above : bool
+        Whether it holds where `first` is the larger one; where the two are equal, a choice is of equal values.
+    choose : callable
+        ``choose(append, comparison, one, other)``: take `one` where it holds, and `other` where it does not.
+    """
+
+    first: Any
+    second: Any
+    above: bool
+    choose: Callable[..., Value]
+
+    @property
+    def tensor(self) -> Tensor:
+        """No tensor of the network."""
+        raise Refusal(_COMPARED)
+
+    @property
+    def node(self) -> fx.Node:
+        """No node of the network."""
+        raise Refusal(_COMPARED)
+
+    def __mul__(self, other: Any) -> Any:
+        """Refuse arithmetic with it."""
+        raise Refusal(_COMPARED)
+
+
 class Append(Protocol):
     """Appends a module to the traced network, called on these values."""
 
@@ -40,6 +74,10 @@ It gets the call's arguments, with a :class:`Value` for each tensor of the netwo
 the result, or raises :class:`Refusal`.
 """
 
+_COMPARED = (
+    "it computes with a comparison of values, a jump that no neurons encode; write x * (x > 0), torch.where(x > c, x, "
+    "c) or torch.relu"
+)
 BATCH = "it mixes the batch with the units of a sample; keep dimension 0 apart"
 ATTENTION = "it multiplies activations with each other, and synapses are fixed weights"
 
@@ -92,6 +130,7 @@ __all__ = [
     "BATCH",
     "Append",
     "Build",
+    "Comparison",
     "ConversionError",
     "Refusal",
     "Value",

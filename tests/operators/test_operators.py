@@ -20,6 +20,7 @@ from quartz_plugin import ConversionError
 from quartz_plugin.convert.symbolic import Tracer
 from quartz_plugin.convert.trace import trace
 from quartz_plugin.costs import InferenceCounts
+from quartz_plugin.operators import choices
 from quartz_plugin.operators.interpolation import BicubicInterpolate, Interpolate
 from quartz_plugin.operators.table import FUNCTIONS, OPERATORS, RULES, Role, operator_table, page
 
@@ -65,6 +66,11 @@ def sequence(x):
 def volume(x):
     """[B, 4, H, W] as 2 channels of 2 slices."""
     return x.unflatten(1, (2, 2))
+
+
+def above(x, compare=operator.gt):
+    """ReLU, as a product with a comparison."""
+    return compare(x, 0) * x
 
 
 def places(like, count):
@@ -162,6 +168,27 @@ EXAMPLES = {
     "amin": lambda net, x: x.amin((2, 3), keepdim=True),
     torch.abs: lambda net, x: torch.abs(x - x.flip(3)),
     "abs": lambda net, x: (x - 0.3).abs(),
+    operator.gt: lambda net, x: (y := x - 0.3) * (y > 0) + above(x - 0.2),
+    torch.gt: lambda net, x: torch.where(torch.gt(x, 0.4), x, 0.4),
+    "gt": lambda net, x: x.where(x.gt(y := x.flip(3)), y),
+    operator.ge: lambda net, x: above(0.3 - x, operator.ge),
+    torch.ge: lambda net, x: above(x - 0.3, torch.ge),
+    "ge": lambda net, x: (y := x - 0.3) * y.ge(0).to(x.dtype).type_as(x),
+    operator.lt: lambda net, x: (y := x - 0.3) * (y < 0),
+    torch.lt: lambda net, x: torch.where(torch.lt(x, 0.2), x, torch.zeros_like(x) + 0.2),
+    "lt": lambda net, x: (y := x - 0.3) * y.lt(0).double(),
+    operator.le: lambda net, x: torch.where(x <= net.mean.view(4, 1, 1), net.mean.view(4, 1, 1), x),
+    torch.le: lambda net, x: torch.le(y := x - 0.3, 0) * y,
+    "le": lambda net, x: (y := x - 0.3).masked_fill(y.le(0), 0.0),
+    operator.invert: lambda net, x: ~((y := x - 0.3) <= 0) * y,
+    torch.logical_not: lambda net, x: torch.logical_not((y := x - 0.3) > 0) * y,
+    "logical_not": lambda net, x: ((y := x - 0.3) > 0).logical_not().type(x.dtype) * y,
+    torch.bitwise_not: lambda net, x: torch.bitwise_not((y := x - 0.3) > 0) * y,
+    torch.where: lambda net, x: torch.where((y := x - 0.3) > 0, y, 0),
+    "where": lambda net, x: (y := x - 0.3).where(y > 0, torch.zeros_like(y)),
+    torch.masked_fill: lambda net, x: torch.masked_fill(y := x - 0.3, y < 0, 0),
+    "masked_fill": lambda net, x: (y := x - 0.3).masked_fill(y < 0, 0),
+    "masked_fill_": lambda net, x: (y := x - 0.3).masked_fill_(y < 0, 0) + y,
     F.threshold: lambda net, x: F.threshold(x - 0.3, 0, 0),
     F.threshold_: lambda net, x: F.threshold_(x - 0.3, 0.0, 0.0),
     torch.amax: lambda net, x: torch.amax(x, (1, 3)),
@@ -252,8 +279,19 @@ EXAMPLES = {
     "to": lambda net, x: x.to(torch.float64),
     "float": lambda net, x: x.float().to(x.dtype),
     "double": lambda net, x: x.double(),
+    "type": lambda net, x: x.type(x.dtype),
     "type_as": lambda net, x: x.type_as(net.mean),
 }
+
+COMPARISONS = [each for build in choices.COMPARISONS.values() for each in build]
+
+
+def in_front_of_a_linear_map(example):
+    """Where nothing but it stood behind the last one, the host would carry it out."""
+    return lambda net, x: F.linear(example(net, x), net.matrix.t())
+
+
+EXAMPLES |= {target: in_front_of_a_linear_map(EXAMPLES[target]) for target in COMPARISONS}
 
 
 @pytest.mark.parametrize("target", FUNCTIONS, ids=lambda target: getattr(target, "__name__", f".{target}"))
@@ -269,6 +307,28 @@ def test_every_function_of_the_table_becomes_exact_spikes(target):
     assert_converts(net)
 
 
+@pytest.mark.parametrize(
+    ("choice", "problem"),
+    [
+        (lambda net, x: (y := x - 0.3) * (y > 0.1), "(mul): it chooses between other values than those that it"),
+        (lambda net, x: torch.where(x > 0.3, x, 0.2), "(where): it chooses between other values than those that it"),
+        (lambda net, x: torch.where(x > 0.3, 1.0, 0.0), "(where): it chooses between other values than those that it"),
+        (lambda net, x: x + (x > 0.3), "(add): it computes with a comparison of values"),
+        (lambda net, x: torch.relu((x > 0.3).float()), "(relu): it computes with a comparison of values"),
+    ],
+)
+def test_choices_between_other_values_than_those_compared_are_refused(choice, problem):
+    net = Around(in_front_of_a_linear_map(choice))
+    with pytest.raises(ConversionError) as refused:
+        quartz_plugin.convert(net, torch.rand(20, 2, 6, 6))
+    assert problem in str(refused.value)
+
+
+def test_a_choice_as_a_method_at_the_end_is_left_to_the_host():
+    net = Around(lambda net, x: (y := x @ net.matrix).where(y > 0.1, torch.zeros_like(y)))
+    assert_converts(net)
+
+
 MODULES = {
     nn.ConvTranspose2d: [nn.ConvTranspose2d(4, 6, 3, 2, 1, 1, groups=2), nn.BatchNorm2d(6)],
     nn.ConvTranspose1d: [nn.Flatten(2), nn.ConvTranspose1d(4, 4, 3, dilation=2), nn.BatchNorm1d(4), nn.ReLU()],
@@ -279,7 +339,7 @@ MODULES = {
     nn.AdaptiveMaxPool3d: [nn.Unflatten(1, (2, 2)), nn.Conv3d(2, 3, 1), nn.ReLU(), nn.AdaptiveMaxPool3d((1, 3, 2))],
     nn.SyncBatchNorm: [nn.Conv2d(4, 3, 3), nn.SyncBatchNorm(3), nn.ReLU()],
     nn.ReLU6: [nn.Conv2d(4, 3, 1), nn.ReLU6(inplace=True)],
-    nn.Hardtanh: [nn.Hardtanh(0, 0.3), nn.MaxPool2d(2)],
+    nn.Hardtanh: [nn.Hardtanh(0, 0.3), nn.MaxPool2d(2), nn.Hardtanh(-0.1, 0.25)],
     nn.PixelShuffle: [nn.PixelShuffle(2), nn.MaxPool2d(2)],
     nn.PixelUnshuffle: [nn.PixelUnshuffle(2)],
     nn.ChannelShuffle: [nn.ChannelShuffle(2), nn.Conv2d(4, 2, 2, groups=2)],
