@@ -260,6 +260,7 @@ _SIGNATURES: dict[str, Callable[..., Call]] = {
     **{f"reflection_pad{rank}d": _pad("reflect") for rank in (1, 2, 3)},
     **{f"replication_pad{rank}d": _pad("replicate") for rank in (1, 2, 3)},
     "rsub": _subtracted_from,
+    "im2col": _as(F.unfold),
     **dict.fromkeys(("to", "_to_copy"), _converted),
     **dict.fromkeys(("alias", "detach_", "lift_fresh", "lift_fresh_copy"), _without_options("contiguous")),
     "expand": _expanded,

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from quartz_plugin.operators.linear_map import LinearMap, Shape3, as_convolution
 from quartz_plugin.operators.modules import Expand, Select, sample_dim
@@ -103,6 +104,23 @@ def _build_flip(append: Append, input: Value, *dims: Any, **named: Any) -> Value
         dim = unit_dim(dim, input)
         input = selected(append, input, dim, range(input.tensor.shape[dim] - 1, -1, -1))
     return input
+
+
+def _build_patches(
+    append: Append, input: Value, kernel_size: Any, dilation: Any = 1, padding: Any = 0, stride: Any = 1
+) -> Value:
+    if input.tensor.dim() != 4:
+        raise Refusal(BATCH)
+    rows, columns = padding if isinstance(padding, tuple | list) else (padding, padding)
+    if rows or columns:
+        input = append(nn.ZeroPad2d((columns, columns, rows, rows)), input)
+    return picked(
+        append, input, lambda units: F.unfold(units.double(), kernel_size, dilation, 0, stride).round().long()
+    )
+
+
+def _build_unfold(append: Append, module: Any, input: Value) -> Value:
+    return _build_patches(append, input, module.kernel_size, module.dilation, module.padding, module.stride)
 
 
 def _build_selection(append: Append, input: Value, dim: int, index: Any) -> Value:
@@ -204,6 +222,7 @@ ROWS: Rows = {
         how=_COPIES,
         form=as_convolution(_expansion_as_map),
     ),
+    nn.Unfold: route(None, None, how=_COPIES, build=_build_unfold),
     Select: route(
         {"dim": whole(1), "indices": listed(0)},
         _relate_selection,
@@ -211,6 +230,7 @@ ROWS: Rows = {
             _build_repetition: ["repeat"],
             _build_tiles: [torch.tile, "tile"],
             _build_interleaved: [torch.repeat_interleave, "repeat_interleave"],
+            _build_patches: [F.unfold],
             _build_flip: [torch.flip, "flip"],
             _build_selection: [torch.index_select, "index_select"],
             **{_build_gathering(target): [target] for target in (torch.gather, "gather")},

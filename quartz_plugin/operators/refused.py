@@ -47,7 +47,7 @@ REASONS: dict[Any, str] = {
     ),
     **dict.fromkeys((nn.LayerNorm, nn.GroupNorm, nn.InstanceNorm1d, nn.InstanceNorm2d), _OWN_STATISTICS),
     **dict.fromkeys((F.layer_norm, F.group_norm, F.instance_norm), _OWN_STATISTICS),
-    **dict.fromkeys((nn.MultiheadAttention, nn.Bilinear), ATTENTION),
+    **dict.fromkeys((nn.MultiheadAttention, nn.Bilinear, F.bilinear), ATTENTION),
     **dict.fromkeys((nn.Softmax, nn.LogSoftmax, F.softmax, F.log_softmax, torch.softmax), _SHARES),
     **dict.fromkeys((torch.log_softmax, "softmax", "log_softmax", nn.Softmax2d), _SHARES),
 }

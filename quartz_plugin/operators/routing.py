@@ -24,7 +24,7 @@ from quartz_plugin.operators.tracing import BATCH, Append, Build, Refusal, Value
 _ROUTE = "routes spikes (where it mixes the batch with a sample's units: refused)"
 
 
-def route(settings: Settings, relate: Relate | None, **facets: Any) -> Operator:
+def route(settings: Settings | None, relate: Relate | None, **facets: Any) -> Operator:
     """A row of a module that only moves spikes; behind a map that weighs it is stepped unless it has a form."""
     given: dict[str, Any] = {"role": Role.ROUTE, "how": _ROUTE, "form": None, "gain": Moved()} | facets
     return Operator(settings=settings, relate=relate, **given)

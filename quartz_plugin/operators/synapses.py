@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from quartz_plugin.operators.constants import scaled, shifted
+from quartz_plugin.operators.contractions import build_einsum, from_left
 from quartz_plugin.operators.gains import IntoWeights, Summed, is_per_channel
 from quartz_plugin.operators.linear_map import LinearMap, Shape3, as_convolution, pair, sum_of_terms
-from quartz_plugin.operators.modules import Add, OneToOne, per_dimension
+from quartz_plugin.operators.modules import Add, OneToOne, Reshape, per_dimension
 from quartz_plugin.operators.relation import Relation
 from quartz_plugin.operators.row import Operator, Role, Rows, changes_no_relation
 from quartz_plugin.operators.selection import broadcast
@@ -222,8 +223,14 @@ def _build_linear(append: Append, input: Value, weight: Any, bias: Any = None) -
 
 
 def _build_matmul(append: Append, input: Any, other: Any) -> Value:
-    if not isinstance(input, Value) or isinstance(other, Value) or other.dim() != 2:
-        raise Refusal(ATTENTION if isinstance(other, Value) else "write it as x @ weight, or as nn.Linear")
+    if isinstance(input, Value) and isinstance(other, Value):
+        raise Refusal(ATTENTION)
+    if not isinstance(input, Value):
+        return from_left(append, input, other)
+    if other.dim() == 1 and input.tensor.dim() > 2:
+        return append(Reshape(input.tensor.shape[1:-1]), _build_linear(append, input, other.view(1, -1)))
+    if other.dim() != 2:
+        raise Refusal("write it as x @ weight, or as nn.Linear")
     return _build_linear(append, input, other.t())
 
 
@@ -287,6 +294,7 @@ _LINEAR = Operator(
     how=_WEIGHTED,
     functions={
         _build_linear: [F.linear],
+        build_einsum: [torch.einsum],
         _build_matmul: [torch.matmul, operator.matmul, "matmul"],
         _build_product: [torch.bmm, "bmm"],
         _build_sum_with_product: [torch.addmm, torch.baddbmm],

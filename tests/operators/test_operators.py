@@ -92,7 +92,16 @@ EXAMPLES = {
     F.linear: lambda net, x: F.linear(x, net.matrix.t(), net.mean[:3]),
     torch.matmul: lambda net, x: torch.matmul(x, net.matrix),
     operator.matmul: lambda net, x: x @ net.matrix,
-    "matmul": lambda net, x: x.matmul(net.matrix),
+    "matmul": lambda net, x: (
+        net.matrix.t().matmul(x.matmul(net.matrix)) + (net.mean @ x[:, :, :4]).unsqueeze(2) @ net.matrix
+    ),
+    torch.einsum: lambda net, x: (
+        torch.einsum("bchw,wo->bohc", x, net.matrix)[:, :, 0]
+        + torch.einsum("oh,...hc,c->...o", [net.matrix.t(), x.transpose(1, 3).transpose(1, 2), net.mean]).transpose(
+            1, 2
+        )[..., :4]
+        + torch.einsum("cio,bcih->boc", net.weight[:, :, 0].repeat(1, 2, 2)[:, :6, :3], x)
+    ),
     torch.bmm: lambda net, x: torch.bmm(x.flatten(1, 2), torch.zeros_like(x[:, 0, :, :3]) + net.matrix),
     "bmm": lambda net, x: x[:, 1].bmm(torch.zeros_like(x[:, 0, :, :3]) + net.matrix),
     torch.addmm: lambda net, x: torch.addmm(net.mean[:3], x[:, 0, 0], net.matrix, beta=0.5, alpha=2),
@@ -237,6 +246,9 @@ EXAMPLES = {
     "repeat_interleave": lambda net, x: x.repeat_interleave(3, dim=2),
     torch.flip: lambda net, x: torch.flip(x, (1, -1)),
     "flip": lambda net, x: x.flip(2),
+    F.unfold: lambda net, x: F.linear(
+        F.unfold(x, (2, 3), 1, (1, 0), stride=2).transpose(1, 2), net.line.view(1, 32)[:, :24]
+    ),
     torch.index_select: lambda net, x: torch.index_select(x, 1, torch.tensor([3, 0, 0])),
     "index_select": lambda net, x: x.index_select(-1, torch.tensor([5])),
     torch.gather: lambda net, x: torch.gather(x, 1, places(x[:, :2], 3)),
@@ -341,6 +353,7 @@ MODULES = {
     nn.ReLU6: [nn.Conv2d(4, 3, 1), nn.ReLU6(inplace=True)],
     nn.Hardtanh: [nn.Hardtanh(0, 0.3), nn.MaxPool2d(2), nn.Hardtanh(-0.1, 0.25)],
     nn.PixelShuffle: [nn.PixelShuffle(2), nn.MaxPool2d(2)],
+    nn.Unfold: [nn.Unfold(3, 2, 1, (2, 1)), nn.Linear(8, 2), nn.ReLU()],
     nn.PixelUnshuffle: [nn.PixelUnshuffle(2)],
     nn.ChannelShuffle: [nn.ChannelShuffle(2), nn.Conv2d(4, 2, 2, groups=2)],
     nn.Upsample: [nn.Upsample(scale_factor=2), nn.MaxPool2d(3)],
@@ -387,7 +400,7 @@ def test_modules_beyond_chains_are_exact_and_saved(kind, relu, tmp_path):
 
 def test_every_module_of_the_table_can_be_saved_or_never_is():
     emitted = {kind for kind, row in OPERATORS.items() if row.role not in (Role.NOTHING, Role.RECTIFIER)}
-    folded = {"BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "SyncBatchNorm", "Affine", "UpsamplingBilinear2d"}
+    folded = {"BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "SyncBatchNorm", "Affine", "UpsamplingBilinear2d", "Unfold"}
     saved = {kind for kind, row in OPERATORS.items() if row.settings is not None}
     assert {kind.__name__ for kind in emitted - saved} == folded
 
@@ -964,3 +977,21 @@ def test_rolls_that_mix_the_batch_are_refused(arguments):
 def test_what_takes_the_batch_for_channels_is_refused(module, shape):
     with pytest.raises(ConversionError, match="batch"):
         quartz_plugin.convert(nn.Sequential(module, nn.ReLU()), torch.rand(3, *shape))
+
+
+@pytest.mark.parametrize(
+    ("product", "problem"),
+    [
+        (lambda net, x: torch.einsum("bchw,bcwk->bchk", x, x), "it multiplies activations with each other"),
+        (lambda net, x: torch.einsum("bchw->chw", x), "it mixes the batch"),
+        (lambda net, x: torch.einsum("bchh->bch", x), "it takes a diagonal; write it as one letter"),
+        (lambda net, x: torch.einsum("bchw,wo", x, net.matrix), "its equation names no result; write it behind '->'"),
+        (lambda net, x: net.weight[:, :, 0].repeat(1, 2, 3)[:, :6] @ x, "multiply by one matrix"),
+        (lambda net, x: net.matrix.t()[:, : len(x)] @ x.flatten(1)[: len(x)], "it mixes the batch"),
+        (lambda net, x: F.bilinear(x, x, torch.ones(3, 6, 6, dtype=x.dtype)), "it multiplies activations with each"),
+    ],
+)
+def test_products_that_no_fixed_weights_are_name_the_reason(product, problem):
+    net = Around(lambda net, x: F.linear(product(net, x).flatten(1)[:, :3], net.matrix))
+    with pytest.raises(ConversionError, match=re.escape(problem)):
+        quartz_plugin.convert(net, torch.rand(20, 2, 6, 6))
