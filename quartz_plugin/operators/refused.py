@@ -15,6 +15,10 @@ _SHARES = (
     "it divides values by their sum, which no fixed synapses do, and inside a network it cannot be left to the host; "
     "train the network without it"
 )
+_WRITES = (
+    "it writes into a part of a tensor; multiply by a constant mask of 0 and 1 and add the rest, put parts side by "
+    "side with torch.cat, or write masked_fill"
+)
 _OWN_STATISTICS = "it normalises by statistics of its own input; train the network with batch norm in its place"
 
 REASONS: dict[Any, str] = {
@@ -48,6 +52,8 @@ REASONS: dict[Any, str] = {
     **dict.fromkeys((nn.LayerNorm, nn.GroupNorm, nn.InstanceNorm1d, nn.InstanceNorm2d), _OWN_STATISTICS),
     **dict.fromkeys((F.layer_norm, F.group_norm, F.instance_norm), _OWN_STATISTICS),
     **dict.fromkeys((nn.MultiheadAttention, nn.Bilinear, F.bilinear), ATTENTION),
+    **dict.fromkeys(("fill_", "zero_", "copy_", "index_put_", torch.index_put, torch.index_fill), _WRITES),
+    **dict.fromkeys((torch.select_scatter, torch.slice_scatter, torch.scatter, "scatter"), _WRITES),
     **dict.fromkeys((nn.Softmax, nn.LogSoftmax, F.softmax, F.log_softmax, torch.softmax), _SHARES),
     **dict.fromkeys((torch.log_softmax, "softmax", "log_softmax", nn.Softmax2d), _SHARES),
 }

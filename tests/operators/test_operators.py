@@ -995,3 +995,43 @@ def test_products_that_no_fixed_weights_are_name_the_reason(product, problem):
     net = Around(lambda net, x: F.linear(product(net, x).flatten(1)[:, :3], net.matrix))
     with pytest.raises(ConversionError, match=re.escape(problem)):
         quartz_plugin.convert(net, torch.rand(20, 2, 6, 6))
+
+
+def write_number(x):
+    x = x.clone()
+    x[:, 0] = 0
+    return x
+
+
+def write_values(x):
+    x = x.clone()
+    x[:, :, 1:3] = x[:, :, 3:5]
+    return x
+
+
+def write_by_condition(x):
+    x = x.clone()
+    x[x < 0.3] = 0
+    return x
+
+
+@pytest.mark.parametrize(
+    "write",
+    [write_number, write_values, write_by_condition, lambda x: torch.select_scatter(x, x[:, 0], 1, 1)],
+)
+def test_writing_into_a_part_of_a_tensor_names_what_to_do(write):
+    net = Around(lambda net, x: F.linear(write(x).flatten(1)[:, :3], net.matrix))
+    with pytest.raises(ConversionError, match="it writes into a part of a tensor; multiply by a constant mask"):
+        quartz_plugin.convert(net, torch.rand(20, 2, 6, 6))
+
+
+@pytest.mark.parametrize("name", ["StochasticDepth", "DropBlock2d", "stochastic_depth"])
+def test_drops_of_torchvision_are_looked_into_and_do_nothing_in_eval_mode(name):
+    ops = pytest.importorskip("torchvision.ops")
+    drops = {"StochasticDepth": (0.2, "row"), "DropBlock2d": (0.2, 3)}
+    if name in drops:
+        drop = getattr(ops, name)(*drops[name])
+        net = Around(nn.Sequential(drop, nn.Conv2d(4, 2, 3)))
+    else:
+        net = Around(lambda net, x: F.linear(ops.stochastic_depth(x, 0.2, "row", net.training), net.matrix.t()))
+    assert_converts(net)
