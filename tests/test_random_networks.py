@@ -26,6 +26,7 @@ DRAWN = {
     "copies": r"expand\(|expand_as\(|repeat\(|tile\(|repeat_interleave\(",
     "other orders": r"flip\(|movedim\(|index_select\(",
     "pixel shuffles": r"pixel_(un)?shuffle\(",
+    "patches": r"F\.unfold\(",
     "constants beside values": r"\.value\.expand\(",
     "absolute values": r"a\.abs\(\)",
     "the larger and smaller of two": r"torch\.m(ax|in)imum\(",

@@ -496,6 +496,7 @@ class _Writer:
         if rank == 3:
             # Three times, for they fit seldom.
             choices += 3 * [f"F.pixel_shuffle({name}.repeat(1, 4, 1, 1), 2)", f"F.pixel_unshuffle({name}, 2)"]
+            choices += 3 * [f"F.unfold({name}, 2, padding=1)"]
         text = self.pick(*choices)
         alias = any(word in text for word in ("expand", "movedim", "unbind", "split"))
         for made in self.write(text, [source], source.kind, run=source.run, alias=alias):
