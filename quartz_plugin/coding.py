@@ -5,8 +5,7 @@ A value :math:`x \in [0, 1]` is one spike at step :math:`\lceil S (1 - x) - 1/2 
 
 Every step at which anything happens is computed here, and nowhere else.
 
-G. Lenz, G. Orchard, S. Sheik, "Ultra-low-power Image Classification on Neuromorphic Hardware",
-arXiv:2309.16795.
+G. Lenz, G. Orchard, S. Sheik, "Ultra-low-power Image Classification on Neuromorphic Hardware", arXiv:2309.16795.
 """
 
 from __future__ import annotations
@@ -149,11 +148,10 @@ class NeuronClock(NamedTuple):
     def bias_spike_steps(self, bias: Tensor) -> Tensor:
         r"""Steps at which unit-weight bias spikes arrive: ``first_input + round(S (2 - b)) - S``, half to even.
 
-        `bias` is clamped to +-:data:`LARGEST_BIAS` first, as the authors of Quartz do. The result may be negative:
-        such a layer needs its readout that much later.
+        `bias` is clamped first, as the authors of Quartz do. A negative result: readout must be that much later.
         """
-        local = torch.round(self.input_window * (2.0 - bias.clamp(-LARGEST_BIAS, LARGEST_BIAS))) - self.input_window
-        return local + self.first_input
+        clamped = bias.clamp(-LARGEST_BIAS, LARGEST_BIAS)
+        return torch.round(self.input_window * (2.0 - clamped)) - self.input_window + self.first_input
 
 
 def window_length(t_max: int) -> int:

@@ -63,7 +63,9 @@ STARTS: dict[str, Callable[..., Any]] = {
 }
 """Operations that the host takes over where nothing but such operations stands behind them, by name."""
 
-PRODUCTS: dict[str, Callable[..., Any]] = {**_of(operator, "mul truediv"), **_of(torch, "div matmul bmm")}
+MATRIX_PRODUCTS: dict[str, Callable[..., Any]] = _of(torch, "matmul bmm")
+
+PRODUCTS: dict[str, Callable[..., Any]] = {**_of(operator, "mul truediv"), "div": torch.div, **MATRIX_PRODUCTS}
 """Operations that the host takes over where they join two values: fixed synapses carry out the others."""
 
 FOLLOWS: dict[str, Callable[..., Any]] = {
@@ -343,6 +345,7 @@ def _from_json(value: Any, known: int) -> Any:
 
 
 __all__ = [
+    "MATRIX_PRODUCTS",
     "MODULES",
     "OPERATIONS",
     "PRODUCTS",

@@ -255,12 +255,13 @@ def values_side_by_side(
                         f"layer {name!r} has the shape {list(value.shape[1:])} in ann and {list(spiking.shape[1:])} "
                         "in the spiking network: not the same network"
                     )
+                encoded = value
                 if node is last:
-                    value = value - torch.as_tensor(graph.output_shift, dtype=torch.float64).to(value)
+                    encoded = value - torch.as_tensor(graph.output_shift, dtype=torch.float64).to(value)
                 elif name in graph.shifts:
                     # The pool behind lets none pass that is below the lowest of its values.
-                    value = (value - graph.shifts[name].to(value)).clamp(min=0)
-                yield name, value, result
+                    encoded = (value - graph.shifts[name].to(value)).clamp(min=0)
+                yield name, encoded, result
             if node is last:
                 yield None, rounded(network.output_quantizer, value), result
 

@@ -181,6 +181,14 @@ def test_host_operations_give_what_the_ann_gives(name, exported, tmp_path):
     assert torch.equal(quartz_plugin.load(tmp_path / "net.snn")(images), given)
 
 
+@pytest.mark.parametrize("exported", [False, True], ids=["traced", "exported"])
+def test_a_layer_behind_a_sigmoid_is_not_left_to_the_host(exported):
+    ann, images = Net(lambda a, b, c: a.sigmoid() @ torch.ones(3, 2)).eval(), torch.rand(40, 6)
+    source = torch.export.export(ann, (images,)) if exported else ann
+    with pytest.raises(quartz_plugin.ConversionError, match="sigmoid"):
+        quartz_plugin.convert(source, images, 16)
+
+
 @pytest.mark.parametrize(
     "returned",
     [

@@ -236,9 +236,9 @@ def check_convertible(
     Examples
     --------
     >>> import torch, quartz_plugin
-    >>> quartz_plugin.check_convertible(torch.nn.Sequential(torch.nn.Linear(6, 5), torch.nn.GELU()), torch.rand(1, 6))
+    >>> quartz_plugin.check_convertible(torch.nn.Sequential(torch.nn.GELU(), torch.nn.Linear(6, 5)), torch.rand(1, 6))
     Traceback (most recent call last):
-    quartz_plugin.operators.tracing.ConversionError: cannot convert '1' (GELU): it is not a ReLU; train the network with
+    quartz_plugin.operators.tracing.ConversionError: cannot convert '0' (GELU): it is not a ReLU; train the network with
     nn.ReLU in its place
     """
     config = ConversionConfig(preprocessing=preprocessing, linear=linear, input_range=input_range)

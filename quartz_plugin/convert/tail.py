@@ -12,7 +12,18 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from quartz_plugin.host import MODULES, OPERATIONS, PRODUCTS, BatchSize, Call, ForEachImage, HostProgram, Ref, starts
+from quartz_plugin.host import (
+    MATRIX_PRODUCTS,
+    MODULES,
+    OPERATIONS,
+    PRODUCTS,
+    BatchSize,
+    Call,
+    ForEachImage,
+    HostProgram,
+    Ref,
+    starts,
+)
 from quartz_plugin.operators.table import Value
 
 
@@ -98,8 +109,11 @@ def hosted_nodes(root: nn.Module, graph: fx.Graph, dynamic: set[fx.Node]) -> set
     # From the end: what stands behind a node is known when the node is looked at.
     able = {node for node in graph.nodes if node.op == "output" or builds_output(node)}
     for node in reversed(graph.nodes):
-        if node in dynamic and all(user in able for user in node.users) and host_call(root, node) is not None:
-            able.add(node)
+        if node in dynamic and all(user in able for user in node.users):
+            call = host_call(root, node)
+            # A product with constants is a layer of its own: what is in front of it is not behind the last one.
+            if call is not None and (call[0] not in MATRIX_PRODUCTS or _joins(node, call[0], dynamic)):
+                able.add(node)
     for node in graph.nodes:
         if node not in able or node.op == "output" or builds_output(node):
             continue

@@ -86,13 +86,14 @@ def trace(ann: nn.Module, example: Tensor, rules: Rules | None = None, inputs: I
 def _takes_one_image_alone(ann: nn.Module, inputs: Inputs, examples: Tensor) -> bool:
     """Check whether a network takes one image and no more, as one that was exported for one does."""
     network = copy_of(ann).to(device=examples.device, dtype=examples.dtype)
+    # A user's code raises what it likes.
     try:
         _run(network, inputs.unpack(examples[:1].clone()))
-    except ConversionError:
+    except Exception:
         return False
     try:
         leaves = flattened(_run(network, inputs.unpack(examples.clone())), lambda each: isinstance(each, Tensor))[1]
-    except ConversionError:
+    except Exception:
         return True
     # Sizes that are numbers in the graph may take several images for a larger one.
     captured = isinstance(network, fx.GraphModule)

@@ -146,7 +146,7 @@ def _build_constant_pad(append: Append, pad: Any, input: Value) -> Value:
 def _build_pad(
     append: Append, input: Value, pad: Sequence[int], mode: str = "constant", value: float | None = None
 ) -> Value:
-    while len(pad) > 2 and not any(pad[-2:]):
+    while mode == "constant" and len(pad) > 2 and not any(pad[-2:]):
         pad = pad[:-2]
     padding = _padding_of(mode, tuple(pad), input.tensor.dim())
     if not value:

@@ -222,7 +222,7 @@ ROWS: Rows = {
         how=_COPIES,
         form=as_convolution(_expansion_as_map),
     ),
-    nn.Unfold: route(None, None, how=_COPIES, build=_build_unfold),
+    nn.Unfold: route(None, None, gain=None, how=_COPIES, build=_build_unfold),
     Select: route(
         {"dim": whole(1), "indices": listed(0)},
         _relate_selection,

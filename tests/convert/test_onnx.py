@@ -6,13 +6,13 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from helpers.paths import SHARED
+from test_networks_people_have import NETWORKS, leaves_of, lively
 from torch import nn
 from torch.nn import functional as F
 
 import quartz_plugin
 from quartz_plugin import ConversionError
-from tests.convert.test_networks_people_have import NETWORKS, leaves_of, lively
-from tests.helpers.paths import SHARED
 
 onnx2torch = pytest.importorskip("onnx2torch")
 

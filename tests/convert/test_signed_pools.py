@@ -361,3 +361,14 @@ def test_the_report_names_clamped_bias_spikes():
     ann[0].weight.data.abs_().mul_(8)
     rows = {row["module"]: row["exact"] for row in quartz_plugin.convert(ann, images, **settings).report}
     assert rows["1"] == "exact but for early spikes; biases above 1.5 are clamped"
+
+
+def test_verify_compares_outputs_in_the_ann_s_units():
+    ann, images = (
+        nn.Sequential(nn.Conv2d(2, 6, 3), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(24, 3)),
+        torch.rand(20, 2, 6, 6),
+    )
+    ann[3].bias.data.add_(100.0)
+    snn = quartz_plugin.convert(ann, images, 4097, percentile=100, task="regression")
+    errors = [float(each) for each in (snn(images) - ann(images)).abs().mean(0)]
+    assert [each.mean for each in quartz_plugin.verify(ann, snn, images).errors] == pytest.approx(errors, rel=1e-3)

@@ -45,7 +45,7 @@ class TestRows:
         assert isinstance(row.role, Role)
         assert row.how
         assert row.exact.startswith("exact")
-        if row.role in (Role.NOTHING, Role.RECTIFIER) or kind in (*NORMS, Affine, nn.UpsamplingBilinear2d):
+        if row.role in (Role.NOTHING, Role.RECTIFIER) or kind in (*NORMS, Affine, nn.UpsamplingBilinear2d, nn.Unfold):
             # Nothing of it is in a converted network; of neurons a file keeps the settings.
             assert (row.relate, row.form) == (None, None)
             assert (row.settings is None) == (kind in OPERATORS)
@@ -223,7 +223,7 @@ TOYS = {
     "behind weights": [
         nn.Conv2d(1, 3, 3),
         Neighbours(2),
-        nn.Conv2d(3, 2, 2),
+        nn.Conv2d(3, 6, 2),
         nn.ReLU(),
         nn.Flatten(),
         nn.LazyLinear(4),
