@@ -235,6 +235,18 @@ def test_what_the_host_writes_in_place_is_seen_by_all_later_users(change, export
     assert torch.equal(result.logits, before)
 
 
+def test_what_is_written_in_place_and_not_used_itself_is_kept():
+    def returned(a, b, c):
+        y = b.tanh()
+        F.elu(y, 0.5, True)
+        return y
+
+    ann, images = Net(returned).eval(), torch.rand(40, 6)
+    torch.testing.assert_close(
+        quartz_plugin.convert(ann, images, 1 << 14, percentile=100)(images), ann(images), rtol=1e-3, atol=1e-3
+    )
+
+
 def test_host_operations_change_nothing_in_place():
     ann, images = Net(lambda a, b, c: F.hardtanh(b, -0.1, 0.1, inplace=True)).eval(), torch.rand(40, 6)
     result = quartz_plugin.convert(ann, images, 256, percentile=100).run(images)

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from quartz_plugin.convert.calls import function_name
+from quartz_plugin.convert.calls import changes_in_place, function_name
 from quartz_plugin.convert.lines import line_of_node
 from quartz_plugin.convert.symbolic import refusal
-from quartz_plugin.convert.tail import HostBuilder, HostValue, builds_output, changes_in_place, host_call, tensors_of
+from quartz_plugin.convert.tail import HostBuilder, HostValue, builds_output, host_call, tensors_of
 from quartz_plugin.convert.traced import TracedNetwork
 from quartz_plugin.graph import INPUT, unique_path
 from quartz_plugin.inputs import PLACE

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import operator
 from collections.abc import Mapping
 from dataclasses import dataclass, field, is_dataclass
@@ -58,19 +57,6 @@ def host_call(root: nn.Module, node: fx.Node) -> tuple[str, dict[str, Any]] | No
     if name is None or name not in OPERATIONS or (name == "getattr" and node.args[1] not in ("values", "indices")):
         return None
     return name, dict(node.kwargs)
-
-
-def changes_in_place(node: fx.Node) -> bool:
-    """Check whether a call of the host's asks for its result to be written into its input."""
-    if node.op == "call_method":
-        return str(node.target).endswith("_")
-    if getattr(node.target, "__name__", "").endswith("_"):
-        return True
-    try:
-        arguments = inspect.signature(node.target).bind(*node.args, **node.kwargs).arguments  # type: ignore[arg-type]
-    except (TypeError, ValueError):  # Of builtins none has such an argument, nor a signature.
-        return False
-    return bool(arguments.get("inplace", False))
 
 
 def builds_output(node: fx.Node) -> bool:
@@ -230,4 +216,4 @@ def tensors_of(structure: Any) -> Any:
     return structure
 
 
-__all__ = ["HostBuilder", "HostValue", "builds_output", "changes_in_place", "host_call", "hosted_nodes", "tensors_of"]
+__all__ = ["HostBuilder", "HostValue", "builds_output", "host_call", "hosted_nodes", "tensors_of"]

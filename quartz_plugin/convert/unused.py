@@ -8,7 +8,7 @@ from collections.abc import Container
 import torch
 from torch import fx, nn
 
-from quartz_plugin.convert.calls import function_name, is_of_the_user
+from quartz_plugin.convert.calls import changes_in_place, is_of_the_user
 from quartz_plugin.operators.table import FUNCTIONS
 
 _CHANGES = frozenset(
@@ -49,10 +49,8 @@ def _changes_a_tensor(root: nn.Module, node: fx.Node) -> bool:
     function = FUNCTIONS.get(node.target)
     if function is not None:
         return function.changes_first_argument(node.args, node.kwargs)
-    name = function_name(node.target)
-    named = node.kwargs.get("inplace", False) or node.kwargs.get("out") is not None
-    by_name = name.endswith("_") and not name.endswith("__")
-    return bool(by_name or named or node.target in _CHANGES or is_of_the_user(node.target))
+    given = node.kwargs.get("out") is not None or node.target in _CHANGES
+    return given or changes_in_place(node) or is_of_the_user(node.target)
 
 
 __all__ = ["erase_unused"]

@@ -14,12 +14,11 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 import yaml
 from helpers.paths import ROOT
-from PIL import Image
+from helpers.photos import folder_of_photos
 from safetensors.torch import load_file, save_file
 
 pytest.importorskip("lightning", reason="needs the extra recipes")
@@ -62,15 +61,7 @@ class Small(nn.Sequential):
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
     """A folder of 3 classes x 25 images of 20 x 20, which differ in their colour."""
-    folder = tmp_path_factory.mktemp("images") / "photos"
-    draw = np.random.default_rng(0)
-    for number, name in enumerate(("ant", "bee", "cow")):
-        (folder / name).mkdir(parents=True)
-        for index in range(25):
-            pixels = draw.integers(0, 120, (20, 20, 3))
-            pixels[..., number] += 100
-            Image.fromarray(pixels.astype(np.uint8)).save(folder / name / f"{index:02}.png")
-    return folder
+    return folder_of_photos(tmp_path_factory.mktemp("images") / "photos", 25, 20)
 
 
 @pytest.fixture

@@ -10,11 +10,10 @@ import shutil
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from helpers.paths import ROOT
-from PIL import Image
+from helpers.photos import folder_of_photos
 from safetensors.torch import load_file, save_file
 
 pytest.importorskip("lightning", reason="needs the extra recipes")
@@ -251,15 +250,7 @@ class TestHuggingFace:
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
     """A folder of 3 classes x 10 images of 40 x 40, which differ in their colour."""
-    folder = tmp_path_factory.mktemp("images") / "photos"
-    draw = np.random.default_rng(0)
-    for number, name in enumerate(("ant", "bee", "cow")):
-        (folder / name).mkdir(parents=True)
-        for index in range(10):
-            pixels = draw.integers(0, 120, (40, 40, 3))
-            pixels[..., number] += 100
-            Image.fromarray(pixels.astype(np.uint8)).save(folder / name / f"{index:02}.png")
-    return folder
+    return folder_of_photos(tmp_path_factory.mktemp("images") / "photos", 10, 40)
 
 
 def recipe(command, images, arch, *arguments):
