@@ -20,6 +20,7 @@ from torch import Tensor, fx, nn
 from quartz_plugin.coding import plain
 from quartz_plugin.convert.calls import NAMED, function_name, is_of_the_user
 from quartz_plugin.convert.lines import line_of_error
+from quartz_plugin.convert.recurrent import unrolled
 from quartz_plugin.convert.shapes import Shapes, not_known, place_of, value_dependent
 from quartz_plugin.convert.sizes import sizes_of_symbols
 from quartz_plugin.graph import call_node
@@ -108,7 +109,8 @@ class Tracer(fx.Tracer):
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Check whether a module is not looked into."""
-        return type(m) in OPERATORS or super().is_leaf_module(m, module_qualified_name)
+        own = type(m) in OPERATORS or super().is_leaf_module(m, module_qualified_name)
+        return own and unrolled(m) is None
 
     def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
         """Trace the call of a module, and note it."""
@@ -117,7 +119,7 @@ class Tracer(fx.Tracer):
             self.called.append((path, m))
             self.check_settings(path, m)
         try:
-            return super().call_module(m, forward, args, kwargs)
+            return super().call_module(m, unrolled(m) or forward, args, kwargs)
         except Exception:
             self.failed_in = self.failed_in or path
             raise
