@@ -32,7 +32,7 @@ from helpers.random_chains import (
     spelled_kernel,
     spelled_stride,
 )
-from quartz_plugin import AxonalDelay, FirstSpikeMaxPool, TTFSNeuron
+from quartz_plugin import AxonalDelay, ConversionError, FirstSpikeMaxPool, TTFSNeuron
 from quartz_plugin.operators.table import WEIGHTED
 
 _WORDS = {"torch": torch, "F": F, "operator": operator, "np": np}
@@ -138,7 +138,16 @@ class RandomNet:
     preprocessing: tuple | None
 
     def convert(self, t_max, **options):
-        return quartz_plugin.convert(self.ann, self.calibration, t_max, preprocessing=self.preprocessing, **options)
+        options |= {"preprocessing": self.preprocessing}
+        try:
+            return quartz_plugin.convert(self.ann, self.calibration, t_max, **options)
+        except ConversionError as refusal:
+            # Joined branches may have different scales; what differs by the options of a call is the caller's.
+            assume(options.keys() & {"layers", "granularity"} or not pools_mixed_scales(self, refusal))
+            # Pools of signed values may need larger biases than the paper's neuron has.
+            if options.get("bias") != "spike" or "which no bias spike encodes" not in str(refusal):
+                raise
+            return quartz_plugin.convert(self.ann, self.calibration, t_max, **options | {"bias": "synapse"})
 
     def _repr_pretty_(self, printer, cycle):
         printer.text(repr(self))
