@@ -63,16 +63,14 @@ def flattened(value: Any, is_leaf: Callable[[Any], bool]) -> tuple[Structure, di
     {'scores': 'a', 'boxes': ('b', 'c')}
     """
     leaves: dict[str, Any] = {}
-    taken: set[str] = set()
 
     def visit(value: Any, name: str) -> Structure:
         if value is None:
             return None
         if is_leaf(value):
             own, count = name, 2
-            while own in taken:
+            while own in leaves:
                 own, count = f"{name}_{count}", count + 1
-            taken.add(own)
             leaves[own] = value
             return Leaf(len(leaves) - 1)
         kind, parts, own_class = _opened(value, name)

@@ -125,16 +125,21 @@ def test_the_clock_objects_to_one_spike_of_another_step(snn, shift):
         assert_the_clock_agrees(snn, images, wrong)
 
 
-@settings(FEW)
-@given(random_nets(), st.integers(3, 8))
-def test_the_ann_objects_to_one_spike_of_another_level(net, t_max):
+def simulated(net, t_max):
+    """The spiking network of a random one, and the steps of its spikes; None where it is refused."""
     try:
         snn = net.convert(t_max)
     except quartz_plugin.ConversionError:
+        return None
+    return snn, snn.run(net.images.to(net_dtype(net)), engine="stepped").spike_steps
+
+
+@settings(FEW)
+@given(random_nets(), st.integers(3, 8))
+def test_the_ann_objects_to_one_spike_of_another_level(net, t_max):
+    if (found := simulated(net, t_max)) is None or not assert_the_ann_agrees(net, *found):
         return
-    steps = snn.run(net.images.to(net_dtype(net)), engine="stepped").spike_steps
-    if not assert_the_ann_agrees(net, snn, steps):
-        return
+    snn, steps = found
     name = snn.graph.layers[-1].name
     wrong = steps | {name: torch.where(steps[name] > steps[name].min(), steps[name].min(), steps[name] + 2)}
     with pytest.raises(AssertionError):
@@ -147,12 +152,8 @@ def test_the_ann_judges_most_networks():
     @settings(FEW, max_examples=30, derandomize=True, database=None)
     @given(random_nets(), st.integers(3, 8))
     def judge(net, t_max):
-        try:
-            snn = net.convert(t_max)
-        except quartz_plugin.ConversionError:
-            return
-        steps = snn.run(net.images.to(net_dtype(net)), engine="stepped").spike_steps
-        judged.append(assert_the_ann_agrees(net, snn, steps))
+        if (found := simulated(net, t_max)) is not None:
+            judged.append(assert_the_ann_agrees(net, *found))
 
     judge()
     assert len(judged) > 20

@@ -11,11 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from quartz_plugin.convert.calls import changes_in_place, function_name
+from quartz_plugin.convert.calls import function_name
 from quartz_plugin.convert.lines import line_of_node
 from quartz_plugin.convert.symbolic import refusal
 from quartz_plugin.convert.tail import HostBuilder, HostValue, builds_output, host_call, tensors_of
 from quartz_plugin.convert.traced import TracedNetwork
+from quartz_plugin.convert.unused import changes_a_tensor
 from quartz_plugin.graph import INPUT, unique_path
 from quartz_plugin.inputs import PLACE
 from quartz_plugin.intake import first_line
@@ -267,14 +268,8 @@ def _evaluate(target: Any, args: Any, kwargs: Any, dynamic: bool, append: Append
 
 def _in_place(root: nn.Module, node: fx.Node) -> bool:
     """Check whether a node changes the tensor it is called on."""
-    if node.op == "call_module":
-        return bool(getattr(root.get_submodule(str(node.target)), "inplace", False))
-    if node.op not in ("call_function", "call_method"):
-        return False
-    function = FUNCTIONS.get(node.target)
-    if function is None:
-        return host_call(root, node) is not None and changes_in_place(node)
-    return function.changes_first_argument(node.args, node.kwargs)
+    known = node.op == "call_module" or node.target in FUNCTIONS or host_call(root, node) is not None
+    return known and changes_a_tensor(root, node)
 
 
 def _attribute(root: nn.Module, path: str) -> Any:

@@ -171,8 +171,8 @@ def _known_graph(root: nn.Module, name: str, tracer: Tracer, rules: Rules, input
     _refuse_more_inputs(graph, tracer.count)
     if inputs is not None:
         inputs.unpack_in(graph)
-    erase_unused(root, graph, value_dependent(graph))
     dynamic = value_dependent(graph)
+    erase_unused(root, graph, dynamic)
     paths = _paths(root, graph, dynamic)
     hosted = hosted_nodes(root, graph, dynamic)
     _check_known(root, graph, paths, dynamic - hosted)

@@ -36,11 +36,11 @@ def erase_unused(root: nn.Module, graph: fx.Graph, dynamic: Container[fx.Node]) 
         if node.users or node.op in ("placeholder", "output"):
             continue
         asserts = node.target is torch._assert
-        if (asserts and node in dynamic) or not (asserts or _changes_a_tensor(root, node)):
+        if (asserts and node in dynamic) or not (asserts or changes_a_tensor(root, node)):
             graph.erase_node(node)
 
 
-def _changes_a_tensor(root: nn.Module, node: fx.Node) -> bool:
+def changes_a_tensor(root: nn.Module, node: fx.Node) -> bool:
     """Check whether a call may change a tensor that it was given."""
     if node.op == "call_module":
         return bool(getattr(root.get_submodule(str(node.target)), "inplace", False))
@@ -53,4 +53,4 @@ def _changes_a_tensor(root: nn.Module, node: fx.Node) -> bool:
     return given or changes_in_place(node) or is_of_the_user(node.target)
 
 
-__all__ = ["erase_unused"]
+__all__ = ["changes_a_tensor", "erase_unused"]

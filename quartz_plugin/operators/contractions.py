@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from quartz_plugin.operators.modules import Permute, Reshape
+from quartz_plugin.operators.modules import Permute
+from quartz_plugin.operators.selection import reshaped
 from quartz_plugin.operators.tracing import ATTENTION, BATCH, Append, Refusal, Value
 
 MOST_WEIGHTS = 2**26
@@ -79,20 +80,16 @@ def _contracted(append: Append, value: Value, own: str, constants: Sequence[tupl
     columns = torch.einsum(f"{equation}->{batch}{''.join(made)}", units, *tensors)
     order = [0, *(own.index(letter) for letter in (*free, *mixed))]
     rows = [sizes[letter] for letter in free]
-    value = _in_shape(append, _in_order(append, value, order), [*rows, inputs])
+    value = reshaped(append, _in_order(append, value, order), [*rows, inputs])
     linear = nn.Linear(inputs, outputs, bias=False, device="meta")
     linear.weight = nn.Parameter(columns.reshape(inputs, outputs).t().contiguous(), requires_grad=False)
     value = append(linear, value)
-    value = _in_shape(append, value, [*rows, *(known[letter] for letter in made)])
+    value = reshaped(append, value, [*rows, *(known[letter] for letter in made)])
     return _in_order(append, value, [0, *(1 + [*free, *made].index(letter) for letter in out[1:])])
 
 
 def _in_order(append: Append, value: Value, order: list[int]) -> Value:
     return value if order == list(range(len(order))) else append(Permute(order), value)
-
-
-def _in_shape(append: Append, value: Value, shape: list[int]) -> Value:
-    return value if list(value.tensor.shape[1:]) == shape else append(Reshape(shape), value)
 
 
 __all__ = ["build_einsum", "from_left"]

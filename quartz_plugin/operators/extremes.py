@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from quartz_plugin.operators.constants import scaled, shifted
-from quartz_plugin.operators.modules import Add, Permute, Reshape
-from quartz_plugin.operators.selection import broadcast
-from quartz_plugin.operators.tracing import BATCH, Append, Refusal, Value, unit_dim
+from quartz_plugin.operators.modules import Add, Permute
+from quartz_plugin.operators.selection import broadcast, reshaped
+from quartz_plugin.operators.tracing import BATCH, Append, Build, Refusal, Value, unit_dim
 
 NEVER_NEGATIVE = "never_negative"
 """Key of a traced node's ``meta``: True where its values are rectified, or put together of such without a sign."""
@@ -115,20 +115,9 @@ def build_largest(append: Append, input: Value, dim: Any = (), keepdim: bool = F
         largest = append(nn.AdaptiveMaxPool2d(1), input)
     else:
         rows = (math.prod(sample[each - 1] for each in kept), math.prod(sample[each - 1] for each in pooled))
-        input = input if tuple(input.tensor.shape[1:]) == rows else append(Reshape(rows), input)
-        largest = append(nn.AdaptiveMaxPool1d(1), input)
+        largest = append(nn.AdaptiveMaxPool1d(1), reshaped(append, input, rows))
     wanted = shape if keepdim else [size for place, size in enumerate(sample) if 1 + place in kept]
-    return largest if list(largest.tensor.shape[1:]) == wanted else append(Reshape(wanted), largest)
-
-
-def build_max(append: Append, input: Any, dim: Any = None, keepdim: bool = False, *, other: Any = None) -> Any:
-    """Largest values along a dimension, or of two tensors."""
-    second = dim if other is None else other
-    if isinstance(second, Value | Tensor) or not isinstance(input, Value):
-        return build_maximum(append, input, second)
-    if dim is None:
-        raise Refusal(BATCH)
-    return Largest(build_largest(append, input, operator.index(dim), keepdim))
+    return reshaped(append, largest, wanted)
 
 
 def build_smallest(append: Append, input: Value, dim: Any = (), keepdim: bool = False) -> Value:
@@ -136,14 +125,22 @@ def build_smallest(append: Append, input: Value, dim: Any = (), keepdim: bool = 
     return scaled(append, build_largest(append, scaled(append, input, -1.0), dim, keepdim), -1.0)
 
 
-def build_min(append: Append, input: Any, dim: Any = None, keepdim: bool = False, *, other: Any = None) -> Any:
-    """Smallest values along a dimension, or of two tensors."""
-    second = dim if other is None else other
-    if isinstance(second, Value | Tensor) or not isinstance(input, Value):
-        return build_minimum(append, input, second)
-    if dim is None:
-        raise Refusal(BATCH)
-    return Largest(build_smallest(append, input, operator.index(dim), keepdim))
+def _build_extreme(of_two: Build, along: Build) -> Build:
+    """Largest or smallest values along a dimension, or of two tensors."""
+
+    def build(append: Append, input: Any, dim: Any = None, keepdim: bool = False, *, other: Any = None) -> Any:
+        second = dim if other is None else other
+        if isinstance(second, Value | Tensor) or not isinstance(input, Value):
+            return of_two(append, input, second)
+        if dim is None:
+            raise Refusal(BATCH)
+        return Largest(along(append, input, operator.index(dim), keepdim))
+
+    return build
+
+
+build_max = _build_extreme(build_maximum, build_largest)
+build_min = _build_extreme(build_minimum, build_smallest)
 
 
 def build_attribute(append: Append, input: Any, name: str) -> Any:

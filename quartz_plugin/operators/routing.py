@@ -17,7 +17,7 @@ from quartz_plugin.operators.linear_map import Terms, same_terms
 from quartz_plugin.operators.modules import Concatenate, Permute, Reshape, Slice
 from quartz_plugin.operators.relation import Relation
 from quartz_plugin.operators.row import Operator, Relate, Role, Rows, changes_no_relation
-from quartz_plugin.operators.selection import picked, selected
+from quartz_plugin.operators.selection import picked, reshaped, selected
 from quartz_plugin.operators.settings import MOST, Settings, listed, whole
 from quartz_plugin.operators.tracing import BATCH, Append, Build, Refusal, Value, build_module, call, unit_dim
 
@@ -228,7 +228,7 @@ def _build_getitem(append: Append, input: Value, index: Any) -> Value:
                 value = append(Slice(dim, taken.start, taken.stop, taken.step), value)
         dim += 1
     shape = input.tensor[tuple(index)].shape
-    return value if value.tensor.shape == shape else append(Reshape(shape[1:]), value)
+    return reshaped(append, value, shape[1:])
 
 
 def _is_whole(part: Any) -> bool:

@@ -19,6 +19,11 @@ def expanded(append: Append, value: Value, shape: Sequence[int]) -> Value:
     return value if tuple(shape) == tuple(value.tensor.shape) else append(Expand(shape[1:]), value)
 
 
+def reshaped(append: Append, value: Value, shape: Sequence[int]) -> Value:
+    """Let a value have this shape, without the batch; one that has it stays as it is."""
+    return value if tuple(value.tensor.shape[1:]) == tuple(shape) else append(Reshape(tuple(shape)), value)
+
+
 def broadcast(append: Append, values: Sequence[Value]) -> list[Value]:
     """Let values have one shape, each copied along its dimensions of size 1."""
     shape = torch.broadcast_shapes(*(value.tensor.shape for value in values))
@@ -40,7 +45,7 @@ def picked(append: Append, value: Value, pick: Callable[[Tensor], Tensor]) -> Va
         raise Refusal(BATCH)
     flat = value if len(sample) == 1 else append(nn.Flatten(), value)
     taken = selected(append, flat, 1, places)
-    return taken if places.dim() == 2 else append(Reshape(places.shape[1:]), taken)
+    return reshaped(append, taken, places.shape[1:])
 
 
-__all__ = ["broadcast", "expanded", "picked", "selected"]
+__all__ = ["broadcast", "expanded", "picked", "reshaped", "selected"]

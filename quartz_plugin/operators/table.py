@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
-from quartz_plugin.host import STARTS
+from quartz_plugin.host import PRODUCTS, STARTS
 from quartz_plugin.operators import (
     activations,
     borders,
@@ -275,7 +275,7 @@ What an operation of an ANN becomes, and how exactly. A module class of your own
 {table}
 
 Where nothing but such operations stands behind the last linear map, the host carries them out on the decoded outputs:
-{host}.
+{host}; of two values {products} too, and places of the largest and smallest.
 
 This page is made of the rows in this folder:
 `python -c 'from quartz_plugin.operators.table import *; print(page(), end="")'`
@@ -285,8 +285,9 @@ This page is made of the rows in this folder:
 
 def page() -> str:
     """Return the page of the table, :data:`PAGE` filled in."""
-    starts = ", ".join(f"`{name}`" for name in STARTS if not name.startswith("_"))
-    return PAGE.format(table=operator_table(), host=starts)
+    starts = ", ".join(f"`{name}`" for name in STARTS)
+    products = ", ".join(f"`{name}`" for name in PRODUCTS)
+    return PAGE.format(table=operator_table(), host=starts, products=products)
 
 
 def _spelled(target: Any) -> str:

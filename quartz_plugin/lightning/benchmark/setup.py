@@ -15,8 +15,9 @@ from torchvision.transforms import v2
 from quartz_plugin.lightning.data import open_image
 from quartz_plugin.lightning.networks import ResNet20, quartz_mnist, vgg11_bn_cifar10
 from quartz_plugin.lightning.weights import load_weights
+from quartz_plugin.lightning.zoos import IMAGENET
 
-IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+OF_IMAGENET = (IMAGENET.mean, IMAGENET.std)
 
 
 @dataclass(frozen=True)
@@ -42,11 +43,11 @@ NETWORKS = {
     ),
     "resnet20": Network(
         "ResNet-20 for CIFAR-10", ResNet20, (3, 32, 32),
-        "cifar10/train", "cifar10/test", "cifar10_resnet20.safetensors", IMAGENET,
+        "cifar10/train", "cifar10/test", "cifar10_resnet20.safetensors", OF_IMAGENET,
     ),
     "squeezenet": Network(
         "SqueezeNet 1.0 for ImageNet", torchvision.models.squeezenet1_0, (3, 227, 227),
-        "imagenet/train", "imagenet/val", "imagenet_squeezenet1_0.safetensors", IMAGENET,
+        "imagenet/train", "imagenet/val", "imagenet_squeezenet1_0.safetensors", OF_IMAGENET,
     ),
 }  # fmt: skip
 

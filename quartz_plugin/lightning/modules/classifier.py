@@ -102,7 +102,7 @@ class ImageClassifier(Classifier):
     ----------
     arch : str
         resnet20, vgg_cifar10, vgg11_bn_cifar10 or mobilenet_v1 (quartz_plugin.lightning), any classification
-        model of torchvision, timm:NAME, hf:OWNER/NAME, hf:FOLDER, or the import path of your own class.
+        model of torchvision, timm:NAME, hf:OWNER/NAME, hf:FOLDER, hf:TYPE, or the import path of your own class.
     weights : str, optional
         A .safetensors or .pt file, a checkpoint, or the name of published weights (DEFAULT) to start from. Of another
         number of classes, they serve to fit from, with a fresh last layer.
