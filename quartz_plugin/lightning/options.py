@@ -9,8 +9,14 @@ from itertools import product
 from types import GenericAlias
 from typing import Any, get_type_hints
 
+import yaml
+
 from quartz_plugin.config import TRAINING, ConversionConfig, ConversionOptions, TrainingOptions
 from quartz_plugin.figures import SWEEP_OPTIONS
+from quartz_plugin.options import NotGiven
+
+# Lightning writes a command's options beside what it makes, and yaml knows no class of ours.
+yaml.SafeDumper.add_representer(NotGiven, lambda dumper, number: dumper.represent_int(int(number)))
 
 GROUP = "conversion, with the same options in every command"
 

@@ -63,6 +63,13 @@ def after_run(tmp_path_factory):
     return folder, finished("run", "--t_max=8", "--all_figures=true", *QUICK, cwd=folder)
 
 
+def test_run_needs_no_option_and_writes_those_that_it_took(tmp_path):
+    finished("run", *QUICK, cwd=tmp_path)
+    configs = list(tmp_path.glob("runs/**/config.yaml"))
+    assert configs
+    assert all("t_max: 16\n" in config.read_text() for config in configs)
+
+
 def test_run_opens_no_socket_and_ends_in_one_table_and_four_pictures(after_run):
     folder, done = after_run
     output = done.stdout
