@@ -562,11 +562,12 @@ class _Writer:
             if last == 2 or text.startswith(name):
                 self.write(text, [source], kind, path="amax" if "amax" in text else "max", pools=True, run=run)
                 return
-        if len(source.shape) == 3 and self.chance(40):
+        if len(source.shape) == 3 and self.chance(60):
             size = f"{self.pick(2, [2], (2,))}, {self.pick(1, (1,), [], None)}"
             pads = self.pick("(0, 1, 1, 0)", "[1, 1]", "(-1, 1, 0, 1)")
             value = self.pick("-float('inf')", "-float('inf')", "-1e9")
-            padded = self.pick(source.name, f"F.pad({source.name}, {pads}, value={value})")
+            # Three times, for they fit seldom.
+            padded = self.pick(source.name, *3 * [f"F.pad({source.name}, {pads}, value={value})"])
             text = f"F.max_pool2d({padded}, {size})"
             self.write(text, [source], kind, path="max_pool2d", pools=True, run=run)
         else:
