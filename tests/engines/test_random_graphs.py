@@ -62,7 +62,7 @@ def test_exports_stepped_by_hand_spike_when_the_stepped_engine_says(conversion):
             out, state = norse(spikes, state)
             outputs.append(out)
         assert torch.equal(first_spikes(outputs), result.spike_steps[result.output])
-        assert torch.equal(snn.decode(torch.stack(outputs)), result.logits)
+        assert torch.equal(snn.decode(torch.stack(outputs)), result.outputs)
         heard = [snntorch(spikes) for spikes in train]
         assert torch.equal(torch.stack(heard), torch.stack(outputs))
         quartz_plugin.reset(snntorch)

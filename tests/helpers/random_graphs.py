@@ -920,18 +920,40 @@ def random_nets(draw, *, exact=False, dtypes=(torch.float32, torch.float32, torc
     net.images[torch.rand(net.images.shape) < 0.1] = 1.0
     if exact:
         net.images = round_half_up(net.images * 2**8) / 2**8
-    assume(_alive(net) and _computes(net.ann))
+    assume(_alive(net) and _computes(net.ann) and _names_stay(net.ann))
     return net
+
+
+def _live_lines(ann):
+    """Lines that the output is computed of, from the last on; what one changes in place is not followed."""
+    live = {ann.lines[-1].names[0]}
+    for line in reversed(ann.lines):
+        if not live.isdisjoint(line.names):
+            live |= set(re.findall(r"\b(?:v\d+|x)\b", line.text))
+            yield line
+
+
+def _names_stay(ann):
+    """Whether no line that is computed in vain, and left out, takes the first of several names of one call."""
+    live = list(_live_lines(ann))
+    idle = {_without_number(line.path) for line in ann.lines if line not in live and line.path}
+    return idle.isdisjoint(_without_number(line.path) for line in live)
+
+
+def _is_normalised(ann, name):
+    """Whether a batch norm takes a value."""
+    called = [re.search(rf"self\.(m\d+)\({name}\)", line.text) for line in ann.lines]
+    return any(found and isinstance(ann.get_submodule(found[1]), nn.modules.batchnorm._BatchNorm) for found in called)
+
+
+def _without_number(path):
+    return re.sub(r"_\d+$", "", path)
 
 
 def _computes(ann):
     """Whether weights or a ReLU stand between the input and the output, and not the host's operations alone."""
-    live = {ann.lines[-1].names[0]}
     found = False
-    for line in reversed(ann.lines):
-        if live.isdisjoint(line.names):
-            continue
-        live |= set(re.findall(r"\b(?:v\d+|x)\b", line.text))
+    for line in _live_lines(ann):
         modules = [ann.get_submodule(name) for name in re.findall(r"self\.(m\d+)\b", line.text)]
         found |= line.rectifies or any(isinstance(module, WEIGHTED) for module in modules)
     return found
@@ -1208,7 +1230,15 @@ def _assert_the_ann_agrees(net, snn, spike_steps):
             else:
                 if line.pools:
                     (source,) = line.sources
+                    if _is_normalised(ann, line.names[0]):
+                        # The norm may be moved in front of the pool, and of its neurons.
+                        raise _NeuronsElsewhereError
                     values = line.values(ann, known | {source: in_front_of_pools(line, known[source])})
+                    (out,) = values.values()
+                    signed = bool((known[source] < 0).any()) and f"{line.path}_neurons" not in lengths
+                    if signed and out.numel() == known[source].numel():
+                        # Moved behind a ReLU, whose neurons are as many as the pooled values.
+                        raise _NeuronsElsewhereError
                 else:
                     values = line.values(ann, known)
                 if len(values) > 1:
@@ -1223,7 +1253,10 @@ def _assert_the_ann_agrees(net, snn, spike_steps):
                 # In place: who uses what the line has changed sees the change.
                 known.update(dict.fromkeys(same, value))
             known[line.names[0]] = value
-    if output not in seen:
+    if graph.outputs.program is not None:
+        # The last lines are the host's, and the output encodes what is in front of them.
+        seen.append(output)
+    elif output not in seen:
         encoded(output, known[ann.lines[-1].names[0]])
     assert sorted(seen) == sorted(lengths)
     return True
