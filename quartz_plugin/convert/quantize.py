@@ -5,14 +5,20 @@ Only with ``weight_bits``. Every weight becomes a whole number of at most that m
 after readout, 1, and the threshold, ``S + 1/2``, are on that grid already, since it is binary; ``S b`` is put on it.
 Membranes are then whole multiples of one :math:`2^{-k}`, and sums are exact in any order: all engines agree bit for
 bit, without ties.
+
+A neuron's membrane fits into float32 where :math:`m 2^k < 2^{24}`, ``m`` being the most that its positive, or its
+negative, inputs add up to: no sum of some of them, in any order, is larger. Up to 8 bits a held neuron whose weights
+stand for themselves gets a ``k`` for which this holds; where linear maps stand in a row their grids multiply, and the
+network may be in float64.
 """
 
 from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
@@ -21,18 +27,23 @@ from quartz_plugin.convert.rescale import ScaledNetwork
 from quartz_plugin.convert.traced import CalibratedNetwork
 from quartz_plugin.graph import INPUT
 from quartz_plugin.layer_config import Granularity
-from quartz_plugin.operators.modules import OneToOne
-from quartz_plugin.operators.table import ConversionError, weights_of
+from quartz_plugin.operators.modules import Add, OneToOne
+from quartz_plugin.operators.table import ConversionError, moves_spikes, weights_of
 
 EXACT_BITS = {torch.float32: 24, torch.float64: 53}
 """Bits of the whole numbers that each type holds without a gap."""
-
 
 CHANNELS_APART = 16
 """Binary places by which the grid of one channel may be finer than that of another."""
 
 FINEST = 40
 """Binary places behind the point that a grid may have at most."""
+
+MOST_BITS_IN_FLOAT32 = 8
+"""Bits of weights up to which grids are chosen so that float32 holds the membranes of held neurons."""
+
+ROUNDING_WINDOWS = 4
+"""Windows that a membrane's bits have room for besides what arrives: two it climbs by, and half a unit is added."""
 
 
 def quantize(network: ScaledNetwork, calibrated: CalibratedNetwork) -> ScaledNetwork:
@@ -58,91 +69,262 @@ def quantize(network: ScaledNetwork, calibrated: CalibratedNetwork) -> ScaledNet
     ConversionError
         If no type could hold a membrane exactly.
     """
-    config, weight_bits = calibrated.config, calibrated.config.weight_bits
-    assert weight_bits is not None
-    # A level of held neurons is one window at most; early spikes encode more.
-    early_windows = 1 if config.hold else len(network.layers) + 1
-    rounded = {path: _round(module, weight_bits, config.granularity) for path, module in network.modules.items()}
-    places = {path: finest for path, (_, finest) in rounded.items()}
-    network = replace(network, modules={path: module for path, (module, _) in rounded.items()})
-    biases: dict[fx.Node, Tensor | None] = {}
-    longest = max([calibrated.windows[INPUT], *(layer.window for layer in network.layers.values())])
-    below = _fractional_bits(network, places)
-    reach = _largest_currents(network, float(early_windows * longest))
-    needed = 0.0
-    for node, layer in network.layers.items():
-        bits = below[node.all_input_nodes[0]]
-        largest, bias = reach[node], layer.bias
-        if bias is not None and config.bias == "synapse":
-            # S b is what the membrane gets.
-            bits += math.ceil(math.log2(layer.input_window))
-            bias = torch.round(bias.double() * 2.0**bits).div(2.0**bits)
-            largest += float(bias.abs().max()) * early_windows * longest
-        else:
-            largest += early_windows * longest
-        biases[node] = bias
-        needed = max(needed, math.log2(max(largest, 1.0) + 2 * layer.window) + max(bits, 1))
+    grids = _Grids(network, calibrated)
+    if calibrated.config.hold and grids.weight_bits <= MOST_BITS_IN_FLOAT32:
+        grids.coarsen_single_maps(EXACT_BITS[torch.float32])
+    grids.coarsen_maps_in_a_row(EXACT_BITS[torch.float64])
+    needed = max(float(grids.bits_of(node).max()) for node in network.layers)
     exact = next((one for one in (calibrated.network.dtype, torch.float64) if needed < EXACT_BITS[one]), None)
     if exact is None:
         raise ConversionError(
-            f"weight_bits={weight_bits}: a membrane would need {needed:.0f} bits, and float64 holds 53; "
+            f"weight_bits={grids.weight_bits}: a membrane would need {needed:.0f} bits, and float64 holds 53; "
             'give fewer weight_bits, or linear="pair" where many linear maps stand in a row'
         )
-    layers = {
-        node: replace(layer, bias=None if (bias := biases[node]) is None else bias.to(exact))
-        for node, layer in network.layers.items()
-    }
-    return replace(network, modules={path: each.to(exact) for path, each in network.modules.items()}, layers=layers)
+    layers = {}
+    for node, layer in network.layers.items():
+        bias = grids.rounded_bias(node, EXACT_BITS[exact])
+        layers[node] = replace(layer, bias=None if bias is None else bias.to(exact))
+    return replace(network, modules={path: each.to(exact) for path, each in grids.modules.items()}, layers=layers)
 
 
-def _round(module: Any, weight_bits: int, granularity: Granularity) -> tuple[nn.Module, int]:
-    """A module with its weights on their grids, and how many binary places behind the point the finest of them has."""
+class _Reach(NamedTuple):
+    """What may arrive at the units of a value, float64 tensors ``[1, ...]``.
+
+    Attributes
+    ----------
+    positive, negative : Tensor
+        The most that positive, and that negative, contributions add up to.
+    places : Tensor
+        Binary places behind the point.
+    """
+
+    positive: Tensor
+    negative: Tensor
+    places: Tensor
+
+
+class _Grids:
+    """Grids of the weights of a network, and the bits that its membranes need with them."""
+
+    def __init__(self, network: ScaledNetwork, calibrated: CalibratedNetwork) -> None:
+        config = calibrated.config
+        assert config.weight_bits is not None
+        self.network, self.weight_bits = network, config.weight_bits
+        self.spends_spike = config.bias == "spike"
+        windows = {node: layer.window for node, layer in network.layers.items()}
+        # A level of held neurons is one window at most; early spikes encode more.
+        early = 0 if config.hold else (len(windows) + 1) * max(calibrated.windows[INPUT], *windows.values())
+        self.input_level = early or calibrated.windows[INPUT]
+        self.levels = {node: early or window for node, window in windows.items()}
+        self.drives = {node: early or layer.input_window for node, layer in network.layers.items()}
+        self.places = {
+            path: _finest_places(module, self.weight_bits, config.granularity)
+            for path, module in network.modules.items()
+            if _is_weighted(module)
+        }
+        self.in_front = {node: self._weights_in_front_of(node) for node in network.layers}
+        self._put_on_grids()
+
+    def bits_of(self, node: fx.Node) -> Tensor:
+        """Bits that a whole number needs to hold the membrane of each neuron of a layer."""
+        return torch.log2(self._largest(node)) + self._membrane_places(node)
+
+    def coarsen_single_maps(self, bits: int) -> None:
+        """Give weights that lead from spikes to neurons by themselves grids with which so many bits hold these."""
+        single = [node for node, paths in self.in_front.items() if max(paths.values(), default=0) == 1]
+        # A grid of fewer places may round a sum up.
+        while max([self._coarsen(node, self._room(node, bits)) for node in single], default=False):
+            self._put_on_grids()
+
+    def coarsen_maps_in_a_row(self, bits: int) -> None:
+        """Where membranes need more bits, take places from the finest grids of each map in front of them.
+
+        Those of channels that are finer than others first; then of all weights of few bits, the others stay.
+        """
+        while tight := [node for node in self.in_front if not bool((self.bits_of(node) < bits).all())]:
+            paths = {path for node in tight for path in self.in_front[node]}
+            paths = {path for path in paths if self._differs(path)} or paths
+            if not any(map(self._differs, paths)) and self.weight_bits > MOST_BITS_IN_FLOAT32:
+                return
+            for path in paths:
+                self.places[path] = self.places[path].clamp(max=self.places[path].max() - 1)
+            self._put_on_grids()
+
+    def _differs(self, path: str) -> bool:
+        return bool(self.places[path].max() > self.places[path].min())
+
+    def rounded_bias(self, node: fx.Node, bits: int) -> Tensor | None:
+        """The bias of a layer on a grid with which numbers of so many bits hold its membranes."""
+        layer = self.network.layers[node]
+        if layer.bias is None or self.spends_spike:
+            return layer.bias
+        # S b is what the membrane gets.
+        wanted = self._membrane_places(node) + math.ceil(math.log2(layer.input_window))
+        places = torch.minimum(wanted, self._room(node, bits))[0].expand(layer.shape)
+        grid = 2.0 ** _over(places, layer.bias.shape, torch.amin).to(layer.bias.device)
+        return torch.round(layer.bias.double() * grid) / grid
+
+    def _room(self, node: fx.Node, bits: int) -> Tensor:
+        """Places that the membranes of a layer may have so that so many bits hold them."""
+        return torch.ceil(bits - torch.log2(self._largest(node))) - 1
+
+    def _membrane_places(self, node: fx.Node) -> Tensor:
+        # The threshold, S + 1/2, has one.
+        return self.reach[node].places.clamp(min=1)
+
+    def _largest(self, node: fx.Node) -> Tensor:
+        """The most that membranes may be on their way, and what the engine of integers takes to round them."""
+        layer, reach = self.network.layers[node], self.reach[node]
+        up = down = torch.tensor(float(self.drives[node] if self.spends_spike else 0))
+        if layer.bias is not None and not self.spends_spike:
+            # What the grid makes of a bias may be half a unit larger.
+            drive = layer.bias.detach().cpu().double() * self.drives[node]
+            up, down = drive.clamp(min=0) + 1, (-drive).clamp(min=0) + 1
+        return torch.maximum(reach.positive + up, reach.negative + down) + ROUNDING_WINDOWS * (layer.window + 1)
+
+    def _coarsen(self, node: fx.Node, room: Tensor) -> bool:
+        """Take the places from grids in front of a layer that there is no room for; returns whether any were."""
+        room, coarsened = room[0].expand(self.network.layers[node].shape), False
+        for path in self.in_front[node]:
+            places, rows = self.places[path], _row_shape(self.modules[path])
+            if places.dim() == 0 or rows is None or not _is_broadcastable(rows, room.shape):
+                fitting = torch.minimum(places, room.min())
+            else:
+                fitting = torch.minimum(places, _over(room, rows, torch.amin).flatten())
+            coarsened |= bool((fitting < places).any())
+            self.places[path] = fitting
+        return coarsened
+
+    def _weights_in_front_of(self, node: fx.Node) -> dict[str, int]:
+        """Path of each module with weights between spikes and a layer -> how many stand in a row from it on."""
+        found: dict[str, int] = {}
+        pending = [(source, 0) for source in node.all_input_nodes]
+        while pending:
+            source, in_a_row = pending.pop()
+            if source.op != "call_module" or source in self.network.layers:
+                continue
+            path = str(source.target)
+            if path in self.places:
+                in_a_row += 1
+                if found.get(path, 0) >= in_a_row:
+                    continue
+                found[path] = in_a_row
+            pending += [(each, in_a_row) for each in source.all_input_nodes]
+        return found
+
+    def _put_on_grids(self) -> None:
+        self.modules = {
+            path: _on_grid(module, self.places[path], self.weight_bits) if path in self.places else module
+            for path, module in self.network.modules.items()
+        }
+        self.reach = self._find_reach()
+
+    def _find_reach(self) -> dict[fx.Node, _Reach]:
+        """What may arrive at each layer, all inputs at their largest level."""
+        values: dict[fx.Node, _Reach] = {}
+        reach: dict[fx.Node, _Reach] = {}
+        last_use = {source: node for node in self.network.graph.nodes for source in node.all_input_nodes}
+        with torch.no_grad():
+            for node in self.network.graph.nodes:
+                if node.op == "placeholder":
+                    values[node] = _spikes(self.network.input_shape, self.input_level)
+                elif (layer := self.network.layers.get(node)) is not None:
+                    reach[node] = values[node.all_input_nodes[0]]
+                    values[node] = _spikes(layer.shape, self.levels[node])
+                elif node.op == "call_module":
+                    values[node] = _behind(self.modules[str(node.target)], [values[arg] for arg in node.args])
+                for source in node.all_input_nodes:
+                    if last_use[source] is node:
+                        del values[source]
+        return reach
+
+
+def _spikes(shape: Sequence[int], level: float) -> _Reach:
+    nothing = torch.zeros(1, *shape, dtype=torch.float64)
+    return _Reach(nothing + level, nothing, nothing)
+
+
+def _behind(module: Any, inputs: list[_Reach]) -> _Reach:
+    """What may arrive behind a module without a bias."""
+    module = copy.deepcopy(module).double().cpu()
+    if not _is_weighted(module):
+        positive = module(*(each.positive for each in inputs))
+        negative = module(*(each.negative for each in inputs))
+        places = [each.places for each in inputs]
+        if isinstance(module, Add):
+            return _Reach(positive, negative, torch.stack(torch.broadcast_tensors(*places)).amax(0))
+        if moves_spikes(module, places[0].shape[1:]):
+            return _Reach(positive, negative, module(*places))
+        return _Reach(positive, negative, torch.full_like(positive, max(float(each.max()) for each in places)))
+    (value,) = inputs
+    weight = module.weight.detach().clone()
+    module.weight.requires_grad_(False).copy_(weight.clamp(min=0))
+    positive, negative = module(value.positive), module(value.negative)
+    module.weight.copy_((-weight).clamp(min=0))
+    positive, negative = positive + module(value.negative), negative + module(value.positive)
+    if isinstance(module, OneToOne):
+        return _Reach(positive, negative, (value.places + _places_in_use(weight)).expand_as(positive))
+    own = _row_shape(module)
+    in_use = _places_in_use(weight)
+    in_use = in_use.max() if own is None else in_use.flatten(1).amax(1).reshape(own)
+    return _Reach(positive, negative, (in_use + value.places.max()).expand_as(positive))
+
+
+def _is_weighted(module: nn.Module) -> bool:
+    return isinstance(module, OneToOne) or weights_of(module) is not None
+
+
+def _row_shape(module: Any) -> tuple[int, ...] | None:
+    """Shape, broadcastable to one sample's units, of one number for each row of weights; None where there is none."""
+    weight = module.weight
+    if isinstance(module, OneToOne):
+        return (len(weight), *[1] * (weight.dim() - 1)) if weight.dim() else None
     rule = weights_of(module)
-    if rule is None and not isinstance(module, OneToOne):
-        return module, 0
-    weight, weight_type = module.weight.detach().double(), module.weight.dtype
-    largest = 2 ** (weight_bits - 1) - 1
-    by_channel = granularity == "channel" and rule is not None and rule.output_dim == 0
-    magnitude = weight.abs()
-    magnitude = magnitude.flatten(1).amax(1).view(-1, *[1] * (weight.dim() - 1)) if by_channel else magnitude.max()
+    assert rule is not None
+    shape = rule.bias_shape(module)
+    return shape if rule.output_dim == 0 and math.prod(shape) == len(weight) else None
+
+
+def _finest_places(module: Any, weight_bits: int, granularity: Granularity) -> Tensor:
+    """Places of the finest grid on which weights have so many bits: one for each row, or for all of them."""
+    magnitude, largest = module.weight.detach().double().cpu().abs(), 2 ** (weight_bits - 1) - 1
+    by_row = granularity == "channel" and _row_shape(module) is not None
+    magnitude = (
+        magnitude.flatten(1).amax(1) if by_row and magnitude.dim() > 1 else magnitude if by_row else magnitude.max()
+    )
     # A channel without weights needs no grid, and one that is nearly dead none finer than counts in the others.
     places = torch.floor(torch.log2(largest / magnitude)).masked_fill(magnitude == 0, FINEST)
-    places = places.clamp(max=min(FINEST, float(places.min()) + CHANNELS_APART))
-    rounded = torch.round(weight * 2**places).clamp(-largest, largest) / 2**places
+    return places.clamp(max=min(FINEST, float(places.min()) + CHANNELS_APART))
+
+
+def _on_grid(module: Any, places: Tensor, weight_bits: int) -> nn.Module:
+    """A module with its weights on their grids."""
+    weight, largest = module.weight.detach(), 2 ** (weight_bits - 1) - 1
+    grid = 2.0 ** places.to(weight.device)
+    if places.dim():
+        grid = grid.view(-1, *[1] * (weight.dim() - 1))
+    rounded = torch.round(weight.double() * grid).clamp(-largest, largest) / grid
     on_grid = copy.copy(module)
-    on_grid._parameters = {**module._parameters, "weight": nn.Parameter(rounded.to(weight_type), requires_grad=False)}
-    finest = int(places.max())
-    whole = (rounded * 2.0**finest).long()
-    # Weights that are all even, as the ones of a sum are, need less.
-    lowest_bit = whole[whole != 0].bitwise_and(-whole[whole != 0])
-    return on_grid, finest - (int(lowest_bit.min()).bit_length() - 1 if lowest_bit.numel() else finest)
+    parameter = nn.Parameter(rounded.to(weight.dtype), requires_grad=False)
+    on_grid._parameters = {**module._parameters, "weight": parameter}
+    return on_grid  # type: ignore[no-any-return]
 
 
-def _fractional_bits(network: ScaledNetwork, places: dict[str, int]) -> dict[fx.Node, int]:
-    """Binary places behind the point that the current at each node may have."""
-    bits: dict[fx.Node, int] = {}
-    for node in network.graph.nodes:
-        if node.op == "placeholder" or node in network.layers:
-            bits[node] = 0
-        else:
-            bits[node] = max(bits[source] for source in node.all_input_nodes) + places.get(str(node.target), 0)
-    return bits
+def _places_in_use(weight: Tensor) -> Tensor:
+    """Binary places behind the point that each float64 number has; 0 for 0."""
+    mantissa, exponent = torch.frexp(weight)
+    whole = (mantissa * 2.0**53).long()
+    lowest = torch.log2((whole & -whole).double())
+    return torch.where(weight == 0, 0.0, 53 - exponent - lowest)
 
 
-def _largest_currents(network: ScaledNetwork, level: float) -> dict[fx.Node, float]:
-    """For each layer, the most that its synapses could add up to, all inputs at this level."""
-    values: dict[fx.Node, Tensor] = {}
-    reach: dict[fx.Node, float] = {}
-    with torch.no_grad():
-        for node in network.graph.nodes:
-            if node.op == "placeholder":
-                values[node] = torch.full((1, *network.input_shape), level, dtype=torch.float64)
-            elif (layer := network.layers.get(node)) is not None:
-                reach[node] = float(values[node.all_input_nodes[0]].max())
-                values[node] = torch.full((1, *layer.shape), level, dtype=torch.float64)
-            elif node.op == "call_module":
-                module: Any = copy.deepcopy(network.modules[str(node.target)]).double().cpu()
-                for parameter in module.parameters():
-                    parameter.abs_()
-                values[node] = module(*(values[arg] for arg in node.args))
-    return reach
+def _is_broadcastable(shape: Sequence[int], to: Sequence[int]) -> bool:
+    sizes = zip(reversed(shape), reversed(to), strict=False)
+    return len(shape) <= len(to) and all(size in (1, other) for size, other in sizes)
+
+
+def _over(values: Tensor, shape: Sequence[int], reduce: Callable[..., Tensor]) -> Tensor:
+    """Values of a sample's units reduced to a shape that is broadcastable to theirs."""
+    full = [1] * (values.dim() - len(shape)) + list(shape)
+    dims = [dim for dim, size in enumerate(full) if size == 1 and values.shape[dim] != 1]
+    return (reduce(values, dims, keepdim=True) if dims else values).reshape(shape)

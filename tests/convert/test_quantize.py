@@ -108,7 +108,7 @@ def test_with_16_bits_the_logits_are_nearly_those_of_free_weights():
 def test_a_network_that_float32_cannot_hold_is_made_in_float64():
     torch.manual_seed(3)
     wide = nn.Sequential(nn.Linear(3000, 20), nn.ReLU(), nn.Linear(20, 3))
-    assert quartz_plugin.convert(wide, torch.rand(8, 3000), 64, weight_bits=8).graph.dtype == torch.float64
+    assert quartz_plugin.convert(wide, torch.rand(8, 3000), 64, weight_bits=16).graph.dtype == torch.float64
     small = nn.Sequential(nn.Linear(10, 20), nn.ReLU(), nn.Linear(20, 3))
     assert quartz_plugin.convert(small, torch.rand(8, 10), 8, weight_bits=8).graph.dtype == torch.float32
 
@@ -119,7 +119,7 @@ def test_a_dense_first_layer_computes_in_the_type_of_the_network_behind_it(tmp_p
         nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 32, 3), nn.ReLU(), nn.Flatten(), nn.Linear(3200, 5)
     )
     images = torch.rand(8, 3, 12, 12)
-    snn = quartz_plugin.convert(ann, images, 64, weight_bits=8, first_layer="dense")
+    snn = quartz_plugin.convert(ann, images, 64, weight_bits=16, first_layer="dense")
     assert snn.graph.dtype == torch.float64
     assert {tensor.dtype for tensor in snn.dense_stem.state_dict().values()} == {torch.float64}
     expected = snn.run(images, engine="stepped")
@@ -132,7 +132,7 @@ def test_a_dense_first_layer_computes_in_the_type_of_the_network_behind_it(tmp_p
 def test_quantize_leaves_the_network_that_it_is_given_as_it_is():
     torch.manual_seed(8)
     ann = nn.Sequential(nn.Linear(3000, 20), nn.ReLU(), nn.Linear(20, 3))
-    config = ConversionConfig(t_max=64, weight_bits=8)
+    config = ConversionConfig(t_max=64, weight_bits=16)
     calibrated = calibrate_network(ann, torch.rand(8, 3000), config, Run())
     scaled = rescale(calibrated)
     weights = {path: module.weight.clone() for path, module in scaled.modules.items()}
@@ -246,3 +246,86 @@ def test_sums_and_means_over_any_dimensions_are_sums_of_spikes(how, options):
     assert (result.logits - wanted[:10]).abs().max() < 0.05 * wanted.abs().max()
     averages = [m for m in snn.graph_module.modules() if isinstance(m, AVERAGES)]
     assert all(m.divisor_override == 1 for m in averages)
+
+
+class Shortcut(nn.Module):
+    """A convolution and, of channels of very different sizes, a shortcut around it."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.conv, self.head = nn.Conv2d(2, 6, 3), nn.Conv2d(6, 6, 3, padding=1), nn.Linear(96, 3)
+        with torch.no_grad():
+            self.stem.weight[0] *= 1e-3
+            self.stem.bias[0] *= 1e-3
+
+    def forward(self, x):
+        x = self.stem(x).relu()
+        return self.head((self.conv(x) + x).relu().flatten(1))
+
+
+def test_one_to_one_synapses_have_a_grid_for_each_channel():
+    torch.manual_seed(9)
+    ann, images = Shortcut(), torch.rand(20, 2, 6, 6)
+    fixed, free = (
+        quartz_plugin.convert(ann, images, 64, granularity="channel", weight_bits=bits) for bits in (8, None)
+    )
+    compared = 0
+    for module, other in zip(fixed.graph_module.modules(), free.graph_module.modules(), strict=True):
+        if isinstance(module, OneToOne):
+            assert module.weight.max() > 100 * module.weight.min() > 0
+            assert ((module.weight - other.weight).abs() <= other.weight / 60).all()
+            compared += 1
+    assert compared == 1
+
+
+@pytest.mark.parametrize("granularity", ["layer", "channel"])
+@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize("t_max", [4, 64, 256])
+def test_up_to_8_bits_float32_holds_held_neurons(t_max, bits, granularity):
+    torch.manual_seed(3)
+    ann = nn.Sequential(nn.Linear(4000, 20), nn.ReLU(), nn.Linear(20, 3))
+    with torch.no_grad():
+        ann[0].weight[3] *= 1e-3
+    images = torch.rand(20, 4000)
+    snn = quartz_plugin.convert(ann, images, t_max, weight_bits=bits, granularity=granularity)
+    assert snn.graph.dtype == torch.float32
+    # The most that the inputs of a neuron add up to, in whole numbers, is below 2^24.
+    weight, bias = (
+        snn.graph_module.get_submodule("0").weight.double(),
+        snn.graph_module.get_submodule("1").bias.double(),
+    )
+    for row, own in zip(weight, bias.flatten(), strict=True):
+        places = next(p for p in range(60) if all((x * 2.0**p).frac().eq(0).all() for x in (row, own)))
+        up = row.clamp(min=0).sum() + own.clamp(min=0)
+        down = (-row).clamp(min=0).sum() + (-own).clamp(min=0)
+        assert float(torch.maximum(up, down)) * (t_max - 1) * 2.0**places < 2**24
+    for engine in engines_of(snn):
+        assert_same_spikes(snn.run(images, engine=engine).spike_steps, snn.run(images, engine="stepped").spike_steps)
+
+
+class Bottlenecks(nn.Module):
+    """Linear maps in a row, some of their channels nearly dead: more bits than float64 has, on the finest grids."""
+
+    def __init__(self, maps):
+        super().__init__()
+        self.maps = nn.Sequential(*[nn.Conv2d(6, 6, 1, bias=False) for _ in range(maps)])
+        self.head = nn.Linear(6, 3)
+        with torch.no_grad():
+            for module in self.maps:
+                module.weight[1] *= 1e-6
+
+    def forward(self, x):
+        return self.head(self.maps(x).relu().mean((2, 3)))
+
+
+@pytest.mark.parametrize("maps", [2, 4, 7])
+def test_linear_maps_in_a_row_convert_with_8_bits(maps):
+    torch.manual_seed(10)
+    ann, images = Bottlenecks(maps), torch.rand(20, 6, 3, 3)
+    snn = quartz_plugin.convert(ann, images, 64, weight_bits=8, granularity="channel", percentile=100)
+    assert snn.graph.dtype == torch.float64
+    expected = snn.run(images, engine="stepped")
+    for engine in engines_of(snn):
+        assert_same_spikes(snn.run(images, engine=engine).spike_steps, expected.spike_steps)
+    wanted = ann(images).detach()
+    assert (expected.logits - wanted).abs().max() < 0.2 * wanted.abs().max()
