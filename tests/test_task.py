@@ -411,6 +411,13 @@ def test_quantiles_of_signed_values(percentile):
         assert torch.equal(sketch.quantile(percentile), expected)
 
 
+def test_a_double_next_to_a_power_of_two_is_counted_in_the_octave_that_it_rounds_to():
+    sketch = RangeSketch(torch.zeros(1, dtype=torch.float64))
+    sketch.update(torch.tensor([[0.5, 1 - 1e-12]], dtype=torch.float64))
+    assert float(sketch.quantile(100.0)) == 1 - 1e-12
+    assert abs(float(sketch.quantile(99.0)) - 1) <= 2e-3
+
+
 def test_costs_of_a_network_without_a_class_dimension_are_those_of_one_with_it(one_logit, vectors):
     from quartz_plugin.costs.rate import RateCodedNetwork
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
+from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from quartz_plugin.calibration_methods import LeastSquares
 from quartz_plugin.config import ConversionConfig, LayerConfig
@@ -16,6 +17,9 @@ from quartz_plugin.convert.signed_pools import pools_of
 from quartz_plugin.convert.sketches import HeadsSketch, QuantileSketch, RangeSketch
 from quartz_plugin.convert.traced import FoldedNetwork, Scales
 from quartz_plugin.graph import INPUT
+from quartz_plugin.graph.walk import Step, Walk, add_up, plan_walk
+from quartz_plugin.layout import as_stored, channels_last
+from quartz_plugin.operators.modules import Add
 from quartz_plugin.operators.table import ConversionError, ceiling_of
 from quartz_plugin.outputs import task_of
 from quartz_plugin.task import by_output, number_or_tensor
@@ -182,6 +186,20 @@ def _scale_in_front(node: fx.Node, scales: Mapping[str, Tensor]) -> float:
     return found
 
 
+class _Overwriting(Walk):
+    """Evaluates a network in as little memory as it can: each value holds up to the next alone."""
+
+    def at_synapses(self, step: Step) -> Any:
+        if step.spare and type(step.module) is nn.ReLU:
+            return torch.relu_(self.source(step))
+        if step.spare and type(step.module) is Add and step.arguments is not None:
+            return add_up(
+                [self.values[node] for node in step.arguments], [node in step.spare for node in step.arguments]
+            )
+        return super().at_synapses(step)
+
+
+@torch.no_grad()
 def _observe(
     network: FoldedNetwork,
     images: Iterable[Tensor],
@@ -197,11 +215,11 @@ def _observe(
     }
     # Of signed values only those that their pools let pass count.
     pooled = {pool: path for pool, path in pools_of(network) if path in sketches}
-    last = network.last
+    last, walk = network.last, _Overwriting(plan_walk(network.module))
     seen, brightest = 0, 0.0
     for chunk in images:
         brightest = max(brightest, float(chunk.max()))
-        for node, value in network.run(chunk):
+        for (node, *_), value in walk.each(channels_last(chunk)):
             if node in watched or node in pooled:
                 path = pooled[node] if node in pooled else str(watched[node].target)
                 sketch = sketches[path]
@@ -213,8 +231,8 @@ def _observe(
                         sketch.update(by_output(value).reshape(len(sketch.centre), -1))
                         continue
                     values = value if watched[node] is node and node is not last else value.abs()
-                    values = by_output(values) if len(sketch.zeros) > 1 else values.reshape(1, -1)
-                    sketch.update(values.float())
+                    values = by_output(values) if len(sketch.zeros) > 1 else as_stored(values).unsqueeze(0)
+                    sketch.update(values)
                 except ValueError as error:
                     raise ConversionError(f"{path!r} gives NaN or infinity on the calibration images") from error
         seen += len(chunk)

@@ -184,6 +184,8 @@ def _move_pools_behind_relus(network: TracedNetwork) -> frozenset[str]:
 
 def _pooled_region(network: TracedNetwork, relu: fx.Node) -> tuple[set[fx.Node], list[tuple[fx.Node, fx.Node]]]:
     """Max pools and routing of signed values right in front of a ReLU and for it alone, and the edges into them."""
+    if network.role_at(relu.all_input_nodes[0]) not in (Role.MAX_POOL, Role.ROUTE):
+        return set(), []
     spikes = network.spikes()
     region: set[fx.Node] = set()
     edges: list[tuple[fx.Node, fx.Node]] = []

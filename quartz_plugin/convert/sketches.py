@@ -10,6 +10,7 @@ from torch import Tensor
 
 from quartz_plugin.config import Shifts
 from quartz_plugin.functional import fake_quantize
+from quartz_plugin.layout import as_stored
 from quartz_plugin.task import Task
 
 
@@ -55,6 +56,8 @@ class QuantileSketch:
         channels = self.counts.shape[0]
         if values.numel() == 0:
             return
+        # Rounded first: the float next to a double may lie in the octave above.
+        values = values.float()
         largest = values.amax(dim=1).double().cpu()
         if not bool(torch.isfinite(largest).all()):
             raise ValueError("values contain NaN or infinity")
@@ -64,13 +67,13 @@ class QuantileSketch:
             self.zeros += values.shape[1]
             return
         # The bits of a float, exponent before mantissa, are its octave and its place in it.
-        bits = values.to(torch.float32).contiguous().view(torch.int32) >> (23 - self.bins_per_octave.bit_length() + 1)
+        bits = values.view(torch.int32) >> (23 - self.bins_per_octave.bit_length() + 1)
         lowest = (self.top_octave - self.OCTAVES + 1 + 126) * self.bins_per_octave
         bins = bits.sub_(lowest - 1).clamp_(min=0)  # 0 for what is too small to be counted
         width = self.counts.shape[1] + 1
         if channels > 1:
             bins += torch.arange(0, channels * width, width, dtype=torch.int32, device=values.device).unsqueeze(1)
-        counts = torch.bincount(bins.flatten(), minlength=channels * width).view(channels, width).cpu()
+        counts = torch.bincount(as_stored(bins), minlength=channels * width).view(channels, width).cpu()
         self.counts += counts[:, 1:]
         self.zeros += counts[:, 0]
 

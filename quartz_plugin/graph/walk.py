@@ -10,9 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from torch import fx, nn
+import torch
+from torch import Tensor, fx, nn
 
 from quartz_plugin.neuron import AxonalDelay, FirstSpikeMaxPool, TTFSNeuron
+from quartz_plugin.operators.modules import Add, OneToOne
+from quartz_plugin.operators.table import has_weights
 
 ROLES = {TTFSNeuron: "at_neurons", FirstSpikeMaxPool: "at_pool", AxonalDelay: "at_delay"}
 """Class of a module -> the walk's method for nodes that call it; all others are synapses or routing."""
@@ -35,6 +38,8 @@ class Step(NamedTuple):
         All arguments of its module, in order; None where there are others than nodes, or no module.
     expiring : tuple of fx.Node
         Nodes whose values are used here for the last time.
+    spare : tuple of fx.Node
+        Of these, those in tensors of their own, which nobody else looks at: a visit may overwrite them.
     """
 
     node: fx.Node
@@ -43,6 +48,7 @@ class Step(NamedTuple):
     sources: tuple[fx.Node, ...]
     arguments: tuple[fx.Node, ...] | None
     expiring: tuple[fx.Node, ...]
+    spare: tuple[fx.Node, ...] = ()
 
 
 def inputs_of(node: fx.Node) -> list[fx.Node]:
@@ -104,7 +110,14 @@ def _step(module: fx.GraphModule, node: fx.Node, expiring: tuple[fx.Node, ...]) 
         role = "at_input" if node.op == "placeholder" else "at_output"
     else:
         role = next((role for kind, role in ROLES.items() if isinstance(called, kind)), "at_synapses")
-    return Step(node, role, called, tuple(node.all_input_nodes), arguments, expiring)  # type: ignore[arg-type]
+    spare = tuple(source for source in expiring if len(source.users) == 1 and _makes_anew(module, source))
+    return Step(node, role, called, tuple(node.all_input_nodes), arguments, expiring, spare)  # type: ignore[arg-type]
+
+
+def _makes_anew(module: fx.GraphModule, node: fx.Node) -> bool:
+    """Check that a node's value never shares its memory with those it is made of."""
+    called = called_by(module, node)
+    return has_weights(called) or isinstance(called, OneToOne) or (isinstance(called, Add) and len(node.args) > 1)
 
 
 class Walk:
@@ -191,6 +204,28 @@ class Walk:
     def at_output(self, step: Step) -> Any:
         """Return what the network returns."""
         return self.source(step)
+
+
+def add_up(values: Sequence[Tensor], may_overwrite: Sequence[bool]) -> Tensor:
+    """Sum of values, bit for bit as :class:`Add` gives it, in the memory of the first or second where that is allowed.
+
+    Examples
+    --------
+    >>> import torch
+    >>> first, second = torch.ones(2), torch.ones(2)
+    >>> add_up([first, second], [False, True]) is second
+    True
+    """
+    if len(values) == 1:
+        return values[0]
+    apart = torch.is_grad_enabled() and any(value.requires_grad for value in values)
+    alike = all(value.shape == values[0].shape and value.dtype == values[0].dtype for value in values)
+    once = [sum(value is other for other in values) == 1 for value in values[:2]]
+    place = next((place for place in (0, 1) if may_overwrite[place] and once[place] and alike and not apart), None)
+    total = values[0] + values[1] if place is None else values[place].add_(values[1 - place])
+    for value in values[2:]:
+        total = total + value if apart or not alike else total.add_(value)
+    return total
 
 
 class LevelWalk(Walk):

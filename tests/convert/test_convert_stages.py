@@ -19,7 +19,9 @@ from quartz_plugin.convert.rescale import ScaledLayer, ScaledNetwork
 from quartz_plugin.convert.schedule import schedule
 from quartz_plugin.convert.sketches import QuantileSketch
 from quartz_plugin.convert.trace import trace
+from quartz_plugin.layout import as_stored
 from quartz_plugin.operators.table import OPERATORS, REASONS, Role
+from quartz_plugin.task import by_output
 
 
 def randomise(norm):
@@ -47,6 +49,14 @@ def assert_same_sketch(one, other):
 
 
 class TestQuantileSketch:
+    def test_values_count_alike_in_whatever_order_they_are_stored(self):
+        values = torch.rand(3, 4, 5, 6)
+        stored_last = values.contiguous(memory_format=torch.channels_last)
+        one, other = (sketch_of(by_output(each), channels=4, bins=64) for each in (values, stored_last))
+        assert_same_sketch(one, other)
+        one, other = (sketch_of(as_stored(each)) for each in (values, stored_last))
+        assert_same_sketch(one, other)
+
     @pytest.mark.parametrize("percentile", [1, 25, 50, 90, 99, 99.9])
     @pytest.mark.parametrize(
         "draw",

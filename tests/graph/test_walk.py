@@ -15,7 +15,8 @@ from quartz_plugin import AxonalDelay, FirstSpikeMaxPool, TTFSNeuron
 from quartz_plugin.costs import InferenceCounts
 from quartz_plugin.graph import ConvertedGraph
 from quartz_plugin.graph.topology import Derived, Topology
-from quartz_plugin.graph.walk import LevelWalk, Walk, plan_walk
+from quartz_plugin.graph.walk import LevelWalk, Walk, add_up, plan_walk
+from quartz_plugin.operators.modules import Add
 
 
 class Branches(nn.Module):
@@ -258,3 +259,29 @@ def test_nothing_that_is_kept_keeps_a_network(images):
     assert module() is None
     assert means["synops/output"] == 216
     assert result.logits.shape == (5, 3)
+
+
+def test_spare_values_are_those_that_one_visit_alone_looks_at():
+    graph = fx.Graph()
+    x = graph.placeholder("x")
+    one = graph.call_module("one", (x,))
+    two, flat = graph.call_module("two", (one,)), graph.call_module("flat", (x,))
+    graph.output(graph.call_module("add", (two, one, flat)))
+    net = fx.GraphModule({"one": nn.Linear(3, 3), "two": nn.Linear(3, 3), "flat": nn.Flatten(), "add": Add()}, graph)
+    spare = {step.node.name: [source.name for source in step.spare] for step in plan_walk(net)}
+    assert spare == {"x": [], "one": [], "two": [], "flat": [], "add": ["two"], "output": spare["output"]}
+
+
+@pytest.mark.parametrize("spare", [[False] * 3, [True, False, False], [False, True, True], [False, False, True]])
+def test_a_sum_in_place_is_bit_for_bit_the_sum(spare):
+    values = [torch.randn(4, 3, 5, 5) * 10**k for k in range(3)]
+    values[1] = values[1].contiguous(memory_format=torch.channels_last)
+    wanted, copies = Add()(*values), [value.clone() for value in values]
+    assert torch.equal(add_up(copies, spare), wanted)
+    for given, value, may_overwrite in zip(copies, values, spare, strict=True):
+        assert may_overwrite or torch.equal(given, value)
+    grown = [value.clone().requires_grad_() for value in values]
+    add_up([2 * value for value in grown], [True] * 3).sum().backward()
+    assert all(torch.equal(value.grad, torch.full_like(value, 2)) for value in grown)
+    twice = torch.arange(3.0)
+    assert torch.equal(add_up([twice, torch.ones(3), twice], [True, False, True]), 2 * torch.arange(3.0) + 1)
