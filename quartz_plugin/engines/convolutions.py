@@ -77,8 +77,8 @@ def convolutions_of(layer: Layer, shapes: Mapping[fx.Node, torch.Size]) -> list[
     return values[target].terms if values[target].shape == as_image(shapes[target]) else None
 
 
-def reached(convolution: Convolution, dim: int, at: int, size: int) -> list[tuple[int, int]]:
-    """Outputs (of `size`) along a dimension of space that an input reaches, each with the place in the kernel."""
+def reached(convolution: Convolution, dim: int, at: int, size: int, first: int = 0) -> list[tuple[int, int]]:
+    """Outputs, from `first` up to `size`, that an input reaches along a dimension, each with its place in a kernel."""
     stride, padding, dilation = (of[dim] for of in (convolution.stride, convolution.padding, convolution.dilation))
     found = []
     for k in range(convolution.kernel[dim]):
@@ -86,33 +86,32 @@ def reached(convolution: Convolution, dim: int, at: int, size: int) -> list[tupl
             output, rest = at * stride - padding + k * dilation, 0
         else:
             output, rest = divmod(at + padding - k * dilation, stride)
-        if rest == 0 and 0 <= output < size:
+        if rest == 0 and first <= output < size:
             found.append((output, k))
     return found
 
 
-def rows_as_channels(convolution: Convolution, width: int) -> Convolution:
-    """The same synapses with the units of a row as channels of one place, channels fastest (a Toeplitz matrix)."""
-    channels, height, columns = convolution.source_shape
-    shape = (columns * channels, height, 1)
-    if convolution.pointwise and convolution.depthwise and columns == width:
-        weight = convolution.weight.repeat(width, 1, 1, 1)
-        return replace(convolution, source_shape=shape, weight=weight, groups=len(weight))
+def places_as_channels(convolution: Convolution) -> Convolution:
+    """The synapses into a single place with all places of the source as channels of one, channels fastest."""
+    channels, height, width = convolution.source_shape
     dense = convolution.dense_weight()
-    outputs, inputs, kernel_rows, _ = dense.shape
-    weight = dense.new_zeros(width, outputs, columns, inputs, kernel_rows, 1)
-    for x in range(columns):
-        for column, k in reached(convolution, 1, x, width):
-            weight[column, :, x, :, :, 0] = dense[..., k]
-    weight = weight.flatten(2, 3).flatten(0, 1)
+    weight = dense.new_zeros(convolution.outputs, height, width, channels)
+    inputs = slice(convolution.first_input, convolution.first_input + convolution.inputs)
+    for y in range(height):
+        for x in range(width):
+            for _, row in reached(convolution, 0, y, 1):
+                for _, column in reached(convolution, 1, x, 1):
+                    weight[:, y, x, inputs] += dense[:, :, row, column]
     return replace(
         convolution,
-        source_shape=shape,
-        weight=weight,
-        stride=(convolution.stride[0], 1),
-        padding=(convolution.padding[0], 0),
-        dilation=(convolution.dilation[0], 1),
+        source_shape=(height * width * channels, 1, 1),
+        first_input=0,
+        weight=weight.flatten(1)[:, :, None, None],
+        stride=(1, 1),
+        padding=(0, 0),
+        dilation=(1, 1),
         groups=1,
+        transposed=False,
     )
 
 
@@ -124,6 +123,6 @@ __all__ = [
     "channel_ranges",
     "convolutions_of",
     "pair",
+    "places_as_channels",
     "reached",
-    "rows_as_channels",
 ]

@@ -3,30 +3,51 @@
 LANES = 8
 """Numbers in a vector; runs of weights are padded with zeros to a multiple of it, rows of neurons with lost lanes."""
 
-REGISTERS = 8
-"""Vectors of currents that are in registers together."""
+UNIT_BITS = 32
+UNIT_MASK = (1 << UNIT_BITS) - 1
+"""Two numbers of a spike are noted as one: ``level << 32 | unit``, and ``weight << 32 | neuron``."""
 
-CHANNEL_BITS = 32
-CHANNEL_MASK = (1 << CHANNEL_BITS) - 1
-"""A spike is noted as ``x << 32 | channel``."""
+LINE = 64
+"""Bytes of a line of the caches."""
 
-WEIGHT_BYTES = 256 * 1024
+REGISTERS = 6
+"""Vectors of currents that are in registers together, twice."""
+
+MOST_VECTORS = 12
+"""Vectors of a run of weights; longer ones are divided."""
+
+RUN_VECTORS = 12
+"""Vectors of a run of weights that blocks of channels are made for."""
+
+USUAL_RUNS = 3
+"""Runs of a spike that there is code of its own for."""
+
+GROUP = 4
+"""Vectors of membranes that are compared with the threshold together."""
+
+WEIGHT_BYTES = 320 * 1024
 """Weights of one block of channels: they stay in the second-level cache while images go by."""
 
-TILE_BYTES = 16 * 1024
+TILE_BYTES = 48 * 1024
 """Currents and membranes of one tile: they stay in the first-level cache."""
 
 EVENT_BYTES = 2 * 1024 * 1024
 """Sorted spikes of the images that go through a layer together."""
 
-FEW_LEVELS = 128
+FEW_LEVELS = 24
 """Up to so many steps in a window, spikes that come one to one are looked for at every level, without sorting."""
 
 MOST_BUCKETS = 2**12
 """Up to so high a level, spikes are sorted by a bucket for each; beyond, memory must not grow with the window."""
 
-SHORT_ROW = 128
-"""Up to so many neurons in a row, all spikes of a row of units are delivered to all of it."""
+VISIT = 12
+"""Vectors of weights that are added in the time that a kind of spikes of a level takes beside them."""
+
+FEW_PLACES, MANY_SPIKES = 64, 4
+"""In a source of so few places, and above so many spikes of a place and a level, each place is a kind of its own."""
+
+FEW_SPIKES = 2
+"""Below so many spikes of a row and a level, rows of neurons are advanced only where spikes come."""
 
 FEW_CHANNELS = 16
 """Below so many channels, pooling is done by whole pictures."""

@@ -75,7 +75,7 @@ class _Batch(NamedTuple):
     stops : array or None
         For each level, whether it is looked at anyway; None: there are too many levels for that, and for buckets.
     ranks : int
-        Up to so many levels of an image are looked at.
+        Up to so many levels of a tile are looked at.
     images_together : int
         Images whose sorted spikes fit into a cache.
     """
@@ -96,66 +96,55 @@ def _batch_of(plan: ChannelPlan, source_levels: list[Array]) -> _Batch:
     direct = source_levels[-1].reshape(-1) if looks_at_all else plan.direct.levels
     top = max([int(level.max()) for level in source_levels if level.size] + [*bias_stops[:1], 0])
     stops = None
-    if looks_at_all or top <= constants.MOST_BUCKETS:
+    if looks_at_all or top * max(1, plan.routes.class_count) <= constants.MOST_BUCKETS:
         stops = np.full(top + 1, looks_at_all)
         stops[bias_stops] = True
     units = sum(level[0].size for level in levels)
     ranks = min(top, units + (top if looks_at_all else len(bias_stops)))
-    bytes_of_starts = 0 if stops is None else 8 * plan.rows * (ranks + 1)
-    images_together = max(1, constants.EVENT_BYTES // max(1, 20 * units + bytes_of_starts))
+    bytes_of_starts = 8 * plan.routes.tile_count * ranks * (plan.routes.class_count + 2)
+    # Weights of several blocks come from afar for each job, as spikes of many images do.
+    room = constants.EVENT_BYTES * (1 if plan.tiles.outputs <= plan.tiles.block_size else 8)
+    images_together = max(1, room // max(1, 16 * units + bytes_of_starts))
     return _Batch(levels, direct, stops, ranks, images_together)
 
 
 def _sorted_spikes(plan: ChannelPlan, batch: _Batch, images: range) -> SortedSpikes:
-    from quartz_plugin.engines.event.kernels import list_spikes, sort_by_level
+    from quartz_plugin.engines.event.kernels import list_spikes, sort_spikes
 
+    rows = sum(len(images) * level.shape[1] for level in batch.levels)
     most = 1 + len(images) * sum(level[0].size for level in batch.levels)
-    row_start = np.zeros(2 * len(images) * plan.rows, np.int64)
-    listed = ListedSpikes(len(images), plan.rows, np.empty(most, np.int32), np.empty(most, np.int64), row_start)
-    count = first_row = 0
-    for level, convolution in zip(batch.levels, plan.convolutions, strict=True):
-        count = list_spikes(level, images.start, convolution.first_input, convolution.inputs, count, first_row, listed)
-        first_row += level.shape[1]
-    if batch.stops is None:
-        return _sorted_by_occurring_levels(listed, count, plan.bias.stops)
+    listed = ListedSpikes(len(images), np.empty(most, np.int64), np.zeros(rows + 1, np.int64))
+    count = row = 0
+    for term, level in enumerate(batch.levels):
+        count = list_spikes(level, images.start, term, count, row, listed, plan.routes)
+        row += len(images) * level.shape[1]
+    routes, level_of, stops, ranks = plan.routes, np.arange(0), batch.stops, batch.ranks
+    if stops is None:
+        level_of, stops = _occurring_levels(listed, count, plan.bias.stops)
+        ranks = len(stops) - 1
+    else:
+        level_of = np.arange(len(stops))
+    tiles = len(images) * routes.tile_count
     spikes = SortedSpikes(
         images=len(images),
-        rows=plan.rows,
-        place=np.empty(most, np.int64),
-        row_start=row_start,
-        ranks=batch.ranks + 1,
-        ranked=np.empty(len(images) * (batch.ranks + 1), np.int64),
-        distinct=np.empty(len(images), np.int64),
-        has_starts=True,
-        starts=np.empty(len(images) * plan.rows * (batch.ranks + 1), np.int64),
-        level=listed.level[:0],
+        tiles=routes.tile_count,
+        classes=routes.class_count,
+        lazy=routes.lazy,
+        spikes=np.empty(1 + count * plan.most_tiles, np.int64),
+        ranks=ranks,
+        ranked=np.empty(tiles * ranks + 1, np.int64),
+        distinct=np.empty(tiles, np.int64),
+        starts=np.empty(tiles * (ranks * routes.class_count + 1) + routes.class_count, np.int64),
+        touched=np.empty(tiles * ranks + 1 if routes.lazy else 0, np.int64),
     )
-    sort_by_level(listed, batch.stops, spikes)
+    sort_spikes(listed, routes, level_of, stops, spikes)
     return spikes
 
 
-def _sorted_by_occurring_levels(listed: ListedSpikes, count: int, stops: Array) -> SortedSpikes:
-    """Sort each row's spikes by level, falling, in memory that grows with the spikes alone."""
-    level, place = listed.level[:count], listed.place[:count]
-    first, behind = listed.row_start.reshape(-1, 2).T
-    by_place = np.argsort(first, kind="stable")
-    counts = (behind - first)[by_place]
-    order = np.lexsort((-level, np.repeat(np.arange(len(counts)), counts)))
-    image_of = np.repeat(by_place // max(1, listed.rows), counts)
-    occurring = [np.unique(np.concatenate([level[image_of == image], stops]))[::-1] for image in range(listed.images)]
-    distinct = np.array([len(levels) for levels in occurring], np.int64)
-    ranked = np.zeros((listed.images, 1 + max(distinct, default=0)), np.int64)
-    for own, levels in zip(ranked, occurring, strict=True):
-        own[: len(levels)] = levels
-    return SortedSpikes(
-        images=listed.images,
-        rows=listed.rows,
-        place=place[order],
-        row_start=listed.row_start,
-        ranks=ranked.shape[1],
-        ranked=ranked.reshape(-1),
-        distinct=distinct,
-        has_starts=False,
-        starts=np.empty(0, np.int64),
-        level=level[order],
-    )
+def _occurring_levels(listed: ListedSpikes, count: int, bias_stops: Array) -> tuple[Array, Array]:
+    """Levels that occur, rising, behind a 0, and which of them are looked at anyway; they are listed by their place."""
+    spikes = listed.spikes[:count]
+    level = spikes >> constants.UNIT_BITS
+    level_of = np.unique(np.concatenate([np.zeros(1, np.int64), level, bias_stops]))
+    spikes += (np.searchsorted(level_of, level) - level) << constants.UNIT_BITS
+    return level_of, np.isin(level_of, bias_stops)

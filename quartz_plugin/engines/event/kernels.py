@@ -14,14 +14,16 @@ from numba.extending import overload
 
 from quartz_plugin.compiled import compiled_with
 from quartz_plugin.engines.event import constants, vectors
-from quartz_plugin.engines.event.constants import CHANNEL_BITS, CHANNEL_MASK, LANES
+from quartz_plugin.engines.event.constants import GROUP, LANES, LINE, UNIT_BITS, UNIT_MASK
 from quartz_plugin.engines.event.vectors import (
     add_arriving,
-    add_weights,
     advance,
-    any_over,
     as_pointers,
+    collect,
     count_changed,
+    deliver,
+    lowest_bit,
+    pointer_at,
     round_to_levels,
 )
 
@@ -31,69 +33,131 @@ inlined = njit(nogil=True, forceinline=True)
 
 
 @compiled
-def list_spikes(
-    levels: Any, image: int, first_channel: int, channels: int, at: int, first_row: int, listed: Any
-) -> int:
-    """List the spikes of some images from `image` on, row after row, from place `at` on; returns the next place.
+def list_spikes(levels: Any, image: int, term: int, at: int, row: int, listed: Any, routes: Any) -> int:
+    """List the spikes of some images from `image` on, row after row; returns where the next are listed.
 
-    `levels` is ``[B, H, W, C]``. Row y of an image is row ``first_row + y`` of the list.
+    `levels` is ``[B, rows, columns, C]``, the source of this term. `at` is where the first spike is listed, `row`
+    where its row's start is.
     """
-    listed_level, listed_place, row_start = listed.level, listed.place, listed.row_start
-    for b in range(listed.images):
-        for y in range(levels.shape[1]):
-            of_row = 2 * (b * listed.rows + first_row + y)
-            row_start[of_row] = at
-            for x in range(levels.shape[2]):
-                for channel in range(channels):
-                    level: Any = np.int32(levels[image + b, y, x, first_channel + channel])
-                    listed_level[at] = level
-                    listed_place[at] = (x << CHANNEL_BITS) | channel
-                    # A place is kept only where there is a spike; without a branch, since spikes are unpredictable.
-                    at += level > 0
-            row_start[of_row + 1] = at
-    return at
+    size = levels.shape[2] * levels.shape[3]
+    source = _Source(levels[image : image + listed.images].reshape(-1), levels.shape[1], size, levels.shape[3])
+    count: int = _list_rows(source, term, at, row, listed, routes)
+    return count
 
 
 @compiled
-def sort_by_level(listed: Any, stops: Any, spikes: Any) -> None:
-    """Sort each row's spikes by level, falling (a counting sort), into `spikes`.
+def _list_rows(held: Any, term: int, at: int, row: int, held_list: Any, held_routes: Any) -> int:
+    source, listed, routes = as_pointers(held), as_pointers(held_list), as_pointers(held_routes)
+    channels, unit_at = routes.terms[5 * term + 2], routes.terms[5 * term + 3]
+    for place in range(0, listed.images * source.rows * source.row_length, source.row_length):
+        listed.start[row] = at
+        row += 1
+        unit = unit_at
+        for first in range(place, place + source.row_length, source.channels):
+            first += routes.terms[5 * term + 1]
+            for index in range(first, first + channels):
+                level: Any = np.int64(source.levels[index])
+                listed.spikes[at] = (level << UNIT_BITS) | unit
+                # A place is kept only where there is a spike; without a branch, since spikes are unpredictable.
+                at += (level > 0) & (routes.unit_class[unit] >= 0)
+                unit += 1
+    listed.start[row] = at
+    return at
 
-    Levels set in `stops` count as levels that occur.
+
+class _Source(NamedTuple):
+    """Levels of the source of a convolution, flat; rows of an image, units of a row and of a place."""
+
+    levels: Any
+    rows: int
+    row_length: int
+    channels: int
+
+
+@compiled
+def sort_spikes(listed: Any, routes: Any, level_of: Any, stops: Any, spikes: Any) -> None:
+    """Sort the spikes that reach each tile by level, falling, and kind (a counting sort), into `spikes`.
+
+    Listed levels are places in `level_of`; those set in `stops` count as levels that occur.
     """
-    listed_level, listed_place, row_start = listed.level, listed.place, listed.row_start
-    by_level, ranked, distinct, starts = spikes.place, spikes.ranked, spikes.distinct, spikes.starts
-    rows, ranks = spikes.rows, spikes.ranks
-    levels = len(stops)
-    occurs, place = np.empty(levels, np.bool_), np.zeros(levels, np.int64)
-    for b in range(spikes.images):
-        first_row, first_rank = b * rows, b * ranks
-        occurs[:] = stops
-        for row in range(first_row, first_row + rows):
-            for index in range(row_start[2 * row], row_start[2 * row + 1]):
-                occurs[listed_level[index]] = True
-        rank = 0
-        for level in range(levels - 1, 0, -1):
-            if occurs[level]:
-                ranked[first_rank + rank] = level
-                rank += 1
-        distinct[b] = rank
-        for row in range(first_row, first_row + rows):
-            begin, end = row_start[2 * row], row_start[2 * row + 1]
-            for index in range(begin, end):
-                place[listed_level[index]] += 1
-            at = begin
-            for k in range(rank):
-                level = ranked[first_rank + k]
-                starts[row * ranks + k] = at
-                count, place[level] = place[level], at
-                at += count
-            starts[row * ranks + rank] = at
-            for index in range(begin, end):
-                level = listed_level[index]
-                by_level[place[level]] = listed_place[index]
-                place[level] += 1
-            for k in range(rank):
-                place[ranked[first_rank + k]] = 0
+    count = np.zeros(len(stops) * routes.class_count, np.int64)
+    _sort_tiles(listed, routes, level_of, stops, spikes, count, np.zeros(len(stops), np.int64))
+
+
+@compiled
+def _sort_tiles(
+    held_list: Any, held_routes: Any, level_of: Any, stops: Any, held: Any, held_count: Any, held_rank: Any
+) -> None:
+    listed, routes, spikes = as_pointers(held_list), as_pointers(held_routes), as_pointers(held)
+    counts = as_pointers(_Counts(held_count, held_rank))
+    count, rank_at = counts.number, counts.rank_at
+    classes, keys, at = routes.class_count, len(held_count), 0
+    for b in range(listed.images):
+        for tile in range(routes.tile_count):
+            own = b * routes.tile_count + tile
+            first, ranks_at = own * (spikes.ranks * classes + 1), own * spikes.ranks
+            _walk_spikes(listed, routes, spikes, (b, tile, ranks_at, -1), count, rank_at)
+            rank = 0
+            for level in range(len(stops) - 1, 0, -1):
+                begin, key = at, level * classes
+                for kind in range(classes):
+                    spikes.starts[first + rank * classes + kind] = at
+                    number, count[key + kind] = count[key + kind], at
+                    at += number
+                if at > begin or stops[level]:
+                    spikes.ranked[ranks_at + rank] = level_of[level]
+                    rank_at[level] = rank
+                    if routes.lazy:
+                        spikes.touched[ranks_at + rank] = 0
+                    rank += 1
+            spikes.starts[first + rank * classes] = at
+            spikes.distinct[own] = rank
+            _walk_spikes(listed, routes, spikes, (b, tile, ranks_at, 1), count, rank_at)
+            for key in range(keys):
+                count[key] = 0
+
+
+@inlined
+def _walk_spikes(listed: Any, routes: Any, spikes: Any, where: Any, count: Any, rank_at: Any) -> None:
+    """Count the spikes that reach a tile, or write them to their places, by level and kind.
+
+    `where` is the image, the tile, the first rank of its levels, and above 0 to write.
+    """
+    b, tile, ranks_at, writes = where
+    classes, first_place, lazy = routes.class_count, 0, routes.lazy
+    for term in range(routes.term_count):
+        height, rows = routes.terms[5 * term], routes.terms[5 * term + 4] + tile * routes.terms[5 * term]
+        for y in range(height):
+            kind, at, mask = routes.row_class[rows + y], routes.row_at[rows + y], routes.row_mask[rows + y]
+            if kind < 0:
+                continue
+            place = first_place + b * height + y
+            for spike in range(listed.start[place], listed.start[place + 1]):
+                level, unit = listed.spikes[spike] >> UNIT_BITS, listed.spikes[spike] & UNIT_MASK
+                key = level * classes + kind + routes.unit_class[unit]
+                to = count[key]
+                count[key] = to + 1
+                if writes > 0:
+                    spikes.spikes[to] = at + routes.unit_place[unit]
+                    if lazy:
+                        spikes.touched[ranks_at + rank_at[level]] |= mask
+        first_place += listed.images * height
+
+
+class _Counts(NamedTuple):
+    """Numbers of spikes by level and kind, and the rank of each level."""
+
+    number: Any
+    rank_at: Any
+
+
+@inlined
+def _zeros(size: int, like: Any) -> Any:
+    """Zeros of a type, the first at the start of a cache line: vectors that lie in two are slow."""
+    itemsize = like.itemsize
+    whole = np.zeros(size + LINE // itemsize, like.dtype)
+    first = -(whole.ctypes.data // itemsize) % (LINE // itemsize)
+    return whole[first : first + size]
 
 
 class _Tile(NamedTuple):
@@ -108,22 +172,11 @@ class _Tile(NamedTuple):
     rows: int
 
 
-class _Term(NamedTuple):
-    """Tables of a convolution for the weights of a block (see Synapses)."""
-
-    start: int
-    input_stride: int
-    column: int
-    channel_at: int
-    per_group: int
-
-
 class _Membranes(NamedTuple):
     """Neurons of a tile that fire: currents, level up to which membranes have advanced, early spikes, levels."""
 
     i: Any
     since: Any
-    next_spike: Any
     v: Any
     fired: Any
     fired_level: Any
@@ -137,7 +190,6 @@ class _Currents(NamedTuple):
 
     i: Any
     since: Any
-    next_spike: Any
     before: Any
     one: Any
     least: Any
@@ -159,16 +211,15 @@ def fire(
     ``out`` is ``[B, H, W, C]``, `first_image` the first of them there; the other parameters are those of
     :mod:`quartz_plugin.engines.event.records`.
     """
-    number, size = synapses.weights.dtype.type, tiles.tile_rows * tiles.row_length
+    weights, size = synapses.weights, tiles.tile_rows * tiles.row_length
     state = _Membranes(
-        np.zeros(size, number),
+        _zeros(size, weights),
         np.zeros(tiles.tile_rows, np.int64),
-        np.zeros(spikes.rows, np.int64),
-        np.zeros(size, number),
+        _zeros(size, weights),
         np.zeros(size, np.int64),
         np.zeros(size, np.int64),
-        np.zeros(size, number),
-        number(neurons.theta),
+        _zeros(size, weights),
+        weights.dtype.type(neurons.theta),
         neurons.window,
     )
     output = _Output(out.reshape(-1), out.shape[3])
@@ -183,15 +234,14 @@ def count_changes(
 
     They are added to ``changes [B]``. `readout` is ``(last_level, least_change)``.
     """
-    number, size = synapses.weights.dtype.type, tiles.tile_rows * tiles.row_length
+    weights, size = synapses.weights, tiles.tile_rows * tiles.row_length
     last_level, least_change = readout
     state = _Currents(
-        np.zeros(size, number),
+        _zeros(size, weights),
         np.zeros(tiles.tile_rows, np.int64),
-        np.zeros(spikes.rows, np.int64),
-        np.zeros(size, number),
-        number(1),
-        number(least_change),
+        _zeros(size, weights),
+        weights.dtype.type(1),
+        weights.dtype.type(least_change),
     )
     _count_in_blocks(changes, first_image, state, tiles, synapses, (direct, bias), spikes, last_level)
 
@@ -224,12 +274,13 @@ def _fire_blocks(
                         early = _advance_row(state, tiles, row, 0, early)
                 if bias.late:
                     _add_late_bias(v, tile, tiles, bias)
-                size = tiles.tile_rows * tiles.row_length
-                round_to_levels(levels, v, size // LANES, neurons.lowest, neurons.window)
-                if neurons.lowest < 0:
-                    for neuron in range(size):
-                        if v[neuron] < neurons.lowest - 0.5:
-                            levels[neuron] = neurons.no_spike_level
+                for row in range(tile.rows):
+                    start = row * tiles.row_length + tiles.left
+                    round_to_levels(levels, v, start, tiles.lanes // LANES, neurons.lowest, neurons.window)
+                    if neurons.lowest < 0:
+                        for neuron in range(start, start + tiles.lanes):
+                            if v[neuron] < neurons.lowest - 0.5:
+                                levels[neuron] = neurons.no_spike_level
                 for spike in range(early):
                     levels[state.fired[spike]] = state.fired_level[spike]
                 _write(output, levels, tile, tiles)
@@ -248,19 +299,19 @@ def _count_in_blocks(
 ) -> None:
     state, synapses, spikes = as_pointers(held_state), as_pointers(held_synapses), as_pointers(held)
     direct, bias = as_pointers(others[0]), as_pointers(others[1])
-    row_length = tiles.row_length
     for block in range((tiles.outputs + tiles.block_size - 1) // tiles.block_size):
         for b in range(spikes.images):
             for number in range((tiles.height + tiles.tile_rows - 1) // tiles.tile_rows):
                 tile = _tile_of(tiles, first_image, b, block, number)
                 _begin(state, tile, tiles, spikes)
-                _fill(state.before, 0, tiles.tile_rows * row_length, 0)
+                _fill(state.before, 0, tiles.tile_rows * tiles.row_length, 0)
                 count = _arrive(state, tile, tiles, synapses, direct, bias, spikes)
                 for row in range(tile.rows):
                     count = _count_row(state, tiles, row, 0, count)
                     if tile.channels == tiles.block_size and not bias.late:
                         # All become 1.
-                        _fill(state.before, row * row_length, (row + 1) * row_length, 1)
+                        start = row * tiles.row_length + tiles.left
+                        _fill(state.before, start, start + tiles.width * tiles.block_size, 1)
                         count = _count_row(state, tiles, row, 0, count)
                     else:
                         count += _count_changed_by_readout(state, tile, tiles, bias, row, last_level)
@@ -284,12 +335,9 @@ def _fill(values: Any, start: int, stop: int, value: Any) -> None:
 @compiled
 def _begin(state: Any, tile: Any, tiles: Any, spikes: Any) -> None:
     """Start a tile: nothing has arrived."""
-    b = tile.own_image
+    own = tile.own_image * spikes.tiles + tile.number
     _fill(state.i, 0, tiles.tile_rows * tiles.row_length, 0)
-    _fill(state.since, 0, tiles.tile_rows, spikes.ranked[b * spikes.ranks] if spikes.distinct[b] else 0)
-    if not spikes.has_starts:
-        for row in range(spikes.rows):
-            state.next_spike[row] = spikes.row_start[2 * (b * spikes.rows + row)]
+    _fill(state.since, 0, tiles.tile_rows, spikes.ranked[own * spikes.ranks] if spikes.distinct[own] else 0)
 
 
 @compiled
@@ -297,37 +345,40 @@ def _begin_membranes(v: Any, tile: Any, tiles: Any) -> None:
     """Set membranes to 0, and those of lost lanes and rows so that they do not fire."""
     _fill(v, 0, tiles.tile_rows * tiles.row_length, -np.inf)
     for row in range(tile.rows):
-        start = row * tiles.row_length
+        start = row * tiles.row_length + tiles.left
         _fill(v, start, start + tiles.width * tiles.block_size, 0)
 
 
 @inlined
 def _advance_row(state: Any, tiles: Any, row: int, level: int, early: int) -> int:
     """Advance the membranes of a row to a level; returns how many of the tile have fired early so far."""
-    row_length, last = tiles.row_length, state.since[row]
-    if advance(state.v, state.i, row * row_length, row_length // LANES, last - level, state.theta):
-        early = _note_early(state, row * row_length, row_length, last, level, early)
+    last, start = state.since[row], row * tiles.row_length + tiles.left
+    for at in range(start, start + tiles.lanes, GROUP * LANES):
+        over = advance(state.v, state.i, at, last - level, state.theta)
+        if over != 0:
+            early = _note_early(state, at, over, last, level, early)
     state.since[row] = level
     return early
 
 
 @compiled
-def _note_early(state: Any, start: int, length: int, last: int, level: int, early: int) -> int:
-    """List the neurons of a row that have crossed the threshold on the way from level `last` to `level`, and when."""
+def _note_early(state: Any, at: int, over: int, last: int, level: int, early: int) -> int:
+    """List the neurons that have crossed the threshold on the way from level `last` to `level`, and when.
+
+    `over` has a bit for each, `at` is the place of the first.
+    """
     i, v, theta = state.i, state.v, state.theta
     steps = last - level
-    for at in range(start, start + length, LANES):
-        if not any_over(v, at, theta):
-            continue
-        for neuron in range(at, at + LANES):
-            if v[neuron] >= theta:
-                before = v[neuron] - steps * i[neuron]
-                step = 1
-                while step < steps and before + step * i[neuron] < theta:
-                    step += 1
-                state.fired[early], state.fired_level[early] = neuron, state.window + 1 + last - step
-                early += 1
-                v[neuron] = -np.inf
+    while over != 0:
+        neuron = at + lowest_bit(over)
+        over &= over - 1
+        before = v[neuron] - steps * i[neuron]
+        step = 1
+        while step < steps and before + step * i[neuron] < theta:
+            step += 1
+        state.fired[early], state.fired_level[early] = neuron, state.window + 1 + last - step
+        early += 1
+        v[neuron] = -np.inf
     return early
 
 
@@ -335,8 +386,8 @@ def _note_early(state: Any, start: int, length: int, last: int, level: int, earl
 def _count_row(state: Any, tiles: Any, row: int, level: int, changes: int) -> Any:
     """Add to `changes` how many currents of a row have changed since it was looked at."""
     state.since[row] = level
-    neurons = tiles.width * tiles.block_size
-    return changes + count_changed(state.i, state.before, row * tiles.row_length, neurons, state.least)
+    start, neurons = row * tiles.row_length + tiles.left, tiles.width * tiles.block_size
+    return changes + count_changed(state.i, state.before, start, neurons, state.least)
 
 
 def _settle(state: Any, tiles: Any, row: int, level: int, found: int) -> int:
@@ -354,88 +405,40 @@ def _settle_by_state(state: Any, tiles: Any, row: int, level: int, found: int) -
 @compiled
 def _arrive(state: Any, tile: Any, tiles: Any, synapses: Any, direct: Any, bias: Any, spikes: Any) -> int:
     """Let an image's spikes arrive at a tile, level after level; returns what settling rows has found."""
-    found, next_bias, b, since = 0, 0, tile.own_image, state.since
-    for k in range(spikes.distinct[b]):
-        level = spikes.ranked[b * spikes.ranks + k]
+    found, next_bias, since = 0, 0, state.since
+    own, block = tile.own_image * spikes.tiles + tile.number, tile.block
+    first = own * (spikes.ranks * spikes.classes + 1)
+    weights = pointer_at(synapses.weights, block * synapses.block_length)
+    for k in range(spikes.distinct[own]):
+        level = spikes.ranked[own * spikes.ranks + k]
         biased = next_bias < bias.stop_count and bias.stops[next_bias] == level
         next_bias += biased
-        if biased or direct.row:
-            for row in range(tile.rows):
-                if since[row] > level:
-                    found = _settle(state, tiles, row, level, found)
+        touched = -1 if biased or direct.row or not spikes.lazy else spikes.touched[own * spikes.ranks + k]
+        for row in range(tile.rows):
+            if (touched >> row) & 1 and since[row] > level:
+                found = _settle(state, tiles, row, level, found)
         if biased:
             _add_bias(state.i, tile, tiles, bias, level)
         if direct.row:
             _add_direct(state.i, tile, tiles, direct, level)
-        for number in range(synapses.term_count):
-            inputs_row, term, first_tile = _term_of(synapses, number, tile.block)
-            first_row = b * spikes.rows + inputs_row
-            for reached in range(
-                synapses.reach[first_tile + tile.number], synapses.reach[first_tile + tile.number + 1]
-            ):
-                begin, end = _spikes_of(state, spikes, first_row + synapses.reach_row[reached], k, level)
-                if begin == end:
-                    continue
-                first_pair, last_pair = synapses.reach_pair[reached], synapses.reach_pair[reached + 1]
-                for pair in range(first_pair, last_pair):
-                    row = synapses.pairs[3 * pair + 2]
-                    if since[row] > level:
-                        found = _settle(state, tiles, row, level, found)
-                _deliver(state.i, synapses, term, spikes.place, (begin, end), (first_pair, last_pair))
+        for kind in range(spikes.classes):
+            at = first + k * spikes.classes + kind
+            begin, end = spikes.starts[at], spikes.starts[at + 1]
+            if begin < end and (synapses.class_block[kind] < 0 or synapses.class_block[kind] == block):
+                _deliver(state.i, synapses, weights, spikes.spikes, kind, (begin, end))
     return found
 
 
 @inlined
-def _term_of(synapses: Any, number: int, block: int) -> Any:
-    """Of a convolution: the row of its first spikes, its tables, and where its tiles start in ``reach``."""
-    terms, at = synapses.terms, 7 * number
-    start = block * synapses.block_length + terms[at + 1]
-    return terms[at], _Term(start, terms[at + 2], terms[at + 3], terms[at + 4], terms[at + 6]), terms[at + 5]
-
-
-@inlined
-def _spikes_of(state: Any, spikes: Any, row: int, k: int, level: int) -> Any:
-    """Begin and end of the spikes of a row (of all images) and a level; `k` is the level's rank."""
-    if spikes.has_starts:
-        place = row * spikes.ranks + k
-        return spikes.starts[place], spikes.starts[place + 1]
-    of_image = row % spikes.rows
-    begin = end = state.next_spike[of_image]
-    while end < spikes.row_start[2 * row + 1] and spikes.level[end] == level:
-        end += 1
-    state.next_spike[of_image] = end
-    return begin, end
-
-
-@inlined
-def _deliver(i: Any, synapses: Any, term: Any, places: Any, spikes: Any, span: Any) -> None:
-    """Deliver the spikes of a row and a level to the currents that they reach in some rows of a tile."""
-    begin, end = spikes
-    first_pair, last_pair = span
-    weights, pairs, column, runs = synapses.weights, synapses.pairs, synapses.column, synapses.runs
-    while begin < end:
-        # Spikes of one place reach the same neurons, those of several groups do not.
-        x = places[begin] >> CHANNEL_BITS
-        stop = begin + 1
-        at = 0
-        if term.per_group:
-            channel = places[begin] & CHANNEL_MASK
-            at = synapses.channel_at[term.channel_at + channel]
-            if term.per_group == 1:
-                # Depthwise: one weight for each neuron that is reached.
-                for run in range(column[term.column + x], column[term.column + x + 1]):
-                    to, of = at + runs[3 * run], term.start + channel * term.input_stride + runs[3 * run + 1]
-                    for pair in range(first_pair, last_pair):
-                        i[to + pairs[3 * pair]] += weights[of + pairs[3 * pair + 1]]
-                begin = stop
-                continue
+def _deliver(i: Any, synapses: Any, weights: Any, spikes: Any, kind: int, span: Any) -> None:
+    """Deliver spikes of one kind to the currents that they reach."""
+    for number in range(synapses.class_groups[kind], synapses.class_groups[kind + 1]):
+        group = 4 * number
+        spikes_and_runs = span[0], span[1], synapses.groups[group], synapses.groups[group + 1]
+        if synapses.groups[group + 3]:
+            collect(i, weights, spikes, synapses.runs, synapses.groups[group + 2], spikes_and_runs)
         else:
-            while stop < end and places[stop] >> CHANNEL_BITS == x:
-                stop += 1
-        for run in range(column[term.column + x], column[term.column + x + 1]):
-            where = (at + runs[3 * run], term.start + runs[3 * run + 1], runs[3 * run + 2], term.input_stride)
-            add_weights(i, weights, places, pairs, where, (begin, stop, first_pair, last_pair))
-        begin = stop
+            deliver(i, weights, spikes, synapses.runs, synapses.groups[group + 2], spikes_and_runs)
 
 
 @compiled
@@ -443,19 +446,19 @@ def _add_bias(i: Any, tile: Any, tiles: Any, bias: Any, level: int) -> None:
     """Let the biases of a level arrive."""
     for row in range(tile.rows):
         place = tile.block * bias.block_length + (tile.first_row + row) * bias.row_length
-        places = (row * tiles.row_length, place, place)
-        add_arriving(i, bias.amount, bias.level, places, tiles.row_length // LANES, level)
+        places = (row * tiles.row_length + tiles.left, place, place)
+        add_arriving(i, bias.amount, bias.level, places, tiles.lanes // LANES, level)
 
 
 @compiled
 def _add_direct(i: Any, tile: Any, tiles: Any, direct: Any, level: int) -> None:
     """Let the spikes of a level that go one to one arrive."""
-    start = tile.block * tiles.row_length
+    start = tile.block * tiles.lanes
     first_channel = direct.first + tile.block * tiles.block_size
     for row in range(tile.rows):
         in_source = (tile.image * tiles.height + tile.first_row + row) * tiles.width
         for x in range(0, tiles.width, direct.row):
-            at = row * tiles.row_length + x * tiles.block_size
+            at = row * tiles.row_length + tiles.left + x * tiles.block_size
             places = (at, start, (in_source + x) * direct.channels + first_channel)
             add_arriving(i, direct.weights, direct.levels, places, direct.row * tile.channels // LANES, level)
 
@@ -465,15 +468,15 @@ def _add_late_bias(v: Any, tile: Any, tiles: Any, bias: Any) -> None:
     """A negative bias is a spike after readout, until which nothing pulls."""
     for row in range(tile.rows):
         place = tile.block * bias.block_length + (tile.first_row + row) * bias.row_length
-        for neuron in range(tiles.row_length):
-            v[row * tiles.row_length + neuron] += min(bias.level[place + neuron], 0)
+        for neuron in range(tiles.lanes):
+            v[row * tiles.row_length + tiles.left + neuron] += min(bias.level[place + neuron], 0)
 
 
 @compiled
 def _write(output: Any, levels: Any, tile: Any, tiles: Any) -> None:
     """Copy a tile's levels to their places in the output."""
     for row in range(tile.rows):
-        neuron = row * tiles.row_length
+        neuron = row * tiles.row_length + tiles.left
         to = ((tile.image * tiles.height + tile.first_row + row) * tiles.width) * output.channels
         to += tiles.first_output + tile.block * tiles.block_size
         whole = tiles.outputs == tiles.block_size == output.channels
@@ -491,7 +494,7 @@ def _count_changed_by_readout(state: Any, tile: Any, tiles: Any, bias: Any, row:
 
     Bias spikes behind `last_level`, that of the neurons' last step, come when they are done.
     """
-    i, least, one, start, count = state.i, state.least, state.one, row * tiles.row_length, 0
+    i, least, one, start, count = state.i, state.least, state.one, row * tiles.row_length + tiles.left, 0
     of_row = tile.block * bias.block_length + (tile.first_row + row) * bias.row_length
     for x in range(tiles.width):
         for neuron in range(x * tiles.block_size, x * tiles.block_size + tile.channels):

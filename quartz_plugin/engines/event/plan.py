@@ -15,12 +15,12 @@ from quartz_plugin.engines.convolutions import (
     as_image,
     channel_ranges,
     convolutions_of,
-    rows_as_channels,
+    places_as_channels,
 )
 from quartz_plugin.engines.event import constants
 from quartz_plugin.engines.event.constants import LANES
-from quartz_plugin.engines.event.records import Array, Bias, Direct, Neurons, Tiles
-from quartz_plugin.engines.event.tables import synapses_of, tiles_of
+from quartz_plugin.engines.event.records import Array, Bias, Direct, Neurons, Routes, Tiles
+from quartz_plugin.engines.event.tables import layout_of, tables_of
 from quartz_plugin.functional import TTFSParameters, check_bias_shape
 from quartz_plugin.graph import ConvertedGraph, Layer
 from quartz_plugin.graph.fingerprint import Snapshot
@@ -117,8 +117,8 @@ class ChannelPlan:
         That whose spikes are looked for at every level.
     sources : list of str
         Nodes whose levels are read, in the order of these.
-    rows : int
-        Rows of spikes that are sorted, of all convolutions.
+    most_tiles : int
+        Tiles that a spike reaches at most.
     synapse_count : int
         About how many synapses there are.
     """
@@ -134,10 +134,10 @@ class ChannelPlan:
     ) -> None:
         channels, height, width = as_image(shape)
         bias = None if p.bias is None else p.bias.to(dtype).expand(shape).reshape(channels, height, width)
-        if last - first == channels and _rows_are_short(convolutions, channels * width, dtype.itemsize):
-            convolutions = [rows_as_channels(convolution, width) for convolution in convolutions]
-            bias = None if bias is None else bias.permute(2, 0, 1).reshape(-1, height, 1)
-            channels, last, width = channels * width, last * width, 1
+        if height * width == 1:
+            convolutions = [
+                c if c.pointwise and c.source_shape[1:] == (1, 1) else places_as_channels(c) for c in convolutions
+            ]
         self.spatial, self.channels = (height, width), channels
         self.direct_convolution = next(
             (c for c in convolutions if p.clock.input_window < constants.FEW_LEVELS and _is_direct(c, self.spatial)),
@@ -147,10 +147,12 @@ class ChannelPlan:
         self.sources = [c.source for c in self.convolutions]
         if self.direct_convolution is not None:
             self.sources.append(self.direct_convolution.source)
-        self.rows = sum(c.source_shape[1] for c in self.convolutions)
         self.synapse_count = (last - first) * height * width * sum(c.weight[0].numel() for c in convolutions)
-        self.tiles = tiles_of(self.convolutions, first, last - first, self.spatial, dtype.itemsize)
-        self.synapses = synapses_of(self.convolutions, self.tiles, dtype)
+        window = p.clock.input_window
+        layout = layout_of(self.convolutions, first, last - first, self.spatial, dtype.itemsize, window)
+        self.tiles = layout.tiles
+        self.routes, self.synapses = tables_of(self.convolutions, layout, window, dtype)
+        self.most_tiles = _most_tiles(self.routes)
         self.direct = _direct_of(self.direct_convolution, self.tiles, dtype)
         self.bias = _bias_of(p, None if bias is None else bias[first:last], self.tiles, dtype)
         clock, lowest = p.clock, p.silent_level
@@ -189,18 +191,18 @@ def _bias_of(p: TTFSParameters, bias: Tensor | None, tiles: Tiles, dtype: torch.
         level=_laid_out(level, tiles),
         stops=stops,
         stop_count=len(stops),
-        row_length=0 if alike else tiles.row_length,
-        block_length=tiles.row_length * bias.shape[1],
+        row_length=0 if alike else tiles.lanes,
+        block_length=tiles.lanes * bias.shape[1],
         late=bool((level < 0).any()),
     )
 
 
 def _laid_out(values: Tensor, tiles: Tiles) -> Array:
-    """``[C, H, W]`` as ``[blocks, H, row_length]``, flat; 0 in lost lanes."""
+    """``[C, H, W]`` as ``[blocks, H, lanes]``, flat; 0 in lost lanes."""
     blocks = -(-tiles.outputs // tiles.block_size)
     whole = torch.nn.functional.pad(values, (0, 0, 0, 0, 0, blocks * tiles.block_size - tiles.outputs))
     rows = whole.unflatten(0, (blocks, tiles.block_size)).permute(0, 2, 3, 1).flatten(2)
-    return torch.nn.functional.pad(rows, (0, tiles.row_length - rows.shape[-1])).flatten().numpy()
+    return torch.nn.functional.pad(rows, (0, tiles.lanes - rows.shape[-1])).flatten().numpy()
 
 
 def _is_direct(convolution: Convolution, spatial: tuple[int, int]) -> bool:
@@ -209,9 +211,10 @@ def _is_direct(convolution: Convolution, spatial: tuple[int, int]) -> bool:
     return alike and convolution.pointwise and convolution.depthwise
 
 
-def _rows_are_short(convolutions: list[Convolution], row: int, itemsize: int) -> bool:
-    """True where a whole row of units, as the channels of one place, still has few weights."""
-    spread = [c for c in convolutions if c.source_shape[2] > 1 and not (c.pointwise and c.depthwise)]
-    weights = sum(row * c.source_shape[0] * c.source_shape[2] * c.kernel[0] for c in spread)
-    whole = all(c.first_input == c.first_output == 0 and c.inputs == c.source_shape[0] for c in convolutions)
-    return bool(spread) and whole and row <= constants.SHORT_ROW and weights * itemsize <= constants.WEIGHT_BYTES
+def _most_tiles(routes: Routes) -> int:
+    """Tiles of rows that a row of spikes reaches at most."""
+    most, terms = 1, routes.terms.reshape(-1, 5)
+    for height, _, _, _, first in terms:
+        kinds = routes.row_class[first : first + routes.tile_count * height].reshape(routes.tile_count, height)
+        most = max(most, int((kinds >= 0).sum(0).max()))
+    return most

@@ -12,7 +12,7 @@ Array: TypeAlias = np.ndarray[Any, Any]
 class Tiles(NamedTuple):
     """Division of the neurons of a range of channels into blocks of channels, and of those into tiles of rows.
 
-    A neuron's place in its tile is ``row * row_length + x * block_size + channel``.
+    A neuron's place in its tile is ``row * row_length + left + x * block_size + channel``.
 
     Attributes
     ----------
@@ -22,8 +22,10 @@ class Tiles(NamedTuple):
         Channels before the range, and of it.
     block_size, tile_rows : int
         Channels of a block; rows of a tile.
-    row_length : int
-        Lanes of a row: neurons and lost lanes.
+    left, row_length : int
+        Lost lanes before the neurons of a row; all lanes of a row.
+    lanes : int
+        Lanes from the first neuron of a row on that are looked at: its neurons, in whole groups of vectors.
     """
 
     height: int
@@ -32,14 +34,48 @@ class Tiles(NamedTuple):
     outputs: int
     block_size: int
     tile_rows: int
+    left: int
     row_length: int
+    lanes: int
+
+
+class Routes(NamedTuple):
+    """Tables that spikes are sorted by: which kind each is, and where its neurons and its weights start.
+
+    Spikes of a kind reach neurons in the same way. A spike's kind is the sum of those of its row and of its unit in
+    the row, and so is the place of its first neuron; less than 0: it reaches none.
+
+    Attributes
+    ----------
+    term_count : int
+        Convolutions.
+    terms : array
+        Flat ``[term_count, 5]``: height of the source, its first channel and how many, and where its units and its
+        rows (in each tile) start in the following tables.
+    class_count, tile_count : int
+        Kinds of spikes; tiles of a block.
+    lazy : bool
+        Many rows of neurons are reached by no spike of a level.
+    row_class, row_at, row_mask : array
+        Of each row, in each tile; the mask has a bit for each row of neurons that is reached.
+    unit_class, unit_place : array
+        Of each unit of a row; ``weight << 32 | neuron``, where its weights start in a block's, and its neurons.
+    """
+
+    term_count: int
+    terms: Array
+    class_count: int
+    tile_count: int
+    lazy: bool
+    row_class: Array
+    row_at: Array
+    row_mask: Array
+    unit_class: Array
+    unit_place: Array
 
 
 class Synapses(NamedTuple):
-    """Weights as they are walked, and tables of where spikes go.
-
-    A spike at (channel, y, x) reaches pairs of an output row and a kernel row, and in each one or more runs:
-    neighbouring neurons, and the weights that belong to them, side by side.
+    """Weights as they are walked, and the runs of neighbouring neurons that each kind of spike reaches.
 
     Attributes
     ----------
@@ -47,37 +83,23 @@ class Synapses(NamedTuple):
         Of all blocks, flat; `block_length` of each.
     block_length : int
         Weights of a block.
-    term_count : int
-        Convolutions.
-    terms : array
-        Flat ``[term_count, 7]``: the row of its first spikes, where its weights start in a block, weights of an
-        input channel, where it starts in `column`, in `channel_at` and in `reach`, and outputs of a group (0: there is
-        one group).
-    reach : array
-        For each tile of a convolution, where its rows start in `reach_row`.
-    reach_row, reach_pair : array
-        Rows of spikes that reach a tile, and where their pairs start.
-    pairs : array
-        Flat ``[.., 3]``: place of an output row in its tile, place of a kernel row in the weights, number of the row.
-    column : array
-        For each place of spikes in a row, where its runs start.
+    class_block : array
+        Of each kind of spikes: the block that they reach; less than 0: all.
+    class_groups : array
+        Of each kind, where its groups start.
+    groups : array
+        Flat ``[.., 4]``: first and last of runs of one length, their vectors (0: a single neuron), and whether all
+        spikes come from one place.
     runs : array
-        Flat ``[.., 3]``: place of the first neuron in its row, of its weight in a kernel row, and how many vectors.
-    channel_at : array
-        For each input channel, the first output channel of its group.
+        Flat ``[.., 2]``: place of the first neuron, and of its weight, behind those of the spike.
     """
 
     weights: Array
     block_length: int
-    term_count: int
-    terms: Array
-    reach: Array
-    reach_row: Array
-    reach_pair: Array
-    pairs: Array
-    column: Array
+    class_block: Array
+    class_groups: Array
+    groups: Array
     runs: Array
-    channel_at: Array
 
 
 class Direct(NamedTuple):
@@ -151,56 +173,52 @@ class Neurons(NamedTuple):
 
 
 class ListedSpikes(NamedTuple):
-    """Spikes row after row.
+    """Spikes of some images, row after row.
 
     Attributes
     ----------
-    images, rows : int
+    images : int
         How many.
-    level, place : array
-        Of each spike: its level, and ``x << 32 | channel``.
-    row_start : array
-        Flat ``[images, rows, 2]``: where the spikes of a row start and end.
+    spikes : array
+        ``level << 32 | unit`` of each.
+    start : array
+        For each convolution, image and row, where its spikes start; and where the last end.
     """
 
     images: int
-    rows: int
-    level: Array
-    place: Array
-    row_start: Array
+    spikes: Array
+    start: Array
 
 
 class SortedSpikes(NamedTuple):
-    """Spikes row after row, those of a row by level, falling.
+    """Spikes that reach a tile, by level, falling, and by kind.
 
     Attributes
     ----------
-    images, rows : int
+    images, tiles, classes : int
         How many.
-    place : array
-        Of each spike, ``x << 32 | channel``.
-    row_start : array
-        Flat ``[images, rows, 2]``: where the spikes of a row start and end.
+    lazy : bool
+        `touched` is known.
+    spikes : array
+        ``weight << 32 | neuron``: where its weights start in a block's, and its neurons in the tile.
     ranks : int
-        Up to so many levels of an image, and one place more.
+        Up to so many levels of a tile.
     ranked, distinct : array
-        Flat ``[images, ranks]``: levels of an image that occur or are looked at anyway, falling; ``[images]``: how
+        Flat ``[images, tiles, ranks]``: levels that occur or are looked at anyway, falling; ``[images, tiles]``: how
         many.
-    has_starts : bool
-        `starts` holds where the spikes of a level begin; else `level` holds each spike's.
     starts : array
-        Flat ``[images, rows, ranks]``: where in a row the spikes of a rank start.
-    level : array
-        Of each spike.
+        Flat ``[images, tiles, ranks * classes + 1]``: where the spikes of a rank and a kind start.
+    touched : array
+        Flat ``[images, tiles, ranks]``, if `lazy`: a bit for each row of neurons that is reached.
     """
 
     images: int
-    rows: int
-    place: Array
-    row_start: Array
+    tiles: int
+    classes: int
+    lazy: bool
+    spikes: Array
     ranks: int
     ranked: Array
     distinct: Array
-    has_starts: bool
     starts: Array
-    level: Array
+    touched: Array

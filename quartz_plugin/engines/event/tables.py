@@ -2,142 +2,313 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from quartz_plugin.engines.convolutions import Convolution, reached
 from quartz_plugin.engines.event import constants
-from quartz_plugin.engines.event.constants import LANES
-from quartz_plugin.engines.event.records import Array, Synapses, Tiles
+from quartz_plugin.engines.event.constants import GROUP, LANES, MOST_VECTORS, REGISTERS, UNIT_BITS
+from quartz_plugin.engines.event.records import Array, Routes, Synapses, Tiles
+
+ANYWHERE = 2**40
+"""More places than any layer has."""
 
 
-def padded(length: int) -> int:
+def padded(length: int, to: int = LANES) -> int:
     """Length rounded up to whole vectors."""
-    return -(-length // LANES) * LANES
+    return -(-length // to) * to
 
 
-def tiles_of(
-    convolutions: list[Convolution], first_output: int, outputs: int, spatial: tuple[int, int], itemsize: int
-) -> Tiles:
+class Run(NamedTuple):
+    """Neighbouring neurons that a spike reaches: place of the first in its row, of its weight, and vectors."""
+
+    at: int
+    weight: int
+    vectors: int
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Runs of neurons that spikes of each column of a convolution's source reach, kernel row by kernel row.
+
+    Neurons beyond the borders may be among them, so that many columns are alike: `left` and `right` places more.
+    """
+
+    runs: list[list[Run]]
+    run_length: int
+    left: int
+    right: int
+
+    @property
+    def vectors(self) -> float:
+        """Vectors of a column, on average."""
+        return sum(run.vectors for runs in self.runs for run in runs) / max(1, len(self.runs))
+
+    @property
+    def kinds(self) -> int:
+        """Columns that are not alike."""
+        return len({shape_of(runs) for runs in self.runs})
+
+
+def shape_of(runs: Sequence[Run]) -> tuple[Run, ...]:
+    """Runs as seen from the first neuron that they reach."""
+    first = min((run.at for run in runs), default=0)
+    return tuple(run._replace(at=run.at - first) for run in runs)
+
+
+def _columns_of(convolution: Convolution, width: int, size: int, step: int, beyond: bool) -> Columns:
+    """Columns of a convolution: `size` weights of a kernel column, `step` neurons from place to place."""
+    classes = _classes(convolution)
+    starts = _run_starts(classes, size)
+    place = {k: (index, at) for index, members in enumerate(classes) for at, k in enumerate(members)}
+    runs, columns = [], [0, width - 1]
+    for x in range(convolution.source_shape[2]):
+        by_class: dict[int, list[tuple[int, int]]] = {}
+        for column, k in reached(convolution, 1, x, ANYWHERE if beyond else width, -ANYWHERE if beyond else 0):
+            index, at = place[k]
+            by_class.setdefault(index, []).append((column, at))
+        own = []
+        for index, members in by_class.items():
+            column, at = min(members)
+            columns += [column, max(members)[0]]
+            own.append(Run(column * step, starts[index] + at * size, padded(len(members) * size) // LANES))
+        runs.append(own)
+    return Columns(runs, starts[-1], -min(columns), max(columns) - (width - 1))
+
+
+class Layout(NamedTuple):
+    """Places of a range's neurons, and how the columns of each of its convolutions reach them."""
+
+    tiles: Tiles
+    columns: list[Columns]
+
+
+def layout_of(
+    convolutions: list[Convolution],
+    first_output: int,
+    outputs: int,
+    spatial: tuple[int, int],
+    itemsize: int,
+    window: int,
+) -> Layout:
     """Division of the neurons of `outputs` channels: weights of a block and neurons of a tile stay in caches."""
     height, width = spatial
     block_size = _block_size(outputs, convolutions, itemsize)
-    row_length = padded(width * block_size + LANES - 1)
-    tile_rows = min(height, max(1, constants.TILE_BYTES // (2 * itemsize * row_length)))
-    return Tiles(height, width, first_output, outputs, block_size, tile_rows, row_length)
+    columns = [_cheaper_columns(c, spatial, group_size(c, block_size), block_size, window) for c in convolutions]
+    left = padded(max([each.left for each in columns], default=0) * block_size)
+    right = max([each.right for each in columns], default=0) * block_size
+    lanes = padded(width * block_size, GROUP * LANES)
+    row_length = padded(left + max(lanes, width * block_size + right + LANES - 1))
+    tile_rows = min(height, 62, max(1, constants.TILE_BYTES // (2 * itemsize * row_length)))
+    return Layout(Tiles(height, width, first_output, outputs, block_size, tile_rows, left, row_length, lanes), columns)
+
+
+def group_size(convolution: Convolution, block_size: int) -> int:
+    """Output channels that one spike reaches at a place."""
+    return block_size if convolution.groups == 1 else convolution.outputs // convolution.groups
+
+
+def _cheaper_columns(convolution: Convolution, spatial: tuple[int, int], size: int, step: int, window: int) -> Columns:
+    """Columns that are all alike but for neurons beyond the borders, unless exact ones cost less vectors and time."""
+    exact, alike = (_columns_of(convolution, spatial[1], size, step, beyond) for beyond in (False, True))
+    channels, height, width = convolution.source_shape
+    rows = [reached(convolution, 0, y, spatial[0]) for y in range(height)]
+    spikes = channels * height * width / 2
+    saved = spikes * (alike.vectors - exact.vectors) * sum(map(len, rows)) / max(1, height)
+    visits = min(window, spikes) * len({len(row) for row in rows}) * (exact.kinds - alike.kinds)
+    return exact if saved > constants.VISIT * visits else alike
 
 
 def _block_size(outputs: int, convolutions: list[Convolution], itemsize: int) -> int:
     """Channels in a block: all, or as many as have weights that fit; groups are not divided."""
     per_channel = sum(c.weight[0].numel() for c in convolutions) * itemsize
-    if per_channel * outputs <= constants.WEIGHT_BYTES or any(c.groups > 1 for c in convolutions):
+    widest = max((c.kernel[1] for c in convolutions), default=1)
+    most = constants.RUN_VECTORS * LANES // widest
+    if (outputs <= most and per_channel * outputs <= constants.WEIGHT_BYTES) or any(
+        c.groups > 1 and not c.depthwise for c in convolutions
+    ):
         return outputs
-    fitting = max(2 * LANES, constants.WEIGHT_BYTES // per_channel // LANES * LANES)
+    room = constants.WEIGHT_BYTES * (3 if widest == 1 else 1)
+    fitting = max(2 * LANES, min(room // per_channel, most) // LANES * LANES)
     blocks = -(-outputs // fitting)
     return padded(-(-outputs // blocks))
 
 
-def synapses_of(convolutions: list[Convolution], tiles: Tiles, dtype: torch.dtype) -> Synapses:
+class Tables(NamedTuple):
+    """All that the kernels take of convolutions."""
+
+    routes: Routes
+    synapses: Synapses
+
+
+def tables_of(convolutions: list[Convolution], layout: Layout, window: int, dtype: torch.dtype) -> Tables:
     """Weights and tables of these convolutions."""
-    tables = _Tables(tiles)
-    packed = [tables.add(convolution) for convolution in convolutions]
-    blocks = -(-tiles.outputs // tiles.block_size)
-    weights = torch.cat(packed, 1) if packed else torch.zeros(blocks, 0)
+    builder = _Builder(layout.tiles, window)
+    packed = [builder.add(c, columns) for c, columns in zip(convolutions, layout.columns, strict=True)]
+    weights = torch.cat(packed, 1) if packed else torch.zeros(builder.blocks, 0)
     # Vectors may be read past the last run.
     flat = torch.cat([weights.to(dtype).flatten(), torch.zeros(LANES, dtype=dtype)]).numpy()
-    return tables.synapses(flat, weights.shape[1])
+    spikes_of_a_row = max((c.source_shape[0] * c.source_shape[2] / 2 for c in convolutions), default=0)
+    lazy = builder.tile_count * layout.tiles.tile_rows > 1 and spikes_of_a_row < constants.FEW_SPIKES * window
+    return Tables(builder.routes(lazy), builder.synapses(flat, weights.shape[1]))
 
 
-class _Tables:
+class _Builder:
     """Builds tables, one convolution after the other."""
 
-    def __init__(self, tiles: Tiles) -> None:
-        self.tiles = tiles
-        self.rows = self.weight_start = 0
+    def __init__(self, tiles: Tiles, window: int) -> None:
+        self.tiles, self.window = tiles, window
+        self.blocks = -(-tiles.outputs // tiles.block_size)
+        self.tile_count = -(-tiles.height // tiles.tile_rows)
+        self.weight_start = 0
         self.terms: list[list[int]] = []
-        self.reach: list[int] = []
-        self.reach_row: list[int] = []
-        self.reach_pair: list[int] = [0]
-        self.pairs: list[tuple[int, int, int]] = []
-        self.column: list[int] = []
-        self.runs: list[tuple[int, int, int]] = []
-        self.channel_at: list[int] = []
+        self.rows: list[tuple[int, int, int]] = []
+        self.unit_class: list[Array] = []
+        self.unit_place: list[Array] = []
+        self.unit_count = 0
+        self.class_block: list[int] = []
+        self.class_groups: list[int] = [0]
+        self.groups: list[tuple[int, int, int, int]] = []
+        self.runs: list[tuple[int, int]] = []
 
-    def add(self, convolution: Convolution) -> Tensor:
+    def add(self, convolution: Convolution, columns: Columns) -> Tensor:
         """Enter one convolution; returns its weights as they are walked, ``[blocks, length]``."""
-        outputs = self.tiles.outputs
-        classes = _classes(convolution)
-        size = self.tiles.block_size if convolution.groups == 1 else outputs // convolution.groups
-        starts = np.cumsum([0] + [_run_length(len(members), size) for members in classes])
-        run_length = int(starts[-1])
-        kernel_rows = convolution.kernel[0]
-        self.terms.append(
-            [
-                self.rows,
-                self.weight_start,
-                kernel_rows * run_length,
-                len(self.column),
-                len(self.channel_at),
-                len(self.reach),
-                0 if convolution.groups == 1 else size,
-            ]
+        size = group_size(convolution, self.tiles.block_size)
+        _, height, width = convolution.source_shape
+        self.terms.append([height, convolution.first_input, convolution.inputs, self.unit_count, len(self.rows)])
+        divided = convolution.groups > 1 and self.blocks > 1
+        channel_kinds = self.blocks if divided else 1
+        first_class = len(self.class_block)
+        by_place = (
+            height * width <= constants.FEW_PLACES
+            and convolution.inputs / 2 >= constants.MANY_SPIKES * self.window
+            and convolution.groups == 1
         )
-        self.rows += convolution.source_shape[1]
-        self._add_rows(convolution, run_length)
-        self._add_columns(convolution, classes, starts, size)
-        per_group = convolution.inputs // convolution.groups
-        self.channel_at += [(c // per_group) * size if convolution.groups > 1 else 0 for c in range(convolution.inputs)]
-        packed = _packed(convolution.weight, convolution.groups, classes, starts, size, outputs)
+
+        row_kinds, rows = self._rows_of(convolution, by_place)
+        column_kinds: dict[tuple[int, tuple[Run, ...]], int] = {}
+        shapes = [(x if by_place else 0, shape_of(runs)) for x, runs in enumerate(columns.runs)]
+        for x, shape in shapes:
+            if shape:
+                column_kinds.setdefault((x, shape), len(column_kinds))
+        per_row = len(column_kinds) * channel_kinds
+        by_tile = [[kind for kind, _, _ in rows[first : first + height]] for first in range(0, len(rows), height)]
+        for kind, at, mask in rows:
+            self.rows.append((-1 if kind < 0 else first_class + kind * per_row, at, mask))
+        kind_at = [(column_kinds[shape] * channel_kinds if shape[1] else ANYWHERE) for shape in shapes]
+        neuron_at = [self.tiles.left + min((run.at for run in runs), default=0) for runs in columns.runs]
+        single = convolution.groups > 1 and size == 1
+        for kind, (_, pairs) in enumerate(row_kinds):
+            row_is_alone = all(tile.count(kind) <= 1 for tile in by_tile)
+            for column in column_kinds:
+                alone = convolution.groups == 1 and row_is_alone and shapes.count(column) == 1
+                for block in range(channel_kinds):
+                    self.class_block.append(block if divided else -1)
+                    self._add_class(pairs, column[1], columns.run_length, single, alone)
+
+        packed = _packed(convolution, size, self.blocks, self.tiles.block_size, columns.run_length)
+        stride = convolution.kernel[0] * columns.run_length
+        self._add_units(convolution, size, stride, np.array(kind_at), np.array(neuron_at))
         self.weight_start += packed.shape[1]
         return packed
 
-    def _add_rows(self, convolution: Convolution, run_length: int) -> None:
+    def _rows_of(
+        self, convolution: Convolution, by_place: bool
+    ) -> tuple[dict[tuple[int, tuple[tuple[int, int], ...]], int], list[tuple[int, int, int]]]:
+        """Kinds of rows, each with its (row, kernel row), and for each row of each tile its kind, place and mask."""
         tile_rows = self.tiles.tile_rows
-        tables: list[dict[int, list[tuple[int, int, int]]]] = [{} for _ in range(-(-self.tiles.height // tile_rows))]
-        for y in range(convolution.source_shape[1]):
-            for row, k in reached(convolution, 0, y, self.tiles.height):
-                tile = row // tile_rows
-                own = row - tile * tile_rows
-                pair = (own * self.tiles.row_length, k * run_length, own)
-                tables[tile].setdefault(y, []).append(pair)
-        for table in tables:
-            self.reach.append(len(self.reach_row))
-            for y, pairs in table.items():
-                self.reach_row.append(y)
-                self.pairs += pairs
-                self.reach_pair.append(len(self.pairs))
-        self.reach.append(len(self.reach_row))
+        kinds: dict[tuple[int, tuple[tuple[int, int], ...]], int] = {}
+        rows = []
+        for first in range(0, self.tiles.height, tile_rows):
+            last = min(first + tile_rows, self.tiles.height)
+            for y in range(convolution.source_shape[1]):
+                pairs = sorted((row - first, k) for row, k in reached(convolution, 0, y, last, first))
+                if not pairs:
+                    rows.append((-1, 0, 0))
+                    continue
+                top = pairs[0][0]
+                alike = (y if by_place else 0, tuple((row - top, k) for row, k in pairs))
+                kind = kinds.setdefault(alike, len(kinds))
+                rows.append((kind, top * self.tiles.row_length, sum(1 << row for row, _ in pairs)))
+        return kinds, rows
 
-    def _add_columns(self, convolution: Convolution, classes: list[list[int]], starts: Array, size: int) -> None:
-        place = {k: (index, at) for index, members in enumerate(classes) for at, k in enumerate(members)}
-        for x in range(convolution.source_shape[2]):
-            self.column.append(len(self.runs))
-            by_class: dict[int, list[tuple[int, int]]] = {}
-            for column, k in reached(convolution, 1, x, self.tiles.width):
-                index, at = place[k]
-                by_class.setdefault(index, []).append((column, at))
-            for index, members in by_class.items():
-                column, at = min(members)
-                first = column * self.tiles.block_size
-                self.runs.append((first, int(starts[index]) + at * size, padded(len(members) * size) // LANES))
-        self.column.append(len(self.runs))
+    def _add_class(
+        self, rows: Sequence[tuple[int, int]], columns: Sequence[Run], run_length: int, single: bool, alone: bool
+    ) -> None:
+        """Enter a kind of spikes: its runs, those of one length together.
+
+        `single`: a run is one neuron; `alone`: all spikes come from one place.
+        """
+        by_vectors: dict[int, list[tuple[int, int]]] = {}
+        most = REGISTERS if alone else MOST_VECTORS
+        for row, k in rows:
+            for run in columns:
+                parts = -(-run.vectors // most)
+                for part in range(parts):
+                    first, last = (run.vectors * each // parts for each in (part, part + 1))
+                    at = row * self.tiles.row_length + run.at + first * LANES
+                    by_vectors.setdefault(0 if single else last - first, []).append(
+                        (at, k * run_length + run.weight + first * LANES)
+                    )
+        for vectors, runs in by_vectors.items():
+            self.groups.append((len(self.runs), len(self.runs) + len(runs), vectors, int(alone)))
+            self.runs += runs
+        self.class_groups.append(len(self.groups))
+
+    def _add_units(self, convolution: Convolution, size: int, stride: int, kind: Array, neuron: Array) -> None:
+        """Enter each unit of a row: its kind, its first neuron, its weights; of columns there are the first two."""
+        channel = np.arange(convolution.inputs)
+        block, at = np.zeros_like(channel), np.zeros_like(channel)
+        if convolution.groups > 1:
+            of_group = convolution.inputs // convolution.groups
+            block, at = np.divmod(channel // of_group * size, self.tiles.block_size)
+            channel = channel - block * (self.tiles.block_size // size * of_group)
+        kinds = kind[:, None] + (block if self.blocks > 1 else 0)
+        self.unit_class.append(np.where(kinds < ANYWHERE, np.broadcast_to(kinds, (len(kind), len(channel))), -1))
+        weight = self.weight_start + channel * stride
+        self.unit_place.append((weight << UNIT_BITS) | (neuron[:, None] + at))
+        self.unit_count += len(kind) * len(channel)
+
+    def routes(self, lazy: bool) -> Routes:
+        """Tables that spikes are sorted by."""
+        rows = np.array(self.rows, np.int64).reshape(-1, 3).T.copy()
+        nothing = np.zeros(0, np.int64)
+        return Routes(
+            term_count=len(self.terms),
+            terms=np.array(self.terms, np.int64).flatten(),
+            class_count=len(self.class_block),
+            tile_count=self.tile_count,
+            lazy=lazy,
+            row_class=rows[0],
+            row_at=rows[1],
+            row_mask=rows[2],
+            unit_class=np.concatenate([nothing, *(each.flatten() for each in self.unit_class)]).astype(np.int32),
+            unit_place=np.concatenate([nothing, *(each.flatten() for each in self.unit_place)]),
+        )
 
     def synapses(self, weights: Array, block_length: int) -> Synapses:
-        """All tables, int64, and the weights."""
+        """Tables that spikes are delivered by, and the weights."""
         return Synapses(
             weights=weights,
             block_length=block_length,
-            term_count=len(self.terms),
-            terms=np.array(self.terms, np.int64).flatten(),
-            reach=np.array(self.reach, np.int64),
-            reach_row=np.array(self.reach_row, np.int64),
-            reach_pair=np.array(self.reach_pair, np.int64),
-            pairs=np.array(self.pairs, np.int64).flatten(),
-            column=np.array(self.column, np.int64),
+            class_block=np.array(self.class_block, np.int64),
+            class_groups=np.array(self.class_groups, np.int64),
+            groups=np.array(self.groups, np.int64).flatten(),
             runs=np.array(self.runs, np.int64).flatten(),
-            channel_at=np.array(self.channel_at, np.int64),
         )
+
+
+def _run_starts(classes: list[list[int]], size: int) -> list[int]:
+    """Where the run of each class of kernel columns starts in a kernel row, and where the last ends."""
+    starts = [0]
+    for members in classes:
+        starts.append(starts[-1] + _run_length(len(members), size))
+    return starts
 
 
 def _run_length(places: int, size: int) -> int:
@@ -160,17 +331,20 @@ def _classes(convolution: Convolution) -> list[list[int]]:
     return [list(reversed(range(first, kernel, step))) for first in range(min(step, kernel))]
 
 
-def _packed(weight: Tensor, groups: int, classes: list[list[int]], starts: Array, size: int, outputs: int) -> Tensor:
+def _packed(convolution: Convolution, size: int, blocks: int, block_size: int, run_length: int) -> Tensor:
     """Weights ``[blocks, inputs * KH * run length]``: for an input channel and kernel row, the runs side by side."""
-    kernel_rows = weight.shape[2]
+    weight, groups, classes = convolution.weight, convolution.groups, _classes(convolution)
+    starts = _run_starts(classes, size)
     if groups > 1:
-        # [groups, outputs, inputs, KH, KW] -> [1, groups * inputs, KH, KW, outputs]
-        walked = weight.unflatten(0, (groups, size)).permute(0, 2, 3, 4, 1).flatten(0, 1).unsqueeze(0)
+        # [groups, outputs, inputs, KH, KW] -> [blocks, groups * inputs, KH, KW, outputs]
+        of_block = block_size // size
+        walked = weight.unflatten(0, (groups, size)).permute(0, 2, 3, 4, 1)
+        walked = torch.nn.functional.pad(walked, (0, 0) * 4 + (0, blocks * of_block - groups))
+        walked = walked.unflatten(0, (blocks, of_block)).flatten(1, 2)
     else:
-        blocks = -(-outputs // size)
-        whole = torch.nn.functional.pad(weight, (0, 0, 0, 0, 0, 0, 0, blocks * size - outputs))
+        whole = torch.nn.functional.pad(weight, (0, 0, 0, 0, 0, 0, 0, blocks * size - len(weight)))
         walked = whole.unflatten(0, (blocks, size)).permute(0, 2, 3, 4, 1)
-    packed = walked.new_zeros(walked.shape[0], walked.shape[1], kernel_rows, int(starts[-1]))
+    packed = walked.new_zeros(walked.shape[0], walked.shape[1], weight.shape[2], run_length)
     for members, start in zip(classes, starts[:-1], strict=True):
         runs = walked[:, :, :, members].flatten(3)
         packed[..., start : start + runs.shape[-1]] = runs

@@ -5,6 +5,8 @@ Their arrays are pointers, those of :func:`as_pointers`.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from llvmlite import ir
@@ -12,7 +14,15 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from quartz_plugin.engines.event.constants import CHANNEL_MASK, LANES, REGISTERS
+from quartz_plugin.engines.event.constants import (
+    GROUP,
+    LANES,
+    MOST_VECTORS,
+    REGISTERS,
+    UNIT_BITS,
+    UNIT_MASK,
+    USUAL_RUNS,
+)
 
 
 @intrinsic
@@ -49,114 +59,198 @@ def _everywhere(builder: Any, vector: Any, number: Any) -> Any:
 
 
 @intrinsic
-def add_weights(typing_context: Any, i: Any, weights: Any, spikes: Any, pairs: Any, run: Any, span: Any) -> Any:
-    """Add the weights of some spikes of one place to a run of currents in each of some rows.
+def deliver(typing_context: Any, i: Any, weights: Any, spikes: Any, runs: Any, vectors: Any, span: Any) -> Any:
+    """Add the weights of spikes, one after the other, to the currents that each of them reaches.
 
-    For each pair (place of a row, place of a kernel row, number of the row) of ``pairs`` and each spike:
-    ``i[at + row:] += weights[start + kernel row + channel * input_stride:]``, so many vectors. Currents stay in
-    registers while the spikes go by. ``run`` is ``(at, start, vectors, input_stride)``, ``span`` the first and last
-    spike and the first and last pair.
+    Of a spike ``weight << 32 | neuron`` and run r: ``i[neuron + runs[2 r]:] += weights[weight + runs[2 r + 1]:]``, so
+    many vectors; 0 of them: one number. ``span`` is the first and last spike and the first and last run.
     """
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        i_, weights_, spikes_, pairs_, run_, span_ = args
-        at_, start_, vectors_, stride_ = cgutils.unpack_tuple(builder, run_, 4)
-        first_, last_, first_pair_, last_pair_ = cgutils.unpack_tuple(builder, span_, 4)
-        index_type = vectors_.type
-        mask = ir.Constant(index_type, CHANNEL_MASK)
+        vectors_, span_ = args[4:]
+        kernel = _Kernel(context, builder, signature, args)
+        first, last, first_run, last_run = cgutils.unpack_tuple(builder, span_, 4)
 
-        def add_chunk(width: int, to: Any, of: Any) -> None:
-            places = [
-                _vector_at(context, builder, signature.args[0], i_, builder.add(to, ir.Constant(to.type, k * LANES)))
-                for k in range(width)
-            ]
-            totals = [cgutils.alloca_once_value(builder, builder.load(place, align=align)) for place, align in places]
-            with cgutils.for_range_slice(builder, first_, last_, ir.Constant(index_type, 1)) as (spike, _):
-                channel = builder.and_(builder.load(builder.gep(spikes_, [spike])), mask)
-                row = builder.add(of, builder.mul(channel, stride_))
-                for k, total in enumerate(totals):
-                    offset = builder.add(row, ir.Constant(row.type, k * LANES))
-                    weight, align = _vector_at(context, builder, signature.args[1], weights_, offset)
-                    builder.store(builder.fadd(builder.load(total), builder.load(weight, align=align)), total)
-            for (place, align), total in zip(places, totals, strict=True):
-                builder.store(builder.load(total), place, align=align)
+        def add_run(width: int, at: Any, start: Any) -> None:
+            if width == 0:
+                place, weight = builder.gep(args[0], [at]), builder.gep(args[1], [start])
+                builder.store(builder.fadd(builder.load(place), builder.load(weight)), place)
+            for k in range(width):
+                place, align = kernel.vector(0, at, k)
+                weight, _ = kernel.vector(1, start, k)
+                total = builder.fadd(builder.load(place, align=align), builder.load(weight, align=align))
+                builder.store(total, place, align=align)
 
-        def moved(place: Any, vectors_before: Any) -> Any:
-            return builder.add(place, builder.mul(vectors_before, ir.Constant(index_type, LANES)))
+        def add_runs(width: int) -> None:
+            count = builder.sub(last_run, first_run)
+            with builder.if_else(builder.icmp_signed("==", count, ir.Constant(count.type, USUAL_RUNS))) as (
+                usual,
+                other,
+            ):
+                with usual:
+                    # Places in registers, where those of other runs are read anew for each spike.
+                    runs = [
+                        kernel.places(builder.add(first_run, ir.Constant(count.type, each)))
+                        for each in range(USUAL_RUNS)
+                    ]
+                    with kernel.loop(first, last) as spike:
+                        to, of = kernel.spike(spike)
+                        for run_at, run_start in runs:
+                            add_run(width, builder.add(to, run_at), builder.add(of, run_start))
+                with other, kernel.loop(first, last) as spike:
+                    to, of = kernel.spike(spike)
+                    with kernel.loop(first_run, last_run) as run:
+                        add_run(width, *kernel.run(run, to, of))
 
-        with cgutils.for_range_slice(builder, first_pair_, last_pair_, ir.Constant(index_type, 1)) as (pair, _):
-            place = builder.mul(pair, ir.Constant(index_type, 3))
-            to = builder.add(at_, builder.load(builder.gep(pairs_, [place])))
-            place = builder.add(place, ir.Constant(index_type, 1))
-            of = builder.add(start_, builder.load(builder.gep(pairs_, [place])))
-            many = ir.Constant(index_type, REGISTERS)
-            whole = builder.udiv(vectors_, many)
-            with cgutils.for_range(builder, whole) as loop:
-                before = builder.mul(loop.index, many)
-                add_chunk(REGISTERS, moved(to, before), moved(of, before))
-            before = builder.mul(whole, many)
-            to, of = moved(to, before), moved(of, before)
-            # What is left, each number of vectors in code of its own: its totals stay in registers, too.
-            done = builder.append_basic_block("done")
-            switch = builder.switch(builder.sub(vectors_, before), done)
-            for width in range(1, REGISTERS):
-                block = builder.append_basic_block(f"left_{width}")
-                switch.add_case(ir.Constant(index_type, width), block)
-                builder.position_at_end(block)
-                add_chunk(width, to, of)
-                builder.branch(done)
-            builder.position_at_end(done)
+        _switch(builder, vectors_, range(MOST_VECTORS + 1), add_runs)
         return context.get_dummy_value()
 
     four = types.UniTuple(types.intp, 4)
-    return types.void(i, weights, spikes, pairs, four, four), generate
+    return types.void(i, weights, spikes, runs, types.intp, four), generate
 
 
 @intrinsic
-def advance(typing_context: Any, v: Any, i: Any, at: Any, vectors: Any, steps: Any, theta: Any) -> Any:
-    """``v[at:] += steps * i[at:]``, so many vectors; whether any membrane is then at the threshold."""
+def collect(typing_context: Any, i: Any, weights: Any, spikes: Any, runs: Any, vectors: Any, span: Any) -> Any:
+    """Do what :func:`deliver` does where all spikes come from one place: currents stay in registers meanwhile."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        v_, i_, at_, vectors_, steps_, theta_ = args
+        vectors_, span_ = args[4:]
+        kernel = _Kernel(context, builder, signature, args)
+        first, last, first_run, last_run = cgutils.unpack_tuple(builder, span_, 4)
+        one, two = (ir.Constant(first.type, number) for number in (1, 2))
+
+        def add_runs(width: int) -> None:
+            with kernel.loop(first_run, last_run) as run:
+                at, _ = kernel.run(run, kernel.spike(first)[0], first)
+                places = [kernel.vector(0, at, k) for k in range(width)]
+                zero = ir.Constant(places[0][0].type.pointee, [0.0] * LANES)
+                # Two sums, for each addition waits for the one before.
+                totals = [cgutils.alloca_once_value(builder, builder.load(p, align=align)) for p, align in places]
+                others = [cgutils.alloca_once_value(builder, zero) for _ in places]
+
+                def add(spike: Any, sums: Any) -> None:
+                    _, start = kernel.run(run, spike, kernel.spike(spike)[1])
+                    for k, total in enumerate(sums):
+                        weight, align = kernel.vector(1, start, k)
+                        builder.store(builder.fadd(builder.load(total), builder.load(weight, align=align)), total)
+
+                pairs_end = builder.sub(last, builder.and_(builder.sub(last, first), one))
+                with cgutils.for_range_slice(builder, first, pairs_end, two) as (spike, _):
+                    add(spike, totals)
+                    add(builder.add(spike, one), others)
+                with builder.if_then(builder.icmp_signed("<", pairs_end, last)):
+                    add(pairs_end, totals)
+                for (place, align), total, other in zip(places, totals, others, strict=True):
+                    builder.store(builder.fadd(builder.load(total), builder.load(other)), place, align=align)
+
+        _switch(builder, vectors_, range(1, REGISTERS + 1), add_runs)
+        return context.get_dummy_value()
+
+    four = types.UniTuple(types.intp, 4)
+    return types.void(i, weights, spikes, runs, types.intp, four), generate
+
+
+class _Kernel:
+    """Addresses in the arrays ``(i, weights, spikes, runs)`` of what delivers spikes."""
+
+    def __init__(self, context: Any, builder: Any, signature: Any, args: Any) -> None:
+        self.context, self.builder, self.types, self.args = context, builder, signature.args, args
+        self.index = context.get_value_type(types.intp)
+
+    @contextmanager
+    def loop(self, start: Any, stop: Any) -> Iterator[Any]:
+        """Count from start up to stop."""
+        with cgutils.for_range_slice(self.builder, start, stop, ir.Constant(self.index, 1)) as (index, _):
+            yield index
+
+    def spike(self, number: Any) -> Any:
+        """Where a spike's currents and weights start."""
+        spike = self.builder.load(self.builder.gep(self.args[2], [number]))
+        mask, bits = (ir.Constant(spike.type, value) for value in (UNIT_MASK, UNIT_BITS))
+        return self.builder.and_(spike, mask), self.builder.lshr(spike, bits)
+
+    def places(self, number: Any) -> Any:
+        """Where a run's currents and weights start, behind those of a spike."""
+        place = self.builder.shl(number, ir.Constant(self.index, 1))
+        behind = self.builder.or_(place, ir.Constant(self.index, 1))
+        return [self.builder.load(self.builder.gep(self.args[3], [each])) for each in (place, behind)]
+
+    def run(self, number: Any, to: Any, of: Any) -> Any:
+        """Where a run's do, of a spike whose currents and weights start there."""
+        return [self.builder.add(*each) for each in zip((to, of), self.places(number), strict=True)]
+
+    def vector(self, array: int, start: Any, number: int) -> Any:
+        """Pointer to a vector of currents or weights, and its alignment."""
+        offset = self.builder.add(start, ir.Constant(self.index, number * LANES))
+        return _vector_at(self.context, self.builder, self.types[array], self.args[array], offset)
+
+
+def _switch(builder: Any, number: Any, cases: Iterable[int], write: Callable[[int], None]) -> None:
+    """Code of its own for each case."""
+    done = builder.append_basic_block("done")
+    switch = builder.switch(number, done)
+    for case in cases:
+        block = builder.append_basic_block(f"case_{case}")
+        switch.add_case(ir.Constant(number.type, case), block)
+        builder.position_at_end(block)
+        write(case)
+        builder.branch(done)
+    builder.position_at_end(done)
+
+
+@intrinsic
+def advance(typing_context: Any, v: Any, i: Any, at: Any, steps: Any, theta: Any) -> Any:
+    """``v[at:] += steps * i[at:]``, GROUP vectors; bits of the membranes that are then at the threshold."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        v_, i_, at_, steps_, theta_ = args
         vector = ir.VectorType(context.get_data_type(signature.args[0].dtype), LANES)
-        lanes = ir.VectorType(ir.IntType(1), LANES)
         all_steps, all_theta = _everywhere(builder, vector, steps_), _everywhere(builder, vector, theta_)
-        over = cgutils.alloca_once_value(builder, ir.Constant(lanes, [0] * LANES))
-        with cgutils.for_range(builder, vectors_) as loop:
-            offset = builder.add(at_, builder.mul(loop.index, ir.Constant(loop.index.type, LANES)))
+        over = []
+        for k in range(GROUP):
+            offset = builder.add(at_, ir.Constant(at_.type, k * LANES))
             membrane, align = _vector_at(context, builder, signature.args[0], v_, offset)
             current, _ = _vector_at(context, builder, signature.args[1], i_, offset)
             change = builder.fmul(all_steps, builder.load(current, align=align))
             total = builder.fadd(builder.load(membrane, align=align), change)
             builder.store(total, membrane, align=align)
-            builder.store(builder.or_(builder.load(over), builder.fcmp_ordered(">=", total, all_theta)), over)
-        mask = builder.bitcast(builder.load(over), ir.IntType(LANES))
-        return builder.icmp_unsigned("!=", mask, ir.Constant(mask.type, 0))
+            over.append(builder.fcmp_ordered(">=", total, all_theta))
+        while len(over) > 1:
+            lanes = ir.Constant(
+                ir.VectorType(ir.IntType(32), 2 * over[0].type.count), list(range(2 * over[0].type.count))
+            )
+            over = [builder.shuffle_vector(*pair, lanes) for pair in zip(over[::2], over[1::2], strict=True)]
+        return builder.zext(builder.bitcast(over[0], ir.IntType(GROUP * LANES)), context.get_value_type(types.int64))
 
-    return types.boolean(v, i, types.intp, types.intp, v.dtype, v.dtype), generate
-
-
-@intrinsic
-def any_over(typing_context: Any, v: Any, at: Any, theta: Any) -> Any:
-    """True where any membrane in the vector at this place is at the threshold."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        v_, at_, theta_ = args
-        vector = ir.VectorType(context.get_data_type(signature.args[0].dtype), LANES)
-        membrane, align = _vector_at(context, builder, signature.args[0], v_, at_)
-        over = builder.fcmp_ordered(">=", builder.load(membrane, align=align), _everywhere(builder, vector, theta_))
-        mask = builder.bitcast(over, ir.IntType(LANES))
-        return builder.icmp_unsigned("!=", mask, ir.Constant(mask.type, 0))
-
-    return types.boolean(v, types.intp, v.dtype), generate
+    return types.int64(v, i, types.intp, v.dtype, v.dtype), generate
 
 
 @intrinsic
-def round_to_levels(typing_context: Any, levels: Any, v: Any, vectors: Any, lowest: Any, highest: Any) -> Any:
-    """``levels = clip(floor(v + 1/2), lowest, highest)``, so many vectors."""
+def pointer_at(typing_context: Any, pointer: Any, place: Any) -> Any:
+    """Return the pointer to the numbers from a place on."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        levels_, v_, vectors_, lowest_, highest_ = args
+        return builder.gep(args[0], [args[1]])
+
+    return pointer(pointer, types.intp), generate
+
+
+@intrinsic
+def lowest_bit(typing_context: Any, mask: Any) -> Any:
+    """Place of the lowest bit that is set, of a mask other than 0."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.cttz(args[0], ir.Constant(ir.IntType(1), 1))
+
+    return types.int64(types.int64), generate
+
+
+@intrinsic
+def round_to_levels(typing_context: Any, levels: Any, v: Any, at: Any, vectors: Any, lowest: Any, highest: Any) -> Any:
+    """``levels[at:] = clip(floor(v[at:] + 1/2), lowest, highest)``, so many vectors."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        levels_, v_, at_, vectors_, lowest_, highest_ = args
         number = context.get_data_type(signature.args[0].dtype)
         vector = ir.VectorType(number, LANES)
         half = _everywhere(builder, vector, ir.Constant(number, 0.5))
@@ -164,7 +258,7 @@ def round_to_levels(typing_context: Any, levels: Any, v: Any, vectors: Any, lowe
         name = f"llvm.floor.v{LANES}f{8 * context.get_abi_sizeof(number)}"
         floor = cgutils.get_or_insert_function(builder.module, ir.FunctionType(vector, [vector]), name)
         with cgutils.for_range(builder, vectors_) as loop:
-            offset = builder.mul(loop.index, ir.Constant(loop.index.type, LANES))
+            offset = builder.add(at_, builder.mul(loop.index, ir.Constant(loop.index.type, LANES)))
             membrane, align = _vector_at(context, builder, signature.args[1], v_, offset)
             level, _ = _vector_at(context, builder, signature.args[0], levels_, offset)
             rounded = builder.call(floor, [builder.fadd(builder.load(membrane, align=align), half)])
@@ -173,7 +267,7 @@ def round_to_levels(typing_context: Any, levels: Any, v: Any, vectors: Any, lowe
             builder.store(rounded, level, align=align)
         return context.get_dummy_value()
 
-    return types.void(levels, v, types.intp, v.dtype, v.dtype), generate
+    return types.void(levels, v, types.intp, types.intp, v.dtype, v.dtype), generate
 
 
 @intrinsic
