@@ -18,7 +18,7 @@ import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -26,12 +26,9 @@ from torch import Tensor, fx, nn
 from quartz_plugin.convert.rescale import ScaledNetwork
 from quartz_plugin.convert.traced import CalibratedNetwork
 from quartz_plugin.graph import INPUT
+from quartz_plugin.graph.reach import EXACT_BITS, ROUNDING_WINDOWS, Reach, behind, is_weighted, of_spikes, row_shape
 from quartz_plugin.layer_config import Granularity
-from quartz_plugin.operators.modules import Add, OneToOne
-from quartz_plugin.operators.table import ConversionError, moves_spikes, weights_of
-
-EXACT_BITS = {torch.float32: 24, torch.float64: 53}
-"""Bits of the whole numbers that each type holds without a gap."""
+from quartz_plugin.operators.table import ConversionError
 
 CHANNELS_APART = 16
 """Binary places by which the grid of one channel may be finer than that of another."""
@@ -41,9 +38,6 @@ FINEST = 40
 
 MOST_BITS_IN_FLOAT32 = 8
 """Bits of weights up to which grids are chosen so that float32 holds the membranes of held neurons."""
-
-ROUNDING_WINDOWS = 4
-"""Windows that a membrane's bits have room for besides what arrives: two it climbs by, and half a unit is added."""
 
 
 def quantize(network: ScaledNetwork, calibrated: CalibratedNetwork) -> ScaledNetwork:
@@ -87,22 +81,6 @@ def quantize(network: ScaledNetwork, calibrated: CalibratedNetwork) -> ScaledNet
     return replace(network, modules={path: each.to(exact) for path, each in grids.modules.items()}, layers=layers)
 
 
-class _Reach(NamedTuple):
-    """What may arrive at the units of a value, float64 tensors ``[1, ...]``.
-
-    Attributes
-    ----------
-    positive, negative : Tensor
-        The most that positive, and that negative, contributions add up to.
-    places : Tensor
-        Binary places behind the point.
-    """
-
-    positive: Tensor
-    negative: Tensor
-    places: Tensor
-
-
 class _Grids:
     """Grids of the weights of a network, and the bits that its membranes need with them."""
 
@@ -120,7 +98,7 @@ class _Grids:
         self.places = {
             path: _finest_places(module, self.weight_bits, config.granularity)
             for path, module in network.modules.items()
-            if _is_weighted(module)
+            if is_weighted(module)
         }
         self.in_front = {node: self._weights_in_front_of(node) for node in network.layers}
         self._put_on_grids()
@@ -186,7 +164,7 @@ class _Grids:
         """Take the places from grids in front of a layer that there is no room for; returns whether any were."""
         room, coarsened = room[0].expand(self.network.layers[node].shape), False
         for path in self.in_front[node]:
-            places, rows = self.places[path], _row_shape(self.modules[path])
+            places, rows = self.places[path], row_shape(self.modules[path])
             if places.dim() == 0 or rows is None or not _is_broadcastable(rows, room.shape):
                 fitting = torch.minimum(places, room.min())
             else:
@@ -219,76 +197,30 @@ class _Grids:
         }
         self.reach = self._find_reach()
 
-    def _find_reach(self) -> dict[fx.Node, _Reach]:
+    def _find_reach(self) -> dict[fx.Node, Reach]:
         """What may arrive at each layer, all inputs at their largest level."""
-        values: dict[fx.Node, _Reach] = {}
-        reach: dict[fx.Node, _Reach] = {}
+        values: dict[fx.Node, Reach] = {}
+        reach: dict[fx.Node, Reach] = {}
         last_use = {source: node for node in self.network.graph.nodes for source in node.all_input_nodes}
         with torch.no_grad():
             for node in self.network.graph.nodes:
                 if node.op == "placeholder":
-                    values[node] = _spikes(self.network.input_shape, self.input_level)
+                    values[node] = of_spikes(self.network.input_shape, self.input_level)
                 elif (layer := self.network.layers.get(node)) is not None:
                     reach[node] = values[node.all_input_nodes[0]]
-                    values[node] = _spikes(layer.shape, self.levels[node])
+                    values[node] = of_spikes(layer.shape, self.levels[node])
                 elif node.op == "call_module":
-                    values[node] = _behind(self.modules[str(node.target)], [values[arg] for arg in node.args])
+                    values[node] = behind(self.modules[str(node.target)], [values[arg] for arg in node.args])
                 for source in node.all_input_nodes:
                     if last_use[source] is node:
                         del values[source]
         return reach
 
 
-def _spikes(shape: Sequence[int], level: float) -> _Reach:
-    nothing = torch.zeros(1, *shape, dtype=torch.float64)
-    return _Reach(nothing + level, nothing, nothing)
-
-
-def _behind(module: Any, inputs: list[_Reach]) -> _Reach:
-    """What may arrive behind a module without a bias."""
-    module = copy.deepcopy(module).double().cpu()
-    if not _is_weighted(module):
-        positive = module(*(each.positive for each in inputs))
-        negative = module(*(each.negative for each in inputs))
-        places = [each.places for each in inputs]
-        if isinstance(module, Add):
-            return _Reach(positive, negative, torch.stack(torch.broadcast_tensors(*places)).amax(0))
-        if moves_spikes(module, places[0].shape[1:]):
-            return _Reach(positive, negative, module(*places))
-        return _Reach(positive, negative, torch.full_like(positive, max(float(each.max()) for each in places)))
-    (value,) = inputs
-    weight = module.weight.detach().clone()
-    module.weight.requires_grad_(False).copy_(weight.clamp(min=0))
-    positive, negative = module(value.positive), module(value.negative)
-    module.weight.copy_((-weight).clamp(min=0))
-    positive, negative = positive + module(value.negative), negative + module(value.positive)
-    if isinstance(module, OneToOne):
-        return _Reach(positive, negative, (value.places + _places_in_use(weight)).expand_as(positive))
-    own = _row_shape(module)
-    in_use = _places_in_use(weight)
-    in_use = in_use.max() if own is None else in_use.flatten(1).amax(1).reshape(own)
-    return _Reach(positive, negative, (in_use + value.places.max()).expand_as(positive))
-
-
-def _is_weighted(module: nn.Module) -> bool:
-    return isinstance(module, OneToOne) or weights_of(module) is not None
-
-
-def _row_shape(module: Any) -> tuple[int, ...] | None:
-    """Shape, broadcastable to one sample's units, of one number for each row of weights; None where there is none."""
-    weight = module.weight
-    if isinstance(module, OneToOne):
-        return (len(weight), *[1] * (weight.dim() - 1)) if weight.dim() else None
-    rule = weights_of(module)
-    assert rule is not None
-    shape = rule.bias_shape(module)
-    return shape if rule.output_dim == 0 and math.prod(shape) == len(weight) else None
-
-
 def _finest_places(module: Any, weight_bits: int, granularity: Granularity) -> Tensor:
     """Places of the finest grid on which weights have so many bits: one for each row, or for all of them."""
     magnitude, largest = module.weight.detach().double().cpu().abs(), 2 ** (weight_bits - 1) - 1
-    by_row = granularity == "channel" and _row_shape(module) is not None
+    by_row = granularity == "channel" and row_shape(module) is not None
     magnitude = (
         magnitude.flatten(1).amax(1) if by_row and magnitude.dim() > 1 else magnitude if by_row else magnitude.max()
     )
@@ -308,14 +240,6 @@ def _on_grid(module: Any, places: Tensor, weight_bits: int) -> nn.Module:
     parameter = nn.Parameter(rounded.to(weight.dtype), requires_grad=False)
     on_grid._parameters = {**module._parameters, "weight": parameter}
     return on_grid  # type: ignore[no-any-return]
-
-
-def _places_in_use(weight: Tensor) -> Tensor:
-    """Binary places behind the point that each float64 number has; 0 for 0."""
-    mantissa, exponent = torch.frexp(weight)
-    whole = (mantissa * 2.0**53).long()
-    lowest = torch.log2((whole & -whole).double())
-    return torch.where(weight == 0, 0.0, 53 - exponent - lowest)
 
 
 def _is_broadcastable(shape: Sequence[int], to: Sequence[int]) -> bool:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -271,8 +272,7 @@ class _Rescaling:
         gains = [self.gains[source] for source in sources]
         wanted = self.wanted[node]
         if wanted is None:
-            alike = all(gain.shape == gains[0].shape and bool((gain == gains[0]).all()) for gain in gains)
-            wanted = gains[0] if alike and bool((gains[0] != 0).all()) else ONE
+            wanted = gains[0] if _alike_but_for_signs(gains) and bool((gains[0] != 0).all()) else ONE
         weighed = [
             self._weighed(source, gain / wanted, str(node.target)) for source, gain in zip(sources, gains, strict=True)
         ]
@@ -294,7 +294,7 @@ class _Rescaling:
         wanted: dict[fx.Node, Tensor | None] = {}
         for node in reversed(self.folded.module.graph.nodes):
             gains = [self._wanted_by(user, node, wanted) for user in node.users]
-            wanted[node] = gains[0] if len(gains) == 1 or _proportional(gains) else None
+            wanted[node] = gains[0] if len(gains) == 1 or _proportional(gains) or _alike_but_for_signs(gains) else None
         return wanted
 
     def _wanted_by(self, user: fx.Node, node: fx.Node, wanted: dict[fx.Node, Tensor | None]) -> Tensor | None:
@@ -336,6 +336,17 @@ def _routed_back(gain: Tensor, module: nn.Module, before: tuple[int, ...], behin
     routed = torch.empty(len(places), dtype=torch.float64)
     routed[places] = gain.expand(behind).flatten()
     return compressed(routed.view(before))
+
+
+def _alike_but_for_signs(gains: Sequence[Tensor | None]) -> bool:
+    """Check whether one of several gains serves all, but for a sign each."""
+    first = gains[0] if gains else None
+    if first is None:
+        return False
+    return all(
+        each is not None and each.shape == first.shape and (torch.equal(each, first) or torch.equal(each, -first))
+        for each in gains
+    )
 
 
 def _proportional(gains: list[Tensor | None]) -> bool:

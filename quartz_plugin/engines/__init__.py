@@ -1,7 +1,7 @@
 """Engines: ways to find the same spike steps.
 
-``analytic`` uses the closed form (hold only), ``event`` walks from spike to spike (a CPU, with numba), ``stepped``
-walks through time and judges the others.
+``analytic`` uses the closed form (hold only), ``integer`` does so in the arithmetic of int8 (weights on grids),
+``event`` walks from spike to spike (a CPU, with numba), ``stepped`` walks through time and judges the others.
 """
 
 from __future__ import annotations
@@ -16,18 +16,19 @@ from torch import Tensor
 from quartz_plugin.coding import NO_SPIKE, Window
 from quartz_plugin.engines.analytic import run_analytic
 from quartz_plugin.engines.event import run_event
+from quartz_plugin.engines.integer import pays_in_integers, run_integer, why_not_integers
 from quartz_plugin.engines.result import SimulationResult
 from quartz_plugin.engines.stepped import run_stepped
 from quartz_plugin.functional import closed_form
 from quartz_plugin.graph import INPUT, ConvertedGraph
-from quartz_plugin.graph.fingerprint import identity_of, snapshot_of
+from quartz_plugin.graph.fingerprint import Snapshot, identity_of, snapshot_of
 from quartz_plugin.graph.topology import FINITE, Topology
 from quartz_plugin.precision import exact_arithmetic
 from quartz_plugin.task import Task, number_or_tensor
 
 __all__ = ["ENGINES", "SimulationResult", "decode_output", "run"]
 
-ENGINES = {"analytic": run_analytic, "event": run_event, "stepped": run_stepped}
+ENGINES = {"analytic": run_analytic, "event": run_event, "integer": run_integer, "stepped": run_stepped}
 
 
 def run(
@@ -41,8 +42,9 @@ def run(
         The network.
     images : Tensor
         ``[B, *image_shape]``, values in [0, 1].
-    engine : "auto", "analytic", "event" or "stepped"
-        "auto" takes "analytic" where neurons are held, else "event" on a CPU where numba is installed, else "stepped".
+    engine : "auto", "analytic", "event", "integer" or "stepped"
+        Where neurons are held "auto" takes "integer", if it adds up most in int8, else "analytic"; where they are not
+        "event" on a CPU where numba is installed, else "stepped".
     record : bool
         Keep the spikes of all layers, not of the output alone.
     packed : bool
@@ -59,7 +61,7 @@ def run(
     """
     snapshot = snapshot_of(graph)
     topology = Topology.of(graph, snapshot)
-    engine = _chosen(topology, engine)
+    engine = _chosen(topology, engine, images, snapshot)
     if graph.dtype not in (torch.float32, torch.float64):
         raise ValueError(f"{graph.dtype} cannot hold the membrane; use snn.to(torch.float32)")
     images = images if packed else graph.check_images(images)
@@ -72,7 +74,7 @@ def run(
     with exact_arithmetic():
         drive = graph.values_to_encode(images) * window.length
         input_levels = closed_form(drive, window.length)
-        spike_steps, output_levels, membrane = ENGINES[engine](graph, input_levels, record, snapshot)
+        spike_steps, output_levels, membrane, arithmetic = ENGINES[engine](graph, input_levels, record, snapshot)
         if record:
             steps = window.steps_of(input_levels.detach())
             if graph.silent:
@@ -92,6 +94,7 @@ def run(
         layout=graph.outputs,
         parts=_parts(graph, neuron.clock.output_window),
         network=network,
+        arithmetic=dict(arithmetic),
     )
 
 
@@ -99,7 +102,7 @@ def run(
 _is_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
 
 
-def _chosen(topology: Topology, engine: str) -> str:
+def _chosen(topology: Topology, engine: str, images: Any = None, snapshot: Snapshot | None = None) -> str:
     """Name of the engine to run; raises where it cannot be exact, or not run, here."""
     graph, hold = topology.graph, topology.hold
     if engine not in ("auto", *ENGINES):
@@ -109,23 +112,33 @@ def _chosen(topology: Topology, engine: str) -> str:
             "torch.export takes the closed form of held neurons: convert with hold=True and leave the engine to auto"
         )
     on_cpu = graph.device.type == "cpu"
+    wants_gradient = graph.wants_gradient or (isinstance(images, Tensor) and images.requires_grad)
     if engine == "auto":
         if hold:
-            return "analytic"
+            in_integers = not _is_exporting() and not wants_gradient and pays_in_integers(graph, snapshot)
+            return "integer" if in_integers else "analytic"
         return "event" if on_cpu and not graph.wants_gradient and find_spec("numba") else "stepped"
     if engine == "analytic" and not hold:
         raise ValueError(
             'engine="analytic" is exact with hold=True only (early spikes have no closed form); '
             'use engine="event" or engine="stepped"'
         )
+    if engine == "integer" and (reason := why_not_integers(graph, snapshot)) is not None:
+        raise ValueError(f'engine="integer" cannot be exact here: {reason}; or use engine="{_other_engine(hold)}"')
+    if engine == "integer" and wants_gradient:
+        raise ValueError('engine="integer" gives no gradients; use engine="analytic"')
     if engine == "event" and not on_cpu:
         raise ValueError(
             f'engine="event" runs on a CPU, and the network is on {graph.device}; '
-            f'use engine="{"analytic" if hold else "stepped"}", or snn.cpu()'
+            f'use engine="{_other_engine(hold)}", or snn.cpu()'
         )
     if engine == "event" and find_spec("numba") is None:
         raise ImportError("engine=\"event\" needs numba: pip install 'quartz_plugin[fast]'")
     return engine
+
+
+def _other_engine(hold: bool) -> str:
+    return "analytic" if hold else "stepped"
 
 
 def decode_output(graph: ConvertedGraph, output_spikes: Tensor) -> Tensor:

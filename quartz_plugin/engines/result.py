@@ -50,6 +50,9 @@ class SimulationResult:
         Of a network with several outputs: name of each -> its task and last positive step.
     network : Identity or None
         Which network it is of; None where that is not known.
+    arithmetic : dict
+        Layer name -> what the "integer" engine added up in: "int8", or "float32" or "float64" where the library has no
+        such form of its synapses. Empty for the other engines.
 
     Notes
     -----
@@ -69,6 +72,7 @@ class SimulationResult:
     layout: Outputs = field(default_factory=lambda: Outputs((Head(OUTPUT, ()),)))
     parts: dict[str, tuple[Task, int | None]] = field(default_factory=dict)
     network: Identity | None = None
+    arithmetic: dict[str, str] = field(default_factory=dict)
     _found: dict[Any, tuple[Hashable, dict[Any, Any]]] = field(default_factory=dict, init=False, repr=False)
 
     def __getstate__(self) -> dict[str, Any]:

@@ -7,6 +7,7 @@ layers are stepped together on the global clock instead, with surrogate gradient
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -32,11 +33,14 @@ class EngineOutput(NamedTuple):
         Levels of the output layer, ``-S`` where it did not fire.
     membrane : Tensor
         Membranes of the output layer at its readout, in levels.
+    arithmetic : mapping
+        Layer name -> types of numbers in which what arrives was added up, where they differ from layer to layer.
     """
 
     spike_steps: dict[str, Tensor]
     output_levels: Tensor
     membrane: Tensor
+    arithmetic: Mapping[str, str] = MappingProxyType({})
 
 
 def run_stepped(

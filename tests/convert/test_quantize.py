@@ -20,6 +20,7 @@ from quartz_plugin.convert.pipeline import calibrate_network
 from quartz_plugin.convert.quantize import quantize
 from quartz_plugin.convert.rescale import rescale
 from quartz_plugin.convert.run import Run
+from quartz_plugin.engines.integer import without_integer_operators
 from quartz_plugin.operators.modules import OneToOne
 from quartz_plugin.operators.table import WEIGHTED
 
@@ -40,7 +41,11 @@ def quantized(draw):
     try:
         snn = net.convert(t_max, **options)
         if draw(st.booleans()):
-            snn = net.convert(t_max, **options, layers=own_windows(draw, snn))
+            own = own_windows(draw, snn)
+            if "first_layer" in options:
+                # No spikes encode the image.
+                own.pop("input", None)
+            snn = net.convert(t_max, **options, layers=own)
     except ConversionError as refusal:
         if not (pools_mixed_scales(net, refusal) or "no fixed weights add up" in str(refusal)):
             raise
@@ -66,9 +71,14 @@ def test_all_engines_agree_bit_for_bit(conversion):
     if snn is None:
         return
     results = [snn.run(net.images, engine=engine) for engine in engines_of(snn)]
+    if snn.graph.hold:
+        assert results[-1].engine == "integer"
+        with without_integer_operators():
+            results.append(snn.run(net.images, engine="integer"))
     for other in results[1:]:
         assert_same_spikes(other.spike_steps, results[0].spike_steps)
         assert torch.equal(other.logits, results[0].logits)
+        assert torch.equal(other.membrane, results[0].membrane)
 
 
 @pytest.mark.parametrize("granularity", ["layer", "channel"])

@@ -11,6 +11,7 @@ from helpers.random_graphs import (
     random_nets,
 )
 from quartz_plugin import AxonalDelay, ConversionError
+from quartz_plugin.engines.integer import why_not_integers
 from quartz_plugin.graph import call_node, called_by
 
 T_MAXIMA = st.one_of(st.integers(2, 9), st.sampled_from([16, 17]))
@@ -42,7 +43,9 @@ def conversions(draw, neurons=NEURONS, exact=False, **nets):
 
 def engines_of(snn):
     """The engines that are exact for this network."""
-    return ("stepped", "event", "analytic") if snn.graph.hold else ("stepped", "event")
+    if not snn.graph.hold:
+        return ("stepped", "event")
+    return ("stepped", "event", "analytic", *(["integer"] if why_not_integers(snn.graph) is None else []))
 
 
 def propagate_levels(module, node, values):
