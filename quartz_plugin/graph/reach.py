@@ -27,6 +27,9 @@ EXACT_BITS = {torch.float32: 24, torch.float64: 53}
 ROUNDING_WINDOWS = 4
 """Windows that a membrane's bits have room for besides what arrives: two it climbs by, and half a unit is added."""
 
+OF_ZERO = -64.0
+"""Places of zero."""
+
 
 class Reach(NamedTuple):
     """What may arrive at the units of a value, float64 tensors ``[1, ...]``.
@@ -114,17 +117,17 @@ def row_shape(module: Any) -> tuple[int, ...] | None:
 
 
 def places_in_use(values: Tensor) -> Tensor:
-    """Binary places behind the point that each float64 number has; 0 for 0.
+    """Binary places behind the point that each float64 number has; fewer than any other for 0, a multiple of all.
 
     Examples
     --------
     >>> places_in_use(torch.tensor([0.75, 0.0, 3.0, 8.0], dtype=torch.float64))
-    tensor([ 2.,  0.,  0., -3.], dtype=torch.float64)
+    tensor([  2., -64.,   0.,  -3.], dtype=torch.float64)
     """
     mantissa, exponent = torch.frexp(values)
     whole = (mantissa * 2.0**53).long()
     lowest = torch.log2((whole & -whole).double())
-    return torch.where(values == 0, 0.0, 53 - exponent - lowest)
+    return torch.where(values == 0, OF_ZERO, 53 - exponent - lowest)
 
 
 class Reaches(LevelWalk):

@@ -196,6 +196,15 @@ def test_residuals_and_bottlenecks_are_added_up_in_int8(granularity):
         assert all("int8" in each for each in found)
 
 
+@needs_operators
+def test_weights_that_are_large_multiples_and_zeros_are_added_up_in_int8():
+    ann, images = nn.Sequential(nn.Linear(3, 2, bias=False), nn.ReLU(), nn.Linear(2, 2)), torch.rand(20, 3)
+    snn = quartz_plugin.convert(ann, images, weight_bits=8)
+    weight = snn.graph_module.get_submodule("0").weight
+    weight.data.copy_(torch.tensor([[0.0, 1000.0, -200.0], [0.0, 0.0, 0.0]]))
+    assert set(check(snn, images).arithmetic.values()) == {"int8"}
+
+
 def test_linear_maps_in_a_row_are_exact_in_float64():
     images = nets()
     ann = Net(nn.Sequential(*[nn.Conv2d(8, 8, 1) for _ in range(4)]))

@@ -8,12 +8,13 @@ import torch
 from torch import fx, nn
 
 from quartz_plugin.engines.integer.maps import has_integer_form
+from quartz_plugin.graph.reach import is_weighted
 from quartz_plugin.graph.topology import Topology
 from quartz_plugin.graph.walk import called_by
 from quartz_plugin.neuron import AxonalDelay
 from quartz_plugin.operators.linear_map import Convolution, Terms, as_image
 from quartz_plugin.operators.modules import Add, OneToOne
-from quartz_plugin.operators.table import row_of, weights_of
+from quartz_plugin.operators.table import row_of
 
 
 class Forms:
@@ -25,7 +26,7 @@ class Forms:
     def of(self, node: fx.Node, module: nn.Module) -> tuple[Convolution, tuple[fx.Node, ...]] | None:
         """Weighted synapses as a convolution of levels, and the nodes of these; None where they are no such thing."""
         (source, *others), row, shapes = node.all_input_nodes, row_of(module), self.topology.shapes
-        if others or weights_of(module) is None or row is None or row.form is None:
+        if others or not is_weighted(module) or row is None or row.form is None:
             return None
         if len(shapes[source.name]) > 3 or len(shapes[node.name]) > 3:
             return None

@@ -103,6 +103,18 @@ class IntegerMap:
         total = self._as_units(total)
         return total if window == MOST_LEVEL else total.clamp_(max=window)
 
+    def adds_to(self, total: Tensor) -> bool:
+        """Check whether :meth:`drive_onto` takes a value."""
+        return not self.is_product and total.dtype == torch.float32
+
+    def drive_onto(self, levels: Tensor, total: Tensor, bias: Tensor | None) -> Tensor:
+        """:meth:`drive` added to a float32 tensor, which may be overwritten."""
+        total = _as_images(total, self.shape)
+        added: Tensor = torch.ops.onednn.qconv2d_pointwise.binary(
+            *self._arguments(levels), total, bias, *self.where, 1.0, 0, torch.float32, 1.0, 0, "sum", 1.0, None, [], ""
+        )
+        return self._as_units(added)
+
     def _arguments(self, levels: Tensor) -> tuple[Any, ...]:
         if not self.is_product:
             levels = _as_images(levels, self.source_shape)
@@ -258,7 +270,9 @@ def _is_exact(example: Convolution, shape: Shape3, weight: int, level: int) -> b
     if map_.is_product:
         return True
     summed = map_.levels_of_sum(given, others.to(torch.uint8), 0.75, bias, 100)
-    return torch.equal(summed.double(), (wanted + 0.75 * others).round().clamp(0, 100))
+    added = map_.drive_onto(given, others * 0.75, bias)
+    total = wanted + 0.75 * others
+    return torch.equal(summed.double(), total.round().clamp(0, 100)) and torch.equal(added.double(), total)
 
 
 def _pools() -> bool:

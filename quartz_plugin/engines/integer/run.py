@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, fx
 
+from quartz_plugin.engines.integer.forms import serves_one
 from quartz_plugin.engines.integer.maps import max_pool
 from quartz_plugin.engines.integer.plan import PLAN, Firing, Plan
 from quartz_plugin.engines.recorded import recorded_steps
@@ -111,8 +112,16 @@ class _Integers(LevelWalk):
         if firing.map is None:
             value: Tensor = self.values[firing.source]
             return value.to(firing.dtype, copy=True) if firing.bias is None else value.to(firing.dtype) + firing.bias
-        drive = firing.map.drive(self._side_by_side(firing.levels), firing.bias)
-        for other in firing.others:
+        levels, (first, *others) = self._side_by_side(firing.levels), firing.others or (None,)
+        if first is None or firing.gain is not None or not firing.map.adds_to(self.values[first]):
+            drive, others = firing.map.drive(levels, firing.bias), list(firing.others)
+        else:
+            # What a map has added up for this alone may be overwritten.
+            own = first in self.plan.maps and serves_one(first)
+            drive = firing.map.drive_onto(
+                levels, self.values[first] if own else self.values[first].clone(), firing.bias
+            )
+        for other in others:
             drive.add_(self.values[other], alpha=1.0 if firing.gain is None else firing.gain)
         return drive
 
