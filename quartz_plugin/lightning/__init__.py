@@ -17,13 +17,21 @@ from quartz_plugin.lightning.modules import (
     SpikingClassifier,
     cost_metrics,
 )
-from quartz_plugin.lightning.networks import MobileNetV1, ResNet20, quartz_mnist, vgg11_bn_cifar10, vgg_cifar10
+from quartz_plugin.lightning.networks import (
+    EfficientNetLite0,
+    MobileNetV1,
+    ResNet20,
+    quartz_mnist,
+    vgg11_bn_cifar10,
+    vgg_cifar10,
+)
 from quartz_plugin.lightning.trainer import QuartzTrainer
 
 __all__ = [
     "CIFAR10Data",
     "ClassificationData",
     "Classifier",
+    "EfficientNetLite0",
     "FewStepsClassifier",
     "FolderData",
     "ImageClassifier",

@@ -216,11 +216,94 @@ class DepthwiseSeparable(nn.Module):
         return self.pointwise(self.depthwise(x))  # type: ignore[no-any-return]
 
 
+class EfficientNetLite0(nn.Module):
+    """EfficientNet-Lite0 for 224 x 224 images: inverted residuals with linear bottlenecks and ReLU6, without gates.
+
+    M. Tan, Q. V. Le, arXiv:1905.11946, in the form that TensorFlow published for small devices. Names of modules are
+    those of the PyPI package efficientnet-lite-pytorch, whose weights ``../shared`` has.
+
+    Parameters
+    ----------
+    classes : int
+        Outputs.
+
+    Examples
+    --------
+    >>> import torch
+    >>> EfficientNetLite0().eval()(torch.zeros(1, 3, 224, 224)).shape
+    torch.Size([1, 1000])
+    """
+
+    # Kernel, stride, channels and blocks of each stage.
+    STAGES = (
+        (3, 1, 16, 1),
+        (3, 2, 24, 2),
+        (5, 2, 40, 2),
+        (3, 2, 80, 3),
+        (5, 1, 112, 3),
+        (5, 2, 192, 4),
+        (3, 1, 320, 1),
+    )
+
+    def __init__(self, classes: int = 1000) -> None:
+        super().__init__()
+        self._conv_stem = nn.Conv2d(3, 32, 3, 2, bias=False)
+        self._bn0 = nn.BatchNorm2d(32, eps=1e-3)
+        blocks: list[nn.Module] = []
+        inputs = 32
+        for kernel, stride, outputs, count in self.STAGES:
+            for position in range(count):
+                expansion = 6 if blocks else 1
+                blocks.append(InvertedResidual(inputs, outputs, kernel, 1 if position else stride, expansion))
+                inputs = outputs
+        self._blocks = nn.Sequential(*blocks)
+        self._conv_head = nn.Conv2d(inputs, 1280, 1, bias=False)
+        self._bn1 = nn.BatchNorm2d(1280, eps=1e-3)
+        self._fc = nn.Linear(1280, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits ``[B, classes]`` of images ``[B, 3, 224, 224]``."""
+        x = F.relu6(self._bn0(self._conv_stem(F.pad(x, _same_padding(3, 2)))))
+        x = F.relu6(self._bn1(self._conv_head(self._blocks(x))))
+        return self._fc(x.mean((2, 3)))  # type: ignore[no-any-return]
+
+
+class InvertedResidual(nn.Module):
+    """Expand channels, convolve each by itself, project back without a ReLU; a shortcut where shapes agree."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int, expansion: int) -> None:
+        super().__init__()
+        width = inputs * expansion
+        if expansion > 1:
+            self._expand_conv = nn.Conv2d(inputs, width, 1, bias=False)
+            self._bn0 = nn.BatchNorm2d(width, eps=1e-3)
+        self._depthwise_conv = nn.Conv2d(width, width, kernel, stride, groups=width, bias=False)
+        self._bn1 = nn.BatchNorm2d(width, eps=1e-3)
+        self._project_conv = nn.Conv2d(width, outputs, 1, bias=False)
+        self._bn2 = nn.BatchNorm2d(outputs, eps=1e-3)
+        self.expands, self.padding = expansion > 1, _same_padding(kernel, stride)
+        self.has_shortcut = stride == 1 and inputs == outputs
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Expand, convolve, project."""
+        y = F.relu6(self._bn0(self._expand_conv(x))) if self.expands else x
+        y = F.relu6(self._bn1(self._depthwise_conv(F.pad(y, self.padding))))
+        projected: Tensor = self._bn2(self._project_conv(y))
+        return x + projected if self.has_shortcut else projected
+
+
+def _same_padding(kernel: int, stride: int) -> tuple[int, int, int, int]:
+    """TensorFlow's padding of even sizes: what is odd goes to the right and below."""
+    before, total = (kernel - stride) // 2, kernel - stride
+    return (before, total - before, before, total - before)
+
+
 NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "quartz_mnist": quartz_mnist,
     "vgg_cifar10": vgg_cifar10,
     "vgg11_bn_cifar10": vgg11_bn_cifar10,
     "resnet20": ResNet20,
     "mobilenet_v1": MobileNetV1,
+    "efficientnet_lite0": EfficientNetLite0,
 }
 """Name on the command line -> what makes the network; all take the number of ``classes``."""

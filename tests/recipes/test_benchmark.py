@@ -21,6 +21,11 @@ from quartz_plugin.lightning.benchmark.setup import normalise, set_up
 RECIPE = ROOT / "recipes" / "benchmark.py"
 ENGINES = {
     "ANN",
+    "ANN, channels-last",
+    "integer, logits alone",
+    "integer, all spikes",
+    "integer, all metrics",
+    "ANN in int8, integer's operators",
     "analytic, logits alone",
     "analytic, all spikes",
     "event, paper's neuron, logits alone",
@@ -54,6 +59,8 @@ def test_one_row_for_each_contender_and_a_picture(tmp_path, capsys):
     assert rate["t_max"] == "16"
     for row in rows:
         assert float(row["times_ann"]) == pytest.approx(float(row["ms"]) / float(row["ann_ms"]))
+        anns = [float(each["ms"]) for each in rows if each["what"].startswith("ANN") and "int8" not in each["what"]]
+        assert float(row["ann_ms"]) in anns
         assert (row["images"], row["batch"]) == ("random weights, random images", "4")
     heading, settings, *_ = capsys.readouterr().out.splitlines()
     assert heading == "the paper's MNIST network: random weights, random images, percentile 99 of them"

@@ -14,6 +14,9 @@ import torch
 from torch import Tensor, nn
 
 import quartz_plugin
+from quartz_plugin.engines.integer import run_integer
+from quartz_plugin.engines.integer.maps import MOST_LEVEL
+from quartz_plugin.functional import closed_form
 from quartz_plugin.lightning.modules import cost_metrics
 from quartz_plugin.network import SpikingNetwork
 
@@ -21,7 +24,13 @@ RATE_STEPS = 16
 LONG_FROM = 128
 """The MNIST network is stepped below this T without being asked to."""
 
-KINDS: dict[str, dict[str, Any]] = {"hold": {}, "paper": {**quartz_plugin.PAPER}, "hold off": {"hold": False}}
+KINDS: dict[str, dict[str, Any]] = {
+    "hold": {},
+    # Linear maps in a row have no form in int8.
+    "8 bits": {"weight_bits": 8, "linear": "pair"},
+    "paper": {**quartz_plugin.PAPER},
+    "hold off": {"hold": False},
+}
 """Options of the spiking networks that run."""
 
 Run = Callable[[Tensor], Tensor]
@@ -40,6 +49,20 @@ class Contender:
 
 def _engine(engine: str, record: bool, snn: SpikingNetwork) -> Run:
     return lambda images: snn.run(images, engine, record).logits
+
+
+def _in_int8(snn: SpikingNetwork) -> Run:
+    """The same operators on levels that are there already: the ANN, quantised, without an encoder or spike times."""
+    graph, given = snn.graph, {}
+
+    def run(images: Tensor) -> Tensor:
+        window = graph.input_window.length
+        if "levels" not in given:
+            given["levels"] = closed_form(graph.values_to_encode(images) * window, window).to(torch.uint8)
+        logits: Tensor = run_integer(graph, given["levels"], record=False).membrane
+        return logits
+
+    return run
 
 
 def _with_metrics(engine: str, snn: SpikingNetwork) -> Run:
@@ -92,17 +115,34 @@ def rate_coded(ann: nn.Module, scales: Mapping[str, float]) -> Run:
     return run
 
 
+def channels_last(ann: nn.Module) -> Run:
+    """The same network with its weights and values laid out channels-last."""
+    net = copy.deepcopy(ann).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def run(images: Tensor) -> Tensor:
+        logits: Tensor = net(images.contiguous(memory_format=torch.channels_last))
+        return logits
+
+    return run
+
+
 def scales_of(snn: SpikingNetwork) -> dict[str, float]:
     """Name of a ReLU -> what its value 1 stands for."""
     return {row["module"]: row["scale"] for row in snn.report if row["operation"] == "ReLU"}
 
 
+CHANNELS_LAST = "ANN, channels-last"
+IN_INT8 = "ANN in int8, integer's operators"
 RATE = f"rate code in snnTorch's Leaky, {RATE_STEPS} steps"
 
 CONTENDERS = {
     "analytic, logits alone": Contender("hold", lambda snn: snn),
     "analytic, all spikes": Contender("hold", partial(_engine, "analytic", True)),
     "analytic, all metrics": Contender("hold", partial(_with_metrics, "analytic")),
+    "integer, logits alone": Contender("8 bits", partial(_engine, "integer", False)),
+    "integer, all spikes": Contender("8 bits", partial(_engine, "integer", True)),
+    "integer, all metrics": Contender("8 bits", partial(_with_metrics, "integer")),
+    IN_INT8: Contender("8 bits", _in_int8),
     "event, paper's neuron, logits alone": Contender("paper", partial(_engine, "event", False), by_event=True),
     "event, all spikes": Contender("paper", partial(_engine, "event", True), by_event=True),
     "event, all metrics": Contender("paper", partial(_with_metrics, "event"), by_event=True),
@@ -117,11 +157,14 @@ def takes_long(name: str, t: int) -> bool:
     return name != "mnist" or t >= LONG_FROM
 
 
-def left_out_contenders(name: str, t: int, slow: bool) -> list[str]:
-    """Contenders that do not run here."""
-    has_numba = find_spec("numba") is not None
-    return [
-        what
-        for what, contender in CONTENDERS.items()
-        if (contender.is_slow and takes_long(name, t) and not slow) or (contender.by_event and not has_numba)
-    ]
+def left_out_contenders(name: str, t: int, slow: bool) -> dict[str, str]:
+    """Contenders that do not run here, and what would let them."""
+    has_numba, left_out = find_spec("numba") is not None, {}
+    for what, contender in CONTENDERS.items():
+        if contender.by_event and not has_numba:
+            left_out[what] = "pip install 'quartz_plugin[fast]'"
+        elif contender.is_slow and takes_long(name, t) and not slow:
+            left_out[what] = "--slow true"
+        elif contender.kind == "8 bits" and t - 1 > MOST_LEVEL:
+            left_out[what] = f"T up to {MOST_LEVEL + 1}"
+    return left_out

@@ -14,7 +14,15 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import quartz_plugin
-from quartz_plugin.lightning.benchmark.contenders import CONTENDERS, RATE, Run, rate_coded, scales_of
+from quartz_plugin.lightning.benchmark.contenders import (
+    CHANNELS_LAST,
+    CONTENDERS,
+    RATE,
+    Run,
+    channels_last,
+    rate_coded,
+    scales_of,
+)
 from quartz_plugin.lightning.benchmark.measure import Row
 from quartz_plugin.lightning.benchmark.setup import NETWORKS, Setup, normalise
 from quartz_plugin.network import SpikingNetwork
@@ -31,6 +39,9 @@ def measure_memory(setup: Setup, rows: Sequence[Row], convert: Callable[[int, st
         for row in rows:
             if row.what == "ANN":
                 row.memory_mb = 0.0
+                continue
+            if row.what == CHANNELS_LAST:
+                row.memory_mb = _peak_of(folder, setup.name, row.what, {}) - by_ann
                 continue
             kind = "hold" if row.what == RATE else CONTENDERS[row.what].kind
             path = Path(folder) / f"{kind} {row.t_max}"
@@ -56,7 +67,7 @@ def run_once(
 ) -> None:
     """Run one contender, in a process that does nothing else."""
     torch.set_num_threads(threads)
-    kind = "normalised" if what == "ANN" else "raw"
+    kind = "normalised" if what in ("ANN", CHANNELS_LAST) else "raw"
     images = load_file(Path(folder) / kind)[kind]
     run: Run
     if what in CONTENDERS:
@@ -64,7 +75,7 @@ def run_once(
     else:
         ann = NETWORKS[name].make().eval()
         ann.load_state_dict(load_file(Path(folder) / "ann"))
-        run = ann if what == "ANN" else rate_coded(ann, scales or {})
+        run = ann if what == "ANN" else channels_last(ann) if what == CHANNELS_LAST else rate_coded(ann, scales or {})
     run(images)
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from quartz_plugin.lightning.benchmark.contenders import CONTENDERS, RATE
+from quartz_plugin.lightning.benchmark.contenders import CHANNELS_LAST, CONTENDERS, RATE
 from quartz_plugin.lightning.benchmark.measure import Row
 from quartz_plugin.lightning.benchmark.setup import Setup
 from quartz_plugin.plot.style import pyplot
@@ -24,7 +24,12 @@ if TYPE_CHECKING:
 
 
 def heading(
-    setup: Setup, threads: int, repeats: int, percentile: float, root: Path | None, left_out: Mapping[int, list[str]]
+    setup: Setup,
+    threads: int,
+    repeats: int,
+    percentile: float,
+    root: Path | None,
+    left_out: Mapping[int, Mapping[str, str]],
 ) -> str:
     """Describe network, machine and calibration, and what was left out."""
     calibrated = "them" if root is None else f"{len(setup.calibration)} training images"
@@ -32,13 +37,10 @@ def heading(
         f"{setup.network.title}: {setup.origin}, percentile {percentile:g} of {calibrated}",
         f"batch {len(setup.images)}, {threads} thread(s), medians of {repeats}, torch {torch.__version__}, {_cpu()}",
     ]
-    missing = {what: [t for t in left_out if what in left_out[t]] for what in CONTENDERS}
-    for by_event, how in ((True, "pip install 'quartz_plugin[fast]'"), (False, "--slow true")):
-        lines += [
-            f"left out: {what} at T = {', '.join(map(str, times))} ({how})"
-            for what, times in missing.items()
-            if times and CONTENDERS[what].by_event == by_event
-        ]
+    for what in CONTENDERS:
+        times = [t for t in left_out if what in left_out[t]]
+        if times:
+            lines.append(f"left out: {what} at T = {', '.join(map(str, times))} ({left_out[times[0]][what]})")
     return "\n".join(lines)
 
 
@@ -52,17 +54,21 @@ def _cpu() -> str:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Return a table: the ANN once, at its median over all T, then what was timed beside it."""
-    anns = [row for row in rows if row.what == "ANN"]
-    first = ["ANN", None, round(statistics.median(row.ms for row in anns), 2), 1.0]
+    """Return a table: the ANN in both layouts, at its median over all T, then what was timed beside it."""
+    lines: list[list[object]] = []
+    for layout in ("ANN", CHANNELS_LAST):
+        anns = [row for row in rows if row.what == layout]
+        ms, times = (
+            round(statistics.median(each), 2) for each in zip(*((r.ms, r.times_ann) for r in anns), strict=True)
+        )
+        lines.append([layout, None, ms, times, anns[0].right_percent, anns[0].memory_mb])
     columns: dict[str, list[object]] = {
         "what": [], "T": [], "ms": [], "x ANN": [], "right %": [], "MB above ANN": [],
     }  # fmt: skip
-    lines = [[*first, anns[0].right_percent, anns[0].memory_mb]]
     lines += [
         [row.what, row.t_max, round(row.ms, 2), round(row.times_ann, 2), row.right_percent, row.memory_mb]
         for row in rows
-        if row.what != "ANN"
+        if row.what not in ("ANN", CHANNELS_LAST)
     ]
     for line in lines:
         for cells, cell in zip(columns.values(), line, strict=True):
@@ -93,18 +99,19 @@ def write(rows: Sequence[Row], csv: Path, plot: Path) -> None:
 
 
 COLORS = (
-    *("#0072b2", "#56b4e9", "#004466", "#d55e00", "#e69f00", "#7f3300"),
-    *("#cc79a7", "#555555", "#009e73", "#000000"),
+    *("#0072b2", "#56b4e9", "#004466"),
+    *("#882255", "#cc6699", "#661100", "#999933"),
+    *("#d55e00", "#e69f00", "#7f3300", "#cc79a7", "#555555", "#009e73", "#000000"),
 )
+
+MARKERS = ("o", "o", "P", "h", "h", "p", "1", "s", "s", "X", "D", "^", "v", "*")
 
 
 def draw(rows: Sequence[Row], ax: Axes) -> Axes:
     """Time against T for one network, one line per contender."""
     times = sorted({row.t_max for row in rows})
     ax.axhline(1, color="#999999", linestyle=":", linewidth=1)
-    for (what, color), marker in zip(
-        zip([*CONTENDERS, RATE], COLORS, strict=True), ("o", "o", "P", "s", "s", "X", "D", "^", "v", "*"), strict=True
-    ):
+    for (what, color), marker in zip(zip([*CONTENDERS, RATE], COLORS, strict=True), MARKERS, strict=True):
         own = [row for row in rows if row.what == what]
         if own:
             ax.plot(

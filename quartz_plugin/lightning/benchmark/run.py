@@ -28,7 +28,7 @@ class Benchmark:
     Parameters
     ----------
     networks : str | Sequence[str]
-        mnist, vgg11, resnet20, squeezenet, or several: '[mnist,vgg11]'.
+        mnist, vgg11, resnet20, squeezenet, resnet50, efficientnet_lite0, or several: '[mnist,vgg11]'.
     t_max : int | Sequence[int]
         The T to convert at, one or several.
     batch_size : int

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torchvision.transforms import v2
 
 from quartz_plugin.lightning.data import open_image
-from quartz_plugin.lightning.networks import ResNet20, quartz_mnist, vgg11_bn_cifar10
+from quartz_plugin.lightning.networks import EfficientNetLite0, ResNet20, quartz_mnist, vgg11_bn_cifar10
 from quartz_plugin.lightning.weights import load_weights
 from quartz_plugin.lightning.zoos import IMAGENET
 
@@ -48,6 +48,15 @@ NETWORKS = {
     "squeezenet": Network(
         "SqueezeNet 1.0 for ImageNet", torchvision.models.squeezenet1_0, (3, 227, 227),
         "imagenet/train", "imagenet/val", "imagenet_squeezenet1_0.safetensors", OF_IMAGENET,
+    ),
+    "resnet50": Network(
+        "ResNet-50 for ImageNet", torchvision.models.resnet50, (3, 224, 224),
+        "imagenet/train", "imagenet/val", None, OF_IMAGENET,
+    ),
+    "efficientnet_lite0": Network(
+        "EfficientNet-Lite0 for ImageNet", EfficientNetLite0, (3, 224, 224),
+        "imagenet/train", "imagenet/val", "imagenet_efficientnet_lite0.safetensors",
+        ((127 / 255,) * 3, (128 / 255,) * 3),
     ),
 }  # fmt: skip
 
