@@ -8,8 +8,9 @@ of them ends over the threshold are the steps looked at one by one. A neuron who
 
 A layer whose synapses are no convolutions of spikes (:mod:`quartz_plugin.engines.convolutions`) is stepped.
 
-``plan`` lays out weights and ``tables`` of where spikes go, ``run`` walks over the layers, ``kernels`` are the
-compiled loops.
+``plan`` lays out weights and ``tables`` of where spikes go (which neurons they ``reach``), ``run`` walks over the
+layers, ``deliver`` sorts spikes by level and by kind (those of a kind reach neurons in the same way, whose places and
+weights are looked up once for all of them), ``kernels`` are the compiled loops.
 """
 
 from quartz_plugin.engines.event.constants import LEAST_CHANGE

@@ -29,18 +29,21 @@ WEIGHT_BYTES = 320 * 1024
 """Weights of one block of channels: they stay in the second-level cache while images go by."""
 
 TILE_BYTES = 48 * 1024
-"""Currents and membranes of one tile: they stay in the first-level cache."""
+"""Currents and membranes of one tile, of a window of many steps half: they are at home in the first-level cache."""
 
 EVENT_BYTES = 2 * 1024 * 1024
 """Sorted spikes of the images that go through a layer together."""
 
-FEW_LEVELS = 24
-"""Up to so many steps in a window, spikes that come one to one are looked for at every level, without sorting."""
+KEPT_NUMBERS = 2**19
+"""Up to so many numbers of each kind are kept by a thread for the next images."""
 
-MOST_BUCKETS = 2**12
+FEW_LEVELS = 24
+"""Below so many steps in a window, spikes that come one to one are looked for at every level, without sorting."""
+
+MOST_BUCKETS = 2**14
 """Up to so high a level, spikes are sorted by a bucket for each; beyond, memory must not grow with the window."""
 
-VISIT = 12
+VISIT = 35
 """Vectors of weights that are added in the time that a kind of spikes of a level takes beside them."""
 
 FEW_PLACES, MANY_SPIKES = 64, 4
@@ -57,3 +60,6 @@ WORTH_THREADS = 10**8
 
 LEAST_CHANGE = 1e-6
 """A current that changes by less has not changed: sums of floats leave as much."""
+
+LEAST_CHANNELS = 16
+"""Channels of a block at least."""

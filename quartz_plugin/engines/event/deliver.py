@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -48,7 +49,7 @@ def _run_job(
     plan: ChannelPlan, batch: _Batch, images: range, result: Array, kernel: Any, options: tuple[Any, ...]
 ) -> None:
     spikes = _sorted_spikes(plan, batch, images)
-    direct = plan.direct if plan.direct_convolution is None else plan.direct._replace(levels=batch.direct)
+    direct = plan.direct if plan.direct_convolution is None else plan.direct._replace(levels=batch.direct.reshape(-1))
     kernel(result, images.start, plan.tiles, plan.synapses, direct, plan.bias, spikes, options)
 
 
@@ -63,27 +64,39 @@ def run_jobs(jobs: Sequence[Callable[[], None]], threads: int) -> None:
             done.result()
 
 
+class _Scratch(threading.local):
+    """Memory of a thread that jobs use one after the other: to ask the system for it anew takes longer than to sort."""
+
+    def __init__(self) -> None:
+        self.arrays: dict[str, Array] = {}
+
+    def take(self, name: str, size: int) -> Array:
+        """Numbers of any value, int64, where those of this name were before."""
+        if size > constants.KEPT_NUMBERS:
+            return np.empty(size, np.int64)
+        if name not in self.arrays or len(self.arrays[name]) < size:
+            self.arrays[name] = np.empty(size, np.int64)
+        return self.arrays[name][:size]
+
+
+_SCRATCH = _Scratch()
+
+
 class _Batch(NamedTuple):
-    """Levels of a batch's sources, and how their spikes are sorted.
+    """Levels of a batch's sources, and how many images go together.
 
     Attributes
     ----------
     levels : list of array
         Of the sources of each convolution, ``[B, H, W, C]``.
     direct : array
-        Of the source of the direct convolution, flat.
-    stops : array or None
-        For each level, whether it is looked at anyway; None: there are too many levels for that, and for buckets.
-    ranks : int
-        Up to so many levels of a tile are looked at.
+        Of the source of the direct convolution, ``[B, units]``.
     images_together : int
         Images whose sorted spikes fit into a cache.
     """
 
     levels: list[Array]
     direct: Array
-    stops: Array | None
-    ranks: int
     images_together: int
 
 
@@ -92,59 +105,57 @@ def _batch_of(plan: ChannelPlan, source_levels: list[Array]) -> _Batch:
         level.reshape(len(level), *c.source_shape[1:], c.source_shape[0])
         for level, c in zip(source_levels, plan.convolutions, strict=False)
     ]
-    looks_at_all, bias_stops = plan.direct_convolution is not None, plan.bias.stops
-    direct = source_levels[-1].reshape(-1) if looks_at_all else plan.direct.levels
-    top = max([int(level.max()) for level in source_levels if level.size] + [*bias_stops[:1], 0])
-    stops = None
-    if looks_at_all or top * max(1, plan.routes.class_count) <= constants.MOST_BUCKETS:
-        stops = np.full(top + 1, looks_at_all)
-        stops[bias_stops] = True
-    units = sum(level[0].size for level in levels)
-    ranks = min(top, units + (top if looks_at_all else len(bias_stops)))
-    bytes_of_starts = 8 * plan.routes.tile_count * ranks * (plan.routes.class_count + 2)
+    direct = source_levels[-1] if plan.direct_convolution is not None else np.zeros((len(source_levels[0]), 0))
+    units, window = sum(level[0].size for level in levels), plan.neurons.window
+    bytes_of_starts = 8 * plan.routes.tile_count * min(units, window) * (plan.routes.class_count + 2)
     # Weights of several blocks come from afar for each job, as spikes of many images do.
     room = constants.EVENT_BYTES * (1 if plan.tiles.outputs <= plan.tiles.block_size else 8)
     images_together = max(1, room // max(1, 16 * units + bytes_of_starts))
-    return _Batch(levels, direct, stops, ranks, images_together)
+    return _Batch(levels, direct.reshape(len(direct), -1), images_together)
 
 
 def _sorted_spikes(plan: ChannelPlan, batch: _Batch, images: range) -> SortedSpikes:
     from quartz_plugin.engines.event.kernels import list_spikes, sort_spikes
 
+    routes, bias_stops, own = plan.routes, plan.bias.stops, slice(images.start, images.stop)
+    top = max([int(level[own].max()) for level in (*batch.levels, batch.direct) if level.size] + [*bias_stops[:1], 0])
     rows = sum(len(images) * level.shape[1] for level in batch.levels)
     most = 1 + len(images) * sum(level[0].size for level in batch.levels)
-    listed = ListedSpikes(len(images), np.empty(most, np.int64), np.zeros(rows + 1, np.int64))
+    listed = ListedSpikes(len(images), _SCRATCH.take("listed", most), _SCRATCH.take("rows", rows + 1))
+    listed.start[0] = 0
     count = row = 0
     for term, level in enumerate(batch.levels):
-        count = list_spikes(level, images.start, term, count, row, listed, plan.routes)
+        count = list_spikes(level, images.start, term, count, row, listed, routes)
         row += len(images) * level.shape[1]
-    routes, level_of, stops, ranks = plan.routes, np.arange(0), batch.stops, batch.ranks
-    if stops is None:
-        level_of, stops = _occurring_levels(listed, count, plan.bias.stops)
-        ranks = len(stops) - 1
+    if plan.direct_convolution is not None:
+        level_of, stops = np.arange(top + 1), np.ones(top + 1, np.bool_)
+    elif top * routes.class_count <= constants.MOST_BUCKETS:
+        level_of, stops = np.arange(top + 1), np.zeros(top + 1, np.bool_)
+        stops[bias_stops] = True
     else:
-        level_of = np.arange(len(stops))
+        level_of, stops = _occurring_levels(listed, count, routes.class_count, bias_stops)
+    ranks = min(len(stops) - 1, most + (top if plan.direct_convolution is not None else len(bias_stops)))
     tiles = len(images) * routes.tile_count
     spikes = SortedSpikes(
         images=len(images),
         tiles=routes.tile_count,
         classes=routes.class_count,
         lazy=routes.lazy,
-        spikes=np.empty(1 + count * plan.most_tiles, np.int64),
+        spikes=_SCRATCH.take("spikes", 1 + count * plan.most_tiles),
         ranks=ranks,
-        ranked=np.empty(tiles * ranks + 1, np.int64),
-        distinct=np.empty(tiles, np.int64),
-        starts=np.empty(tiles * (ranks * routes.class_count + 1) + routes.class_count, np.int64),
-        touched=np.empty(tiles * ranks + 1 if routes.lazy else 0, np.int64),
+        ranked=_SCRATCH.take("ranked", tiles * ranks + 1),
+        distinct=_SCRATCH.take("distinct", tiles),
+        starts=_SCRATCH.take("starts", tiles * (ranks * routes.class_count + 1) + routes.class_count),
+        touched=_SCRATCH.take("touched", tiles * ranks + 1 if routes.lazy else 0),
     )
     sort_spikes(listed, routes, level_of, stops, spikes)
     return spikes
 
 
-def _occurring_levels(listed: ListedSpikes, count: int, bias_stops: Array) -> tuple[Array, Array]:
+def _occurring_levels(listed: ListedSpikes, count: int, classes: int, bias_stops: Array) -> tuple[Array, Array]:
     """Levels that occur, rising, behind a 0, and which of them are looked at anyway; they are listed by their place."""
     spikes = listed.spikes[:count]
-    level = spikes >> constants.UNIT_BITS
+    level = (spikes >> constants.UNIT_BITS) // classes
     level_of = np.unique(np.concatenate([np.zeros(1, np.int64), level, bias_stops]))
-    spikes += (np.searchsorted(level_of, level) - level) << constants.UNIT_BITS
+    spikes += ((np.searchsorted(level_of, level) - level) * classes) << constants.UNIT_BITS
     return level_of, np.isin(level_of, bias_stops)

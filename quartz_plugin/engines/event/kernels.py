@@ -20,6 +20,7 @@ from quartz_plugin.engines.event.vectors import (
     advance,
     as_pointers,
     collect,
+    copy,
     count_changed,
     deliver,
     lowest_bit,
@@ -48,7 +49,7 @@ def list_spikes(levels: Any, image: int, term: int, at: int, row: int, listed: A
 @compiled
 def _list_rows(held: Any, term: int, at: int, row: int, held_list: Any, held_routes: Any) -> int:
     source, listed, routes = as_pointers(held), as_pointers(held_list), as_pointers(held_routes)
-    channels, unit_at = routes.terms[5 * term + 2], routes.terms[5 * term + 3]
+    channels, unit_at, classes = routes.terms[5 * term + 2], routes.terms[5 * term + 3], routes.class_count
     for place in range(0, listed.images * source.rows * source.row_length, source.row_length):
         listed.start[row] = at
         row += 1
@@ -57,9 +58,10 @@ def _list_rows(held: Any, term: int, at: int, row: int, held_list: Any, held_rou
             first += routes.terms[5 * term + 1]
             for index in range(first, first + channels):
                 level: Any = np.int64(source.levels[index])
-                listed.spikes[at] = (level << UNIT_BITS) | unit
+                key = level * classes + routes.unit_class[unit]
+                listed.spikes[at] = (key << UNIT_BITS) | unit
                 # A place is kept only where there is a spike; without a branch, since spikes are unpredictable.
-                at += (level > 0) & (routes.unit_class[unit] >= 0)
+                at += key >= classes
                 unit += 1
     listed.start[row] = at
     return at
@@ -133,14 +135,14 @@ def _walk_spikes(listed: Any, routes: Any, spikes: Any, where: Any, count: Any, 
                 continue
             place = first_place + b * height + y
             for spike in range(listed.start[place], listed.start[place + 1]):
-                level, unit = listed.spikes[spike] >> UNIT_BITS, listed.spikes[spike] & UNIT_MASK
-                key = level * classes + kind + routes.unit_class[unit]
+                listed_spike = listed.spikes[spike]
+                key = (listed_spike >> UNIT_BITS) + kind
                 to = count[key]
                 count[key] = to + 1
                 if writes > 0:
-                    spikes.spikes[to] = at + routes.unit_place[unit]
+                    spikes.spikes[to] = at + routes.unit_place[listed_spike & UNIT_MASK]
                     if lazy:
-                        spikes.touched[ranks_at + rank_at[level]] |= mask
+                        spikes.touched[ranks_at + rank_at[key // classes]] |= mask
         first_place += listed.images * height
 
 
@@ -211,7 +213,7 @@ def fire(
     ``out`` is ``[B, H, W, C]``, `first_image` the first of them there; the other parameters are those of
     :mod:`quartz_plugin.engines.event.records`.
     """
-    weights, size = synapses.weights, tiles.tile_rows * tiles.row_length
+    weights, size = synapses.weights, tiles.size
     state = _Membranes(
         _zeros(size, weights),
         np.zeros(tiles.tile_rows, np.int64),
@@ -234,7 +236,7 @@ def count_changes(
 
     They are added to ``changes [B]``. `readout` is ``(last_level, least_change)``.
     """
-    weights, size = synapses.weights, tiles.tile_rows * tiles.row_length
+    weights, size = synapses.weights, tiles.size
     last_level, least_change = readout
     state = _Currents(
         _zeros(size, weights),
@@ -275,7 +277,7 @@ def _fire_blocks(
                 if bias.late:
                     _add_late_bias(v, tile, tiles, bias)
                 for row in range(tile.rows):
-                    start = row * tiles.row_length + tiles.left
+                    start = row * tiles.row_length + tiles.first
                     round_to_levels(levels, v, start, tiles.lanes // LANES, neurons.lowest, neurons.window)
                     if neurons.lowest < 0:
                         for neuron in range(start, start + tiles.lanes):
@@ -304,13 +306,13 @@ def _count_in_blocks(
             for number in range((tiles.height + tiles.tile_rows - 1) // tiles.tile_rows):
                 tile = _tile_of(tiles, first_image, b, block, number)
                 _begin(state, tile, tiles, spikes)
-                _fill(state.before, 0, tiles.tile_rows * tiles.row_length, 0)
+                _fill(state.before, 0, tiles.size, 0)
                 count = _arrive(state, tile, tiles, synapses, direct, bias, spikes)
                 for row in range(tile.rows):
                     count = _count_row(state, tiles, row, 0, count)
                     if tile.channels == tiles.block_size and not bias.late:
                         # All become 1.
-                        start = row * tiles.row_length + tiles.left
+                        start = row * tiles.row_length + tiles.first
                         _fill(state.before, start, start + tiles.width * tiles.block_size, 1)
                         count = _count_row(state, tiles, row, 0, count)
                     else:
@@ -326,7 +328,7 @@ def _tile_of(tiles: Any, first_image: int, b: int, block: int, number: int) -> A
     return _Tile(first_image + b, b, block, channels, number, first_row, rows)
 
 
-@compiled
+@inlined
 def _fill(values: Any, start: int, stop: int, value: Any) -> None:
     for index in range(start, stop):
         values[index] = value
@@ -336,23 +338,23 @@ def _fill(values: Any, start: int, stop: int, value: Any) -> None:
 def _begin(state: Any, tile: Any, tiles: Any, spikes: Any) -> None:
     """Start a tile: nothing has arrived."""
     own = tile.own_image * spikes.tiles + tile.number
-    _fill(state.i, 0, tiles.tile_rows * tiles.row_length, 0)
+    _fill(state.i, 0, tiles.size, 0)
     _fill(state.since, 0, tiles.tile_rows, spikes.ranked[own * spikes.ranks] if spikes.distinct[own] else 0)
 
 
 @compiled
 def _begin_membranes(v: Any, tile: Any, tiles: Any) -> None:
     """Set membranes to 0, and those of lost lanes and rows so that they do not fire."""
-    _fill(v, 0, tiles.tile_rows * tiles.row_length, -np.inf)
+    _fill(v, 0, tiles.size, -np.inf)
     for row in range(tile.rows):
-        start = row * tiles.row_length + tiles.left
+        start = row * tiles.row_length + tiles.first
         _fill(v, start, start + tiles.width * tiles.block_size, 0)
 
 
 @inlined
 def _advance_row(state: Any, tiles: Any, row: int, level: int, early: int) -> int:
     """Advance the membranes of a row to a level; returns how many of the tile have fired early so far."""
-    last, start = state.since[row], row * tiles.row_length + tiles.left
+    last, start = state.since[row], row * tiles.row_length + tiles.first
     for at in range(start, start + tiles.lanes, GROUP * LANES):
         over = advance(state.v, state.i, at, last - level, state.theta)
         if over != 0:
@@ -361,7 +363,7 @@ def _advance_row(state: Any, tiles: Any, row: int, level: int, early: int) -> in
     return early
 
 
-@compiled
+@inlined
 def _note_early(state: Any, at: int, over: int, last: int, level: int, early: int) -> int:
     """List the neurons that have crossed the threshold on the way from level `last` to `level`, and when.
 
@@ -386,7 +388,7 @@ def _note_early(state: Any, at: int, over: int, last: int, level: int, early: in
 def _count_row(state: Any, tiles: Any, row: int, level: int, changes: int) -> Any:
     """Add to `changes` how many currents of a row have changed since it was looked at."""
     state.since[row] = level
-    start, neurons = row * tiles.row_length + tiles.left, tiles.width * tiles.block_size
+    start, neurons = row * tiles.row_length + tiles.first, tiles.width * tiles.block_size
     return changes + count_changed(state.i, state.before, start, neurons, state.least)
 
 
@@ -446,7 +448,7 @@ def _add_bias(i: Any, tile: Any, tiles: Any, bias: Any, level: int) -> None:
     """Let the biases of a level arrive."""
     for row in range(tile.rows):
         place = tile.block * bias.block_length + (tile.first_row + row) * bias.row_length
-        places = (row * tiles.row_length + tiles.left, place, place)
+        places = (row * tiles.row_length + tiles.first, place, place)
         add_arriving(i, bias.amount, bias.level, places, tiles.lanes // LANES, level)
 
 
@@ -458,7 +460,7 @@ def _add_direct(i: Any, tile: Any, tiles: Any, direct: Any, level: int) -> None:
     for row in range(tile.rows):
         in_source = (tile.image * tiles.height + tile.first_row + row) * tiles.width
         for x in range(0, tiles.width, direct.row):
-            at = row * tiles.row_length + tiles.left + x * tiles.block_size
+            at = row * tiles.row_length + tiles.first + x * tiles.block_size
             places = (at, start, (in_source + x) * direct.channels + first_channel)
             add_arriving(i, direct.weights, direct.levels, places, direct.row * tile.channels // LANES, level)
 
@@ -469,20 +471,21 @@ def _add_late_bias(v: Any, tile: Any, tiles: Any, bias: Any) -> None:
     for row in range(tile.rows):
         place = tile.block * bias.block_length + (tile.first_row + row) * bias.row_length
         for neuron in range(tiles.lanes):
-            v[row * tiles.row_length + tiles.left + neuron] += min(bias.level[place + neuron], 0)
+            v[row * tiles.row_length + tiles.first + neuron] += min(bias.level[place + neuron], 0)
 
 
 @compiled
 def _write(output: Any, levels: Any, tile: Any, tiles: Any) -> None:
     """Copy a tile's levels to their places in the output."""
+    whole = tiles.outputs == tiles.block_size == output.channels
+    length, places = (tiles.width * output.channels, 1) if whole else (tile.channels, tiles.width)
     for row in range(tile.rows):
-        neuron = row * tiles.row_length + tiles.left
+        neuron = row * tiles.row_length + tiles.first
         to = ((tile.image * tiles.height + tile.first_row + row) * tiles.width) * output.channels
         to += tiles.first_output + tile.block * tiles.block_size
-        whole = tiles.outputs == tiles.block_size == output.channels
-        length = tiles.width * output.channels if whole else tile.channels
-        for _ in range(1 if whole else tiles.width):
-            for k in range(length):
+        for _ in range(places):
+            copy(output.levels, to, levels, neuron, length // LANES)
+            for k in range(length // LANES * LANES, length):
                 output.levels[to + k] = levels[neuron + k]
             to += output.channels
             neuron += tiles.block_size
@@ -494,7 +497,7 @@ def _count_changed_by_readout(state: Any, tile: Any, tiles: Any, bias: Any, row:
 
     Bias spikes behind `last_level`, that of the neurons' last step, come when they are done.
     """
-    i, least, one, start, count = state.i, state.least, state.one, row * tiles.row_length + tiles.left, 0
+    i, least, one, start, count = state.i, state.least, state.one, row * tiles.row_length + tiles.first, 0
     of_row = tile.block * bias.block_length + (tile.first_row + row) * bias.row_length
     for x in range(tiles.width):
         for neuron in range(x * tiles.block_size, x * tiles.block_size + tile.channels):

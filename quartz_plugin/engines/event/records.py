@@ -12,7 +12,7 @@ Array: TypeAlias = np.ndarray[Any, Any]
 class Tiles(NamedTuple):
     """Division of the neurons of a range of channels into blocks of channels, and of those into tiles of rows.
 
-    A neuron's place in its tile is ``row * row_length + left + x * block_size + channel``.
+    A neuron's place in its tile is ``first + row * row_length + x * block_size + channel``.
 
     Attributes
     ----------
@@ -22,10 +22,12 @@ class Tiles(NamedTuple):
         Channels before the range, and of it.
     block_size, tile_rows : int
         Channels of a block; rows of a tile.
-    left, row_length : int
-        Lost lanes before the neurons of a row; all lanes of a row.
+    first, row_length : int
+        Lost lanes before the first neuron; all lanes of a row.
     lanes : int
         Lanes from the first neuron of a row on that are looked at: its neurons, in whole groups of vectors.
+    size : int
+        All lanes of a tile.
     """
 
     height: int
@@ -34,16 +36,17 @@ class Tiles(NamedTuple):
     outputs: int
     block_size: int
     tile_rows: int
-    left: int
+    first: int
     row_length: int
     lanes: int
+    size: int
 
 
 class Routes(NamedTuple):
     """Tables that spikes are sorted by: which kind each is, and where its neurons and its weights start.
 
     Spikes of a kind reach neurons in the same way. A spike's kind is the sum of those of its row and of its unit in
-    the row, and so is the place of its first neuron; less than 0: it reaches none.
+    the row, and so is the place of its first neuron; a row's less than 0, or a unit's so low: it reaches none.
 
     Attributes
     ----------
@@ -180,7 +183,7 @@ class ListedSpikes(NamedTuple):
     images : int
         How many.
     spikes : array
-        ``level << 32 | unit`` of each.
+        ``(level * classes + kind) << 32 | unit`` of each, the kind that of its unit.
     start : array
         For each convolution, image and row, where its spikes start; and where the last end.
     """

@@ -3,89 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from quartz_plugin.engines.convolutions import Convolution, reached
+from quartz_plugin.engines.convolutions import Convolution
 from quartz_plugin.engines.event import constants
 from quartz_plugin.engines.event.constants import GROUP, LANES, MOST_VECTORS, REGISTERS, UNIT_BITS
+from quartz_plugin.engines.event.reach import (
+    ANYWHERE,
+    Columns,
+    Rows,
+    Run,
+    cheaper_columns,
+    cheaper_rows,
+    is_by_place,
+    kernel_columns,
+    padded,
+    run_starts,
+    shape_of,
+)
 from quartz_plugin.engines.event.records import Array, Routes, Synapses, Tiles
 
-ANYWHERE = 2**40
-"""More places than any layer has."""
-
-
-def padded(length: int, to: int = LANES) -> int:
-    """Length rounded up to whole vectors."""
-    return -(-length // to) * to
-
-
-class Run(NamedTuple):
-    """Neighbouring neurons that a spike reaches: place of the first in its row, of its weight, and vectors."""
-
-    at: int
-    weight: int
-    vectors: int
-
-
-@dataclass(frozen=True)
-class Columns:
-    """Runs of neurons that spikes of each column of a convolution's source reach, kernel row by kernel row.
-
-    Neurons beyond the borders may be among them, so that many columns are alike: `left` and `right` places more.
-    """
-
-    runs: list[list[Run]]
-    run_length: int
-    left: int
-    right: int
-
-    @property
-    def vectors(self) -> float:
-        """Vectors of a column, on average."""
-        return sum(run.vectors for runs in self.runs for run in runs) / max(1, len(self.runs))
-
-    @property
-    def kinds(self) -> int:
-        """Columns that are not alike."""
-        return len({shape_of(runs) for runs in self.runs})
-
-
-def shape_of(runs: Sequence[Run]) -> tuple[Run, ...]:
-    """Runs as seen from the first neuron that they reach."""
-    first = min((run.at for run in runs), default=0)
-    return tuple(run._replace(at=run.at - first) for run in runs)
-
-
-def _columns_of(convolution: Convolution, width: int, size: int, step: int, beyond: bool) -> Columns:
-    """Columns of a convolution: `size` weights of a kernel column, `step` neurons from place to place."""
-    classes = _classes(convolution)
-    starts = _run_starts(classes, size)
-    place = {k: (index, at) for index, members in enumerate(classes) for at, k in enumerate(members)}
-    runs, columns = [], [0, width - 1]
-    for x in range(convolution.source_shape[2]):
-        by_class: dict[int, list[tuple[int, int]]] = {}
-        for column, k in reached(convolution, 1, x, ANYWHERE if beyond else width, -ANYWHERE if beyond else 0):
-            index, at = place[k]
-            by_class.setdefault(index, []).append((column, at))
-        own = []
-        for index, members in by_class.items():
-            column, at = min(members)
-            columns += [column, max(members)[0]]
-            own.append(Run(column * step, starts[index] + at * size, padded(len(members) * size) // LANES))
-        runs.append(own)
-    return Columns(runs, starts[-1], -min(columns), max(columns) - (width - 1))
+NOWHERE = -(2**62)
+"""Kind of spikes that reach nothing: lower than any level makes up for."""
 
 
 class Layout(NamedTuple):
-    """Places of a range's neurons, and how the columns of each of its convolutions reach them."""
+    """Places of a range's neurons, and how the columns and rows of each of its convolutions reach them."""
 
     tiles: Tiles
     columns: list[Columns]
+    rows: list[Rows]
 
 
 def layout_of(
@@ -99,29 +50,27 @@ def layout_of(
     """Division of the neurons of `outputs` channels: weights of a block and neurons of a tile stay in caches."""
     height, width = spatial
     block_size = _block_size(outputs, convolutions, itemsize)
-    columns = [_cheaper_columns(c, spatial, group_size(c, block_size), block_size, window) for c in convolutions]
+    columns = [cheaper_columns(c, spatial, group_size(c, block_size), block_size, window) for c in convolutions]
     left = padded(max([each.left for each in columns], default=0) * block_size)
     right = max([each.right for each in columns], default=0) * block_size
     lanes = padded(width * block_size, GROUP * LANES)
     row_length = padded(left + max(lanes, width * block_size + right + LANES - 1))
-    tile_rows = min(height, 62, max(1, constants.TILE_BYTES // (2 * itemsize * row_length)))
-    return Layout(Tiles(height, width, first_output, outputs, block_size, tile_rows, left, row_length, lanes), columns)
+    # Where spikes come level by level, each level looks at all of the tile.
+    room = constants.TILE_BYTES // (2 if window >= constants.FEW_LEVELS else 1)
+    tile_rows = min(height, 62, max(1, room // (2 * itemsize * row_length)))
+    rows = [cheaper_rows(c, own, height, tile_rows, window) for c, own in zip(convolutions, columns, strict=True)]
+    above, below = (max([getattr(each, side) for each in rows], default=0) for side in ("above", "below"))
+    tiles = Tiles(
+        height, width, first_output, outputs, block_size, tile_rows,
+        first=above * row_length + left, row_length=row_length, lanes=lanes,
+        size=(above + tile_rows + below) * row_length,
+    )  # fmt: skip
+    return Layout(tiles, columns, rows)
 
 
 def group_size(convolution: Convolution, block_size: int) -> int:
     """Output channels that one spike reaches at a place."""
     return block_size if convolution.groups == 1 else convolution.outputs // convolution.groups
-
-
-def _cheaper_columns(convolution: Convolution, spatial: tuple[int, int], size: int, step: int, window: int) -> Columns:
-    """Columns that are all alike but for neurons beyond the borders, unless exact ones cost less vectors and time."""
-    exact, alike = (_columns_of(convolution, spatial[1], size, step, beyond) for beyond in (False, True))
-    channels, height, width = convolution.source_shape
-    rows = [reached(convolution, 0, y, spatial[0]) for y in range(height)]
-    spikes = channels * height * width / 2
-    saved = spikes * (alike.vectors - exact.vectors) * sum(map(len, rows)) / max(1, height)
-    visits = min(window, spikes) * len({len(row) for row in rows}) * (exact.kinds - alike.kinds)
-    return exact if saved > constants.VISIT * visits else alike
 
 
 def _block_size(outputs: int, convolutions: list[Convolution], itemsize: int) -> int:
@@ -134,7 +83,7 @@ def _block_size(outputs: int, convolutions: list[Convolution], itemsize: int) ->
     ):
         return outputs
     room = constants.WEIGHT_BYTES * (3 if widest == 1 else 1)
-    fitting = max(2 * LANES, min(room // per_channel, most) // LANES * LANES)
+    fitting = max(constants.LEAST_CHANNELS, min(room // per_channel, most) // LANES * LANES)
     blocks = -(-outputs // fitting)
     return padded(-(-outputs // blocks))
 
@@ -149,7 +98,7 @@ class Tables(NamedTuple):
 def tables_of(convolutions: list[Convolution], layout: Layout, window: int, dtype: torch.dtype) -> Tables:
     """Weights and tables of these convolutions."""
     builder = _Builder(layout.tiles, window)
-    packed = [builder.add(c, columns) for c, columns in zip(convolutions, layout.columns, strict=True)]
+    packed = [builder.add(*each) for each in zip(convolutions, layout.columns, layout.rows, strict=True)]
     weights = torch.cat(packed, 1) if packed else torch.zeros(builder.blocks, 0)
     # Vectors may be read past the last run.
     flat = torch.cat([weights.to(dtype).flatten(), torch.zeros(LANES, dtype=dtype)]).numpy()
@@ -176,21 +125,16 @@ class _Builder:
         self.groups: list[tuple[int, int, int, int]] = []
         self.runs: list[tuple[int, int]] = []
 
-    def add(self, convolution: Convolution, columns: Columns) -> Tensor:
+    def add(self, convolution: Convolution, columns: Columns, rows_reached: Rows) -> Tensor:
         """Enter one convolution; returns its weights as they are walked, ``[blocks, length]``."""
         size = group_size(convolution, self.tiles.block_size)
-        _, height, width = convolution.source_shape
+        height = convolution.source_shape[1]
         self.terms.append([height, convolution.first_input, convolution.inputs, self.unit_count, len(self.rows)])
         divided = convolution.groups > 1 and self.blocks > 1
         channel_kinds = self.blocks if divided else 1
         first_class = len(self.class_block)
-        by_place = (
-            height * width <= constants.FEW_PLACES
-            and convolution.inputs / 2 >= constants.MANY_SPIKES * self.window
-            and convolution.groups == 1
-        )
-
-        row_kinds, rows = self._rows_of(convolution, by_place)
+        by_place = is_by_place(convolution, self.window)
+        row_kinds, rows = self._kinds_of(rows_reached, by_place)
         column_kinds: dict[tuple[int, tuple[Run, ...]], int] = {}
         shapes = [(x if by_place else 0, shape_of(runs)) for x, runs in enumerate(columns.runs)]
         for x, shape in shapes:
@@ -201,7 +145,7 @@ class _Builder:
         for kind, at, mask in rows:
             self.rows.append((-1 if kind < 0 else first_class + kind * per_row, at, mask))
         kind_at = [(column_kinds[shape] * channel_kinds if shape[1] else ANYWHERE) for shape in shapes]
-        neuron_at = [self.tiles.left + min((run.at for run in runs), default=0) for runs in columns.runs]
+        neuron_at = [self.tiles.first + min((run.at for run in runs), default=0) for runs in columns.runs]
         single = convolution.groups > 1 and size == 1
         for kind, (_, pairs) in enumerate(row_kinds):
             row_is_alone = all(tile.count(kind) <= 1 for tile in by_tile)
@@ -217,24 +161,20 @@ class _Builder:
         self.weight_start += packed.shape[1]
         return packed
 
-    def _rows_of(
-        self, convolution: Convolution, by_place: bool
+    def _kinds_of(
+        self, rows_reached: Rows, by_place: bool
     ) -> tuple[dict[tuple[int, tuple[tuple[int, int], ...]], int], list[tuple[int, int, int]]]:
         """Kinds of rows, each with its (row, kernel row), and for each row of each tile its kind, place and mask."""
-        tile_rows = self.tiles.tile_rows
         kinds: dict[tuple[int, tuple[tuple[int, int], ...]], int] = {}
         rows = []
-        for first in range(0, self.tiles.height, tile_rows):
-            last = min(first + tile_rows, self.tiles.height)
-            for y in range(convolution.source_shape[1]):
-                pairs = sorted((row - first, k) for row, k in reached(convolution, 0, y, last, first))
-                if not pairs:
-                    rows.append((-1, 0, 0))
-                    continue
-                top = pairs[0][0]
-                alike = (y if by_place else 0, tuple((row - top, k) for row, k in pairs))
-                kind = kinds.setdefault(alike, len(kinds))
-                rows.append((kind, top * self.tiles.row_length, sum(1 << row for row, _ in pairs)))
+        for y, pairs in ((y, pairs) for of_tile in rows_reached.pairs for y, pairs in enumerate(of_tile)):
+            if not pairs:
+                rows.append((-1, 0, 0))
+                continue
+            top = pairs[0][0]
+            alike = (y if by_place else 0, tuple((row - top, k) for row, k in pairs))
+            mask = sum(1 << row for row, _ in pairs if 0 <= row < self.tiles.tile_rows)
+            rows.append((kinds.setdefault(alike, len(kinds)), top * self.tiles.row_length, mask))
         return kinds, rows
 
     def _add_class(
@@ -269,7 +209,7 @@ class _Builder:
             block, at = np.divmod(channel // of_group * size, self.tiles.block_size)
             channel = channel - block * (self.tiles.block_size // size * of_group)
         kinds = kind[:, None] + (block if self.blocks > 1 else 0)
-        self.unit_class.append(np.where(kinds < ANYWHERE, np.broadcast_to(kinds, (len(kind), len(channel))), -1))
+        self.unit_class.append(np.where(kinds < ANYWHERE, np.broadcast_to(kinds, (len(kind), len(channel))), NOWHERE))
         weight = self.weight_start + channel * stride
         self.unit_place.append((weight << UNIT_BITS) | (neuron[:, None] + at))
         self.unit_count += len(kind) * len(channel)
@@ -287,7 +227,7 @@ class _Builder:
             row_class=rows[0],
             row_at=rows[1],
             row_mask=rows[2],
-            unit_class=np.concatenate([nothing, *(each.flatten() for each in self.unit_class)]).astype(np.int32),
+            unit_class=np.concatenate([nothing, *(each.flatten() for each in self.unit_class)]),
             unit_place=np.concatenate([nothing, *(each.flatten() for each in self.unit_place)]),
         )
 
@@ -303,38 +243,10 @@ class _Builder:
         )
 
 
-def _run_starts(classes: list[list[int]], size: int) -> list[int]:
-    """Where the run of each class of kernel columns starts in a kernel row, and where the last ends."""
-    starts = [0]
-    for members in classes:
-        starts.append(starts[-1] + _run_length(len(members), size))
-    return starts
-
-
-def _run_length(places: int, size: int) -> int:
-    """Length of a run of weights for so many places; what is read behind its end must be zeros.
-
-    At a border it is read from a place within, in whole vectors, which then end behind the end of the run.
-    """
-    whole = places == 1 or size % LANES == 0
-    return padded(places * size + (0 if whole else LANES - 1))
-
-
-def _classes(convolution: Convolution) -> list[list[int]]:
-    """Kernel columns in lists: those of a list reach neighbouring outputs, from left to right."""
-    kernel, stride, dilation = convolution.kernel[1], convolution.stride[1], convolution.dilation[1]
-    if convolution.groups > 1 or (dilation > 1 if convolution.transposed else stride % dilation):
-        return [[k] for k in range(kernel)]
-    if convolution.transposed:
-        return [list(range(kernel))]
-    step = stride // dilation
-    return [list(reversed(range(first, kernel, step))) for first in range(min(step, kernel))]
-
-
 def _packed(convolution: Convolution, size: int, blocks: int, block_size: int, run_length: int) -> Tensor:
     """Weights ``[blocks, inputs * KH * run length]``: for an input channel and kernel row, the runs side by side."""
-    weight, groups, classes = convolution.weight, convolution.groups, _classes(convolution)
-    starts = _run_starts(classes, size)
+    weight, groups, classes = convolution.weight, convolution.groups, kernel_columns(convolution)
+    starts = run_starts(classes, size)
     if groups > 1:
         # [groups, outputs, inputs, KH, KW] -> [blocks, groups * inputs, KH, KW, outputs]
         of_block = block_size // size

@@ -271,6 +271,22 @@ def round_to_levels(typing_context: Any, levels: Any, v: Any, at: Any, vectors: 
 
 
 @intrinsic
+def copy(typing_context: Any, to: Any, at: Any, values: Any, start: Any, vectors: Any) -> Any:
+    """``to[at:] = values[start:]``, so many vectors; the two do not overlap."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        to_, at_, values_, start_, vectors_ = args
+        with cgutils.for_range(builder, vectors_) as loop:
+            offset = builder.mul(loop.index, ir.Constant(loop.index.type, LANES))
+            value, align = _vector_at(context, builder, signature.args[2], values_, builder.add(start_, offset))
+            place, _ = _vector_at(context, builder, signature.args[0], to_, builder.add(at_, offset))
+            builder.store(builder.load(value, align=align), place, align=align)
+        return context.get_dummy_value()
+
+    return types.void(to, types.intp, values, types.intp, types.intp), generate
+
+
+@intrinsic
 def add_arriving(typing_context: Any, i: Any, amounts: Any, levels: Any, places: Any, vectors: Any, level: Any) -> Any:
     """``i[at:] += amounts[start:]`` where ``levels[levels_start:]`` is this level, so many vectors.
 
