@@ -137,3 +137,10 @@ def test_what_a_user_can_mend_ends_in_one_line(tmp_path, monkeypatch, arguments,
     assert line.startswith("error: ")
     assert says in line
     assert not list(tmp_path.iterdir())
+
+
+def test_chosen_engines_alone(tmp_path):
+    rows = run(tmp_path, engines=["integer"])
+    assert {row["what"] for row in rows} == {name for name in ENGINES if "integer" in name or name.startswith("ANN")}
+    with pytest.raises(ValueError, match="no engine is called 'events'; there are analytic, integer, event, stepped"):
+        run(tmp_path, engines="events")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
@@ -41,9 +41,9 @@ Run = Callable[[Tensor], Tensor]
 class Contender:
     """A kind of spiking network, and what makes it run."""
 
+    engine: str
     kind: str
     prepare: Callable[[SpikingNetwork], Run]
-    by_event: bool = False
     is_slow: bool = False
 
 
@@ -136,19 +136,19 @@ IN_INT8 = "ANN in int8, integer's operators"
 RATE = f"rate code in snnTorch's Leaky, {RATE_STEPS} steps"
 
 CONTENDERS = {
-    "analytic, logits alone": Contender("hold", lambda snn: snn),
-    "analytic, all spikes": Contender("hold", partial(_engine, "analytic", True)),
-    "analytic, all metrics": Contender("hold", partial(_with_metrics, "analytic")),
-    "integer, logits alone": Contender("8 bits", partial(_engine, "integer", False)),
-    "integer, all spikes": Contender("8 bits", partial(_engine, "integer", True)),
-    "integer, all metrics": Contender("8 bits", partial(_with_metrics, "integer")),
-    IN_INT8: Contender("8 bits", _in_int8),
-    "event, paper's neuron, logits alone": Contender("paper", partial(_engine, "event", False), by_event=True),
-    "event, all spikes": Contender("paper", partial(_engine, "event", True), by_event=True),
-    "event, all metrics": Contender("paper", partial(_with_metrics, "event"), by_event=True),
-    "event, hold off": Contender("hold off", partial(_engine, "event", False), by_event=True),
-    "stepped": Contender("paper", partial(_engine, "stepped", True), is_slow=True),
-    "to_snntorch() in a loop": Contender("paper", _loop, is_slow=True),
+    "analytic, logits alone": Contender("analytic", "hold", lambda snn: snn),
+    "analytic, all spikes": Contender("analytic", "hold", partial(_engine, "analytic", True)),
+    "analytic, all metrics": Contender("analytic", "hold", partial(_with_metrics, "analytic")),
+    "integer, logits alone": Contender("integer", "8 bits", partial(_engine, "integer", False)),
+    "integer, all spikes": Contender("integer", "8 bits", partial(_engine, "integer", True)),
+    "integer, all metrics": Contender("integer", "8 bits", partial(_with_metrics, "integer")),
+    IN_INT8: Contender("integer", "8 bits", _in_int8),
+    "event, paper's neuron, logits alone": Contender("event", "paper", partial(_engine, "event", False)),
+    "event, all spikes": Contender("event", "paper", partial(_engine, "event", True)),
+    "event, all metrics": Contender("event", "paper", partial(_with_metrics, "event")),
+    "event, hold off": Contender("event", "hold off", partial(_engine, "event", False)),
+    "stepped": Contender("stepped", "paper", partial(_engine, "stepped", True), is_slow=True),
+    "to_snntorch() in a loop": Contender("stepped", "paper", _loop, is_slow=True),
 }
 
 
@@ -157,11 +157,16 @@ def takes_long(name: str, t: int) -> bool:
     return name != "mnist" or t >= LONG_FROM
 
 
-def left_out_contenders(name: str, t: int, slow: bool) -> dict[str, str]:
-    """Contenders that do not run here, and what would let them."""
+ENGINES = tuple(dict.fromkeys(contender.engine for contender in CONTENDERS.values()))
+
+
+def left_out_contenders(name: str, t: int, slow: bool, engines: Collection[str]) -> dict[str, str]:
+    """Contenders of these engines that do not run here, and what would let them."""
     has_numba, left_out = find_spec("numba") is not None, {}
     for what, contender in CONTENDERS.items():
-        if contender.by_event and not has_numba:
+        if contender.engine not in engines:
+            continue
+        if contender.engine == "event" and not has_numba:
             left_out[what] = "pip install 'quartz_plugin[fast]'"
         elif contender.is_slow and takes_long(name, t) and not slow:
             left_out[what] = "--slow true"

@@ -23,7 +23,6 @@ from quartz_plugin.lightning.benchmark.contenders import (
     RATE,
     RATE_STEPS,
     channels_last,
-    left_out_contenders,
     rate_coded,
     scales_of,
 )
@@ -58,21 +57,22 @@ def time_all(
     t: int,
     convert: Callable[[int, str], SpikingNetwork],
     repeats: int,
-    slow: bool,
-    with_rate: bool,
+    running: Sequence[str],
 ) -> list[Row]:
-    """Rows of one T; multiples are of the ANN's faster layout."""
-    left_out = left_out_contenders(setup.name, t, slow)
-    running = {what: contender for what, contender in CONTENDERS.items() if what not in left_out}
-    snns = {kind: convert(t, kind) for kind in KINDS if any(each.kind == kind for each in running.values())}
+    """Rows of one T, of the contenders that run; multiples are of the ANN's faster layout."""
+    contenders = {what: CONTENDERS[what] for what in running if what != RATE}
+    kinds = {"hold", *(each.kind for each in contenders.values())} if RATE in running else {
+        each.kind for each in contenders.values()
+    }  # fmt: skip
+    snns = {kind: convert(t, kind) for kind in KINDS if kind in kinds}
     inputs = normalise(setup.network, setup.images)
     last = inputs.contiguous(memory_format=torch.channels_last)
     runs: dict[str, Callable[[], Tensor]] = {
         "ANN": partial(setup.ann, inputs), CHANNELS_LAST: partial(channels_last(setup.ann), last),
     }  # fmt: skip
-    for what, contender in running.items():
+    for what, contender in contenders.items():
         runs[what] = partial(contender.prepare(snns[contender.kind]), setup.images)
-    if with_rate and setup.name == "mnist":
+    if RATE in running:
         runs[RATE] = partial(rate_coded(setup.ann, scales_of(snns["hold"])), setup.images)
 
     seconds: dict[str, list[float]] = {what: [] for what in runs}

@@ -12,7 +12,14 @@ import torch
 from jsonargparse import ArgumentParser
 
 import quartz_plugin
-from quartz_plugin.lightning.benchmark.contenders import KINDS, RATE_STEPS, left_out_contenders
+from quartz_plugin.lightning.benchmark.contenders import (
+    CONTENDERS,
+    ENGINES,
+    KINDS,
+    RATE,
+    RATE_STEPS,
+    left_out_contenders,
+)
 from quartz_plugin.lightning.benchmark.measure import Row, recipes_data, time_all, time_test_passes
 from quartz_plugin.lightning.benchmark.memory import measure_memory
 from quartz_plugin.lightning.benchmark.results import heading, table, write
@@ -31,6 +38,8 @@ class Benchmark:
         mnist, vgg11, resnet20, squeezenet, resnet50, efficientnet_lite0, or several: '[mnist,vgg11]'.
     t_max : int | Sequence[int]
         The T to convert at, one or several.
+    engines : str | Sequence[str]
+        analytic, integer, event, stepped (and the loop), or several; all by default.
     batch_size : int
         Images in a batch.
     threads : int
@@ -59,6 +68,7 @@ class Benchmark:
 
     networks: str | Sequence[str] = "mnist"
     t_max: int | Sequence[int] = (4, 8, 16, 32, 64, 128)
+    engines: str | Sequence[str] = ENGINES
     batch_size: int = 200
     threads: int = 1
     repeats: int = 7
@@ -82,11 +92,19 @@ class Benchmark:
         """The T to convert at, several or one."""
         return [self.t_max] if isinstance(self.t_max, int) else list(self.t_max)
 
+    @property
+    def chosen_engines(self) -> list[str]:
+        """The engines, several or one."""
+        return [self.engines] if isinstance(self.engines, str) else list(self.engines)
+
     def check(self) -> None:
         """Raise ValueError for options that cannot be run, ImportError where matplotlib is missing."""
         for name in self.names:
             if name not in NETWORKS:
                 raise ValueError(f"no network is called {name!r}; there are {', '.join(NETWORKS)}")
+        for engine in self.chosen_engines:
+            if engine not in ENGINES:
+                raise ValueError(f"no engine is called {engine!r}; there are {', '.join(ENGINES)}")
         if not self.names or not self.times:
             raise ValueError("give at least one network and one T")
         for option in ("batch_size", "repeats", "calibration_images"):
@@ -114,14 +132,18 @@ def run_benchmark(options: Benchmark) -> None:
 def _run_network(options: Benchmark, setup: Setup, root: Path | None) -> list[Row]:
     """Measure one network at every T, and print its tables."""
     convert = partial(_convert, setup, options.percentile)
+    engines = options.chosen_engines
     nearest = min(options.times, key=lambda t: abs(t - RATE_STEPS))
+    left_out = {t: left_out_contenders(setup.name, t, options.slow, engines) for t in options.times}
     rows: list[Row] = []
     for t in options.times:
         print(f"{setup.name}: T = {t}", file=sys.stderr, flush=True)
-        rows += time_all(setup, t, convert, options.repeats, options.slow, with_rate=t == nearest)
+        running = [what for what, each in CONTENDERS.items() if each.engine in engines and what not in left_out[t]]
+        if t == nearest and setup.name == "mnist" and "stepped" in engines:
+            running.append(RATE)
+        rows += time_all(setup, t, convert, options.repeats, running)
     if options.memory:
         measure_memory(setup, rows, convert)
-    left_out = {t: left_out_contenders(setup.name, t, options.slow) for t in options.times}
     print(heading(setup, options.threads, options.repeats, options.percentile, root, left_out))
     print(table(rows) + "\n")
     if options.test_pass:
