@@ -269,10 +269,9 @@ def check_bias_shape(bias: Tensor | None, input_: Tensor) -> None:
     if bias is None:
         return
     neurons = input_.shape[1:]
-    try:
-        fits = torch.broadcast_shapes(bias.shape, neurons) == neurons
-    except RuntimeError:
-        fits = False
+    fits = bias.dim() <= len(neurons) and all(
+        own in (1, size) for own, size in zip(reversed(bias.shape), reversed(neurons), strict=False)
+    )
     # One number a channel would broadcast along the last dimension of [C, H, W] or [C, C], not along the channels.
     alone = bias.dim() == 1 < len(neurons) and len(bias) > 1
     if fits and not (alone and (len(neurons) == 3 or len(bias) == neurons[0])):

@@ -99,16 +99,19 @@ def _parts_of(graph: ConvertedGraph) -> _Parts:
             settings.append(module.p._replace(bias=None, spike_grad=None))
             held: Iterable[tuple[str, Any]] = [("bias", module.bias)]
         else:
-            held = [*module._parameters.items(), *module._buffers.items(), *vars(module).items()]
+            own = [(name, value) for name, value in vars(module).items() if name not in _OF_ANY_MODULE]
+            held = [*module._parameters.items(), *module._buffers.items(), *own]
         for name, value in held:
             if isinstance(value, Tensor):
                 tensors.append((f"{path}.{name}", value))
-            elif name[0] != "_" and name != "training":
+            elif name[0] != "_":
                 settings += (name, value if type(value) in _SCALARS else repr(value))
     return _Parts(modules, settings, tensors)
 
 
 _SCALARS = {int, float, bool, str, type(None)}
+_OF_ANY_MODULE = frozenset(vars(nn.Module()))
+"""Its mode, hooks and the like, which change nothing of what it computes."""
 
 
 def tensors_of(graph: ConvertedGraph) -> list[tuple[str, Tensor]]:
