@@ -27,6 +27,16 @@ def one_of(choices: Any) -> Check:
     return check
 
 
+def optional(check: Check) -> Check:
+    """The same check, of an option that may be None."""
+
+    def checked(name: str, value: Any) -> None:
+        if value is not None:
+            check(name, value)
+
+    return checked
+
+
 def percentile(name: str, value: Any) -> None:
     """Check of a number in (0, 100]."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0.0 < value <= 100.0:

@@ -179,9 +179,19 @@ class ConversionConfig:
         "Put weights, biases and threshold on a fixed-point grid, weights of so many bits with their sign (2 to 16).",
         checks.weight_bits,
         """
-        For each layer or, with ``granularity="channel"``, each output channel. All engines then compute in exact whole
-        numbers (on a CPU, whose libraries only add and multiply) and agree bit for bit. The network is in float64
-        where float32 could not hold them.
+        For each layer or each output channel (``weight_granularity``). All engines then compute in exact whole
+        numbers (on a CPU, whose libraries only add and multiply) and agree bit for bit, the engine "integer" among
+        them, with up to 8 bits. Where float32 could not hold the sums of a held neuron, its weights have a coarser
+        grid; of more than 8 bits, without hold, or with linear maps in a row, the network is in float64 instead.
+        """,
+    )
+    weight_granularity: Granularity | None = option(
+        None,
+        "With weight_bits: one grid for each layer's weights, or for each output channel's; as granularity by default.",
+        checks.optional(checks.one_of(Granularity)),
+        """
+        A chip may have one scale for all weights of a layer; a grid for each channel is never the coarser. Networks of
+        depthwise convolutions need it: their channels differ much.
         """,
     )
     task: Task | Mapping[str, Task] = option(
@@ -336,6 +346,7 @@ class ConversionOptions(TrainingOptions, total=False):
     tuning_passes: int
     tuning_rate: float
     weight_bits: int | None
+    weight_granularity: Granularity | None
 
 
 PAPER: ConversionOptions = {"hold": False, "bias": "spike", "rectifier": "spike"}

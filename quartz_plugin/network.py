@@ -100,9 +100,10 @@ class SpikingNetwork(nn.Module):
         ----------
         images : Tensor
             ``[B, ...]``, raw values in [0, 1] (or `input_range`); of several inputs a tuple, or a dict by name.
-        engine : "auto", "analytic", "event" or "stepped"
-            They give the same spike steps. "analytic" needs ``hold=True``, "event" a CPU and numba; it gives no
-            gradients.
+        engine : "auto", "analytic", "event", "integer" or "stepped"
+            They give the same spike steps. "analytic" needs ``hold=True``, "integer" weights of at most 8 bits
+            (``weight_bits``) and windows of at most 255 steps as well, "event" a CPU and numba; neither of these two
+            gives gradients.
         record : bool
             Keep the spikes of all layers, not of the output alone.
 

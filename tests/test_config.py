@@ -41,6 +41,7 @@ OTHER_VALUES = {
     "input_range": [((-1.0,), (1.0,)), None],
     "clamp_inputs": True,
     "weight_bits": 8,
+    "weight_granularity": "channel",
     "task": "regression",
     "layers": {"1": LayerConfig(percentile=50.0), "input": LayerConfig(t_max=4)},
 }
@@ -64,6 +65,7 @@ WRONG_VALUES = {
     "input_range": [3, (1, 0), (0, float("inf")), ("a", "b"), (1,), [(0, 1), 3]],
     "clamp_inputs": [1, None],
     "weight_bits": [1, 17, 8.0],
+    "weight_granularity": ["neuron", 3],
     "task": ["detection"],
     "layers": [{"0": 3}, {"0": {"percentil": 3}}, {"0": {"percentile": 0}}, {"0": {"percentile": None}}],
 }

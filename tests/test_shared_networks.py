@@ -9,8 +9,9 @@ from torchvision.transforms import v2
 
 import quartz_plugin
 from quartz_plugin.costs.counts import source_levels
+from quartz_plugin.engines.integer import maps
 from quartz_plugin.engines.stepped import step_layer
-from quartz_plugin.lightning import MobileNetV1, ResNet20
+from quartz_plugin.lightning import EfficientNetLite0, MobileNetV1, ResNet20
 
 pytestmark = pytest.mark.shared
 
@@ -109,3 +110,20 @@ def test_resnet20_in_8_bits_spikes_alike_in_all_engines(resnet20, cifar10_train,
     for engine in ("event", "analytic") if snn.graph.hold else ("event",):
         for name, steps in snn.run(images, engine=engine).spike_steps.items():
             assert torch.equal(steps, expected[name]), (engine, name)
+
+
+def test_efficientnet_lite0_in_8_bits_spikes_alike_in_all_engines_and_keeps_its_decisions():
+    ann = trained(EfficientNetLite0(), "imagenet_efficientnet_lite0.safetensors")
+    preprocessing = ((127 / 255,) * 3, (128 / 255,) * 3)
+    images, labels = images_of("imagenet/train", 60, 224)
+    grids = {"weight_bits": 8, "weight_granularity": "channel"}
+    snn = quartz_plugin.convert(ann, images[:40], 128, preprocessing=preprocessing, linear="pair", **grids)
+    assert snn.graph.dtype == torch.float32
+    ann_accuracy, accuracy = accuracies(ann, snn, images[40:], labels[40:], preprocessing)
+    assert ann_accuracy >= 0.7
+    assert accuracy >= ann_accuracy - 0.15
+    few = images[40:42]
+    results = [snn.run(few, engine=engine) for engine in ("integer", "analytic")]
+    for name, steps in results[0].spike_steps.items():
+        assert torch.equal(steps, results[1].spike_steps[name]), name
+    assert snn.run(few).engine == ("integer" if maps.operators_work() else "analytic")

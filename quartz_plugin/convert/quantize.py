@@ -28,6 +28,7 @@ from quartz_plugin.convert.traced import CalibratedNetwork
 from quartz_plugin.graph import INPUT
 from quartz_plugin.graph.reach import EXACT_BITS, ROUNDING_WINDOWS, Reach, behind, is_weighted, of_spikes, row_shape
 from quartz_plugin.layer_config import Granularity
+from quartz_plugin.operators.modules import OneToOne
 from quartz_plugin.operators.table import ConversionError
 
 CHANNELS_APART = 16
@@ -50,8 +51,8 @@ def quantize(network: ScaledNetwork, calibrated: CalibratedNetwork) -> ScaledNet
     network : ScaledNetwork
         The network; its weights and biases stay as they are.
     calibrated : CalibratedNetwork
-        What it was made of. With ``weight_bits`` and ``granularity``: one grid for each layer's weights, or for each
-        output channel's. A bias spike has the weight 1, which is on the grid.
+        What it was made of. With ``weight_bits`` and ``weight_granularity``: one grid for each layer's weights, or for
+        each output channel's. A bias spike has the weight 1, which is on the grid.
 
     Returns
     -------
@@ -96,9 +97,9 @@ class _Grids:
         self.levels = {node: early or window for node, window in windows.items()}
         self.drives = {node: early or layer.input_window for node, layer in network.layers.items()}
         self.places = {
-            path: _finest_places(module, self.weight_bits, config.granularity)
+            path: _finest_places(module, self.weight_bits, config.weight_granularity or config.granularity)
             for path, module in network.modules.items()
-            if is_weighted(module)
+            if is_weighted(module) and not _is_sign(module)
         }
         self.in_front = {node: self._weights_in_front_of(node) for node in network.layers}
         self._put_on_grids()
@@ -215,6 +216,11 @@ class _Grids:
                     if last_use[source] is node:
                         del values[source]
         return reach
+
+
+def _is_sign(module: Any) -> bool:
+    """Check for synapses that weigh 1 or -1, which are on every grid and take no places."""
+    return isinstance(module, OneToOne) and bool((module.weight.abs() == 1).all())
 
 
 def _finest_places(module: Any, weight_bits: int, granularity: Granularity) -> Tensor:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -26,7 +26,9 @@ from quartz_plugin.graph.topology import FINITE, Topology
 from quartz_plugin.precision import exact_arithmetic
 from quartz_plugin.task import Task, number_or_tensor
 
-__all__ = ["ENGINES", "SimulationResult", "decode_output", "run"]
+__all__ = ["ENGINES", "EngineName", "SimulationResult", "decode_output", "run"]
+
+EngineName = Literal["auto", "analytic", "event", "integer", "stepped"]
 
 ENGINES = {"analytic": run_analytic, "event": run_event, "integer": run_integer, "stepped": run_stepped}
 

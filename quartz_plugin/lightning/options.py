@@ -36,12 +36,14 @@ _TYPES: dict[str, Any] = {
 _CONVERSION = [name for name in _FIELDS if name in {"t_max", *ConversionOptions.__optional_keys__} - _ELSEWHERE]
 _TRAINING = [name for name in _FIELDS if name in TrainingOptions.__optional_keys__ - _ELSEWHERE]
 
+_OF_NEURONS_AND_GRIDS = ("hold", "rectifier", "bias", "first_layer", "weight_bits", "weight_granularity")
+
 OPTIONS_OF: Mapping[str, Sequence[str]] = {
     "fit": _TRAINING,
     "convert": _CONVERSION,
     "run": _CONVERSION,
     "sweep": _CONVERSION,
-    "costs": [name for name in _CONVERSION if name not in ("hold", "rectifier", "bias", "first_layer", "weight_bits")],
+    "costs": [name for name in _CONVERSION if name not in _OF_NEURONS_AND_GRIDS],
 }
 """Command -> the options of conversion that it takes; costs compares the neurons itself, and rate codes of them."""
 

@@ -23,6 +23,7 @@ from quartz_plugin.convert.refine.output_range import best_range, drives_of
 from quartz_plugin.convert.sketches import RangeSketch
 from quartz_plugin.functional import Rectifier
 from quartz_plugin.graph import INPUT
+from quartz_plugin.layer_config import Granularity
 from quartz_plugin.network import SpikingNetwork
 from quartz_plugin.operators.modules import in_eval_mode
 from quartz_plugin.operators.table import WEIGHTED
@@ -211,6 +212,7 @@ class TrainableNetwork(nn.Module):
         *,
         rectifier: Rectifier = ConversionConfig.rectifier,
         weight_bits: int | None = ConversionConfig.weight_bits,
+        weight_granularity: Granularity | None = ConversionConfig.weight_granularity,
     ) -> SpikingNetwork:
         """Return the spiking network that was trained; nothing is measured any more, and nothing lost.
 
@@ -220,6 +222,8 @@ class TrainableNetwork(nn.Module):
             As in :func:`~quartz_plugin.convert`.
         weight_bits : int, optional
             The same; rounds the weights.
+        weight_granularity : "layer" or "channel", optional
+            The same.
 
         Raises
         ------
@@ -233,6 +237,7 @@ class TrainableNetwork(nn.Module):
             example,
             rectifier=rectifier,
             weight_bits=weight_bits,
+            weight_granularity=weight_granularity,
             first_layer=self.first_layer,
             task=self.task,
         )

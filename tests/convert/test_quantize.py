@@ -33,6 +33,7 @@ def quantized(draw):
     options |= {
         "weight_bits": draw(st.sampled_from([2, 4, 8, 8])),
         "granularity": draw(st.sampled_from(["layer"] * 3 + ["channel"])),
+        "weight_granularity": draw(st.sampled_from([None, "layer", "channel"])),
     }
     # With a long window few types hold a membrane, and the network moves to float64.
     t_max = draw(st.one_of(T_MAXIMA, T_MAXIMA, st.just(65)))
@@ -286,6 +287,27 @@ def test_one_to_one_synapses_have_a_grid_for_each_channel():
             assert ((module.weight - other.weight).abs() <= other.weight / 60).all()
             compared += 1
     assert compared == 1
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_grid_for_each_channel_leaves_the_scales_of_layers_and_rounds_small_channels_less(bits):
+    torch.manual_seed(11)
+    ann, images = nn.Sequential(nn.Conv2d(2, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(128, 4)), torch.rand(50, 2, 6, 6)
+    with torch.no_grad():
+        ann[0].weight.mul_(torch.logspace(-1, 0, 8).view(-1, 1, 1, 1))
+    options = {"weight_bits": bits, "percentile": 100}
+    free = quartz_plugin.convert(ann, images, 1000, percentile=100)
+    by_layer, by_channel = (
+        quartz_plugin.convert(ann, images, 1000, **options, weight_granularity=each) for each in ("layer", "channel")
+    )
+    scales = (snn.graph.scales.values() for snn in (by_layer, by_channel))
+    assert all(torch.equal(one, other) for one, other in zip(*scales, strict=True))
+    weight, *rounded = (snn.graph_module.get_submodule("0").weight.flatten(1) for snn in (free, by_layer, by_channel))
+    errors = [(each - weight).abs().amax(1) for each in rounded]
+    assert (errors[1] <= weight.abs().amax(1) / (2**bits - 4)).all()
+    assert errors[1][0] < 0.3 * errors[0][0]
+    alike = quartz_plugin.convert(ann, images, 1000, **options)
+    assert torch.equal(alike(images), by_layer(images))
 
 
 @pytest.mark.parametrize("granularity", ["layer", "channel"])

@@ -27,7 +27,7 @@ LONG_FROM = 128
 KINDS: dict[str, dict[str, Any]] = {
     "hold": {},
     # Linear maps in a row have no form in int8.
-    "8 bits": {"weight_bits": 8, "linear": "pair"},
+    "8 bits": {"weight_bits": 8, "weight_granularity": "channel", "linear": "pair"},
     "paper": {**quartz_plugin.PAPER},
     "hold off": {"hold": False},
 }

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+from quartz_plugin.engines import EngineName
 from quartz_plugin.lightning.commands.base import CommandTrainer
 from quartz_plugin.lightning.comparison import Figures, ann_columns, side_by_side
 from quartz_plugin.lightning.console import print_once
@@ -25,7 +26,7 @@ class Evaluate(CommandTrainer):
         verbose: bool = True,
         datamodule: Any = None,
         snn: str | None = None,
-        engine: Literal["auto", "analytic", "event", "stepped"] = "auto",
+        engine: EngineName = "auto",
         output: str | None = None,
         all_figures: bool = False,
     ) -> Any:
@@ -46,8 +47,9 @@ class Evaluate(CommandTrainer):
         snn : str, optional
             File that convert wrote; with --ckpt_path or --model.weights its agreement with the ANN is
             measured.
-        engine : Literal['auto', 'analytic', 'event', 'stepped']
-            How the spiking network is simulated: auto, analytic (hold only), event (a CPU) or stepped.
+        engine : Literal['auto', 'analytic', 'event', 'integer', 'stepped']
+            How the spiking network is simulated: auto, analytic (hold only), integer (hold and weight_bits up to 8),
+            event (a CPU) or stepped.
         output : str, optional
             File for the figures, .json or .csv; default test.json and test.csv in the trainer's folder.
         all_figures : bool
