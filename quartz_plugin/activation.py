@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from quartz_plugin.coding import at_least_float32, window_length
 from quartz_plugin.functional import closed_form
+from quartz_plugin.layout import stored_like
 
 
 class _Rounding(torch.autograd.Function):
@@ -18,19 +19,23 @@ class _Rounding(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor, window: int, lowest: int, gradient_outside: bool) -> Tensor:
         drive = x * (window / scale)
-        levels = closed_form(drive, window, lowest)
-        ctx.save_for_backward(drive, levels, scale)
+        encoded = closed_form(drive, window, lowest).mul_(scale / window)
+        ctx.save_for_backward(drive, encoded, scale)
         ctx.window, ctx.lowest, ctx.gradient_outside = window, lowest, gradient_outside
-        return levels * (scale / window)
+        return encoded
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
-        (grad,) = grads
-        drive, levels, scale = ctx.saved_tensors
+        drive, encoded, scale = ctx.saved_tensors
+        # Norms in front are slow with gradients that are stored in another order than their values.
+        grad = stored_like(grads[0], drive)
         through = torch.ops.aten.hardtanh_backward(grad, drive, ctx.lowest, ctx.window)
         by_scale = None
         if ctx.needs_input_grad[1]:
-            by_scale = (grad * levels).addcmul_(through, drive, value=-1).sum_to_size(scale.shape).div_(ctx.window)
+            # The level's part and that of the drive, whose sums need no value kept beside these two.
+            product = grad * encoded
+            by_scale = product.sum_to_size(scale.shape) / scale
+            by_scale -= torch.mul(through, drive, out=product).sum_to_size(scale.shape) / ctx.window
         if ctx.gradient_outside:
             # Where it leads back into the range.
             outside = ((drive > ctx.window) & (grad > 0)) | ((drive < ctx.lowest) & (grad < 0))

@@ -31,3 +31,15 @@ def as_stored(values: Tensor) -> Tensor:
     tensor([0, 1, 2, 3, 4, 5])
     """
     return values.permute(sorted(range(values.dim()), key=values.stride, reverse=True)).reshape(-1)
+
+
+def stored_like(values: Tensor, other: Tensor) -> Tensor:
+    """Values with their channels last where those of another tensor of their shape are.
+
+    Examples
+    --------
+    >>> stored_like(torch.zeros(2, 3, 5, 5), channels_last(torch.zeros(2, 3, 5, 5))).stride()
+    (75, 1, 15, 3)
+    """
+    last = other.dim() == 4 and other.is_contiguous(memory_format=torch.channels_last) and not other.is_contiguous()
+    return values.contiguous(memory_format=torch.channels_last) if last else values

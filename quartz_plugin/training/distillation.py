@@ -5,14 +5,15 @@ from __future__ import annotations
 import copy
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from quartz_plugin.convert.fake_quant import (
     values_at,
 )
 from quartz_plugin.convert.refine.distance import TEMPERATURE, output_distance, relative_feature_mse
-from quartz_plugin.operators.table import DROPOUTS
+from quartz_plugin.operators.modules import Add
+from quartz_plugin.operators.table import DROPOUTS, NORMS, WEIGHTED
 from quartz_plugin.task import class_scores
 from quartz_plugin.training.labels import labels_for
 from quartz_plugin.training.trainable import TrainableNetwork
@@ -75,7 +76,8 @@ class DistillationLoss(nn.Module):
         quantizers, image = net.activation_quantizers(), net.input_quantizer_path
         self._paths = {path for path, each in quantizers.items() if not each.signed and path != image}
         for path, each in quantizers.items():
-            rectifier = nn.ReLU() if each.ceiling is None else nn.Hardtanh(0.0, each.ceiling)
+            alone = _takes_alone(self.network, path)
+            rectifier = nn.ReLU(alone) if each.ceiling is None else nn.Hardtanh(0.0, each.ceiling, alone)
             self.network.set_submodule(path, rectifier if path in self._paths else nn.Identity())
         self.eval().requires_grad_(False)
 
@@ -149,6 +151,14 @@ class DistillationLoss(nn.Module):
             return output_distance(outputs, labels, self.task, self.size)
         shares = labels.is_floating_point()
         return F.cross_entropy(class_scores(outputs), class_scores(labels) if shares else labels.flatten())
+
+
+def _takes_alone(network: fx.GraphModule, path: str) -> bool:
+    """Check that the module at a path alone reads what weights, a norm or a sum give it, and so may overwrite it."""
+    (source,) = (each for node in network.graph.nodes if node.target == path for each in node.all_input_nodes)
+    module = network.get_submodule(str(source.target)) if source.op == "call_module" else None
+    anew = isinstance(module, (*WEIGHTED, *NORMS)) or (isinstance(module, Add) and len(source.args) > 1)
+    return anew and len(source.users) == 1
 
 
 class Teacher(DistillationLoss):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -44,14 +45,37 @@ def relative_entropy(logits: Tensor, wanted: Tensor, temperature: float = 1.0) -
     return temperature**2 * F.kl_div(given, wanted, reduction="batchmean", log_target=True)
 
 
+class _SumOfSquares(torch.autograd.Function):
+    """Sum of the squares of values' errors, which are given.
+
+    The gradient is stored as the errors are, channels last where they are. That of torch's own mean is not, and norms
+    of channels that lie last take ten times as long with it.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, errors: Tensor) -> Tensor:
+        ctx.save_for_backward(errors)
+        total: Tensor = torch.linalg.vector_norm(errors).square()
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        (errors,) = ctx.saved_tensors
+        return errors * (2 * grads[0]), None
+
+
 def relative_feature_mse(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> Tensor:
     """Mean over layers of the squared error of their values, as a share of the square of those `wanted`.
 
-    Of a layer that is to be 0 there is no share; it counts as none.
+    Of a layer that is to be 0 there is no share; it counts as none. The values `wanted` are overwritten.
     """
     shares = []
     for path, target in wanted.items():
-        size = target.square().mean()
+        size = torch.linalg.vector_norm(target).square() / target.numel()
         size = torch.where(size > 0, size.clamp(min=1e-12), torch.inf)
-        shares.append((given[path] - target).square().mean() / size)
+        values = given[path]
+        with torch.no_grad():
+            errors = torch.sub(values, target, out=target if values.dtype == target.dtype else None)
+        total = _SumOfSquares.apply(values, errors)  # type: ignore[no-untyped-call]
+        shares.append(total / (size * target.numel()))
     return torch.stack(shares).mean() if shares else torch.zeros(())
