@@ -304,7 +304,7 @@ def test_a_grid_for_each_channel_leaves_the_scales_of_layers_and_rounds_small_ch
     assert all(torch.equal(one, other) for one, other in zip(*scales, strict=True))
     weight, *rounded = (snn.graph_module.get_submodule("0").weight.flatten(1) for snn in (free, by_layer, by_channel))
     errors = [(each - weight).abs().amax(1) for each in rounded]
-    assert (errors[1] <= weight.abs().amax(1) / (2**bits - 4)).all()
+    assert (errors[1] <= weight.abs().amax(1) / (2 ** (bits - 1) - 1)).all()
     assert errors[1][0] < 0.3 * errors[0][0]
     alike = quartz_plugin.convert(ann, images, 1000, **options)
     assert torch.equal(alike(images), by_layer(images))
