@@ -29,7 +29,7 @@ WEIGHT_BYTES = 320 * 1024
 """Weights of one block of channels: they stay in the second-level cache while images go by."""
 
 TILE_BYTES = 48 * 1024
-"""Currents and membranes of one tile, of a window of many steps half: they are at home in the first-level cache."""
+"""Currents and membranes of one tile: they are at home in the first-level cache."""
 
 EVENT_BYTES = 2 * 1024 * 1024
 """Sorted spikes of the images that go through a layer together."""
@@ -43,10 +43,10 @@ FEW_LEVELS = 24
 MOST_BUCKETS = 2**14
 """Up to so high a level, spikes are sorted by a bucket for each; beyond, memory must not grow with the window."""
 
-VISIT = 35
+VISIT = 100
 """Vectors of weights that are added in the time that a kind of spikes of a level takes beside them."""
 
-FEW_PLACES, MANY_SPIKES = 64, 4
+FEW_PLACES, MANY_SPIKES = 16, 4
 """In a source of so few places, and above so many spikes of a place and a level, each place is a kind of its own."""
 
 FEW_SPIKES = 2

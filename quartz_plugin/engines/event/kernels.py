@@ -419,10 +419,10 @@ def _arrive(state: Any, tile: Any, tiles: Any, synapses: Any, direct: Any, bias:
         for row in range(tile.rows):
             if (touched >> row) & 1 and since[row] > level:
                 found = _settle(state, tiles, row, level, found)
-        if biased:
-            _add_bias(state.i, tile, tiles, bias, level)
-        if direct.row:
-            _add_direct(state.i, tile, tiles, direct, level)
+            if biased:
+                _add_bias(state.i, tile, tiles, bias, row, level)
+            if direct.row:
+                _add_direct(state.i, tile, tiles, direct, row, level)
         for kind in range(spikes.classes):
             at = first + k * spikes.classes + kind
             begin, end = spikes.starts[at], spikes.starts[at + 1]
@@ -444,25 +444,23 @@ def _deliver(i: Any, synapses: Any, weights: Any, spikes: Any, kind: int, span: 
 
 
 @compiled
-def _add_bias(i: Any, tile: Any, tiles: Any, bias: Any, level: int) -> None:
-    """Let the biases of a level arrive."""
-    for row in range(tile.rows):
-        place = tile.block * bias.block_length + (tile.first_row + row) * bias.row_length
-        places = (row * tiles.row_length + tiles.first, place, place)
-        add_arriving(i, bias.amount, bias.level, places, tiles.lanes // LANES, level)
+def _add_bias(i: Any, tile: Any, tiles: Any, bias: Any, row: int, level: int) -> None:
+    """Let the biases of a level arrive at a row."""
+    place = tile.block * bias.block_length + (tile.first_row + row) * bias.row_length
+    places = (row * tiles.row_length + tiles.first, place, place)
+    add_arriving(i, bias.amount, bias.level, places, tiles.lanes // LANES, level)
 
 
 @compiled
-def _add_direct(i: Any, tile: Any, tiles: Any, direct: Any, level: int) -> None:
-    """Let the spikes of a level that go one to one arrive."""
+def _add_direct(i: Any, tile: Any, tiles: Any, direct: Any, row: int, level: int) -> None:
+    """Let the spikes of a level that go one to one arrive at a row."""
     start = tile.block * tiles.lanes
     first_channel = direct.first + tile.block * tiles.block_size
-    for row in range(tile.rows):
-        in_source = (tile.image * tiles.height + tile.first_row + row) * tiles.width
-        for x in range(0, tiles.width, direct.row):
-            at = row * tiles.row_length + tiles.first + x * tiles.block_size
-            places = (at, start, (in_source + x) * direct.channels + first_channel)
-            add_arriving(i, direct.weights, direct.levels, places, direct.row * tile.channels // LANES, level)
+    in_source = (tile.image * tiles.height + tile.first_row + row) * tiles.width
+    for x in range(0, tiles.width, direct.row):
+        at = row * tiles.row_length + tiles.first + x * tiles.block_size
+        places = (at, start, (in_source + x) * direct.channels + first_channel)
+        add_arriving(i, direct.weights, direct.levels, places, direct.row * tile.channels // LANES, level)
 
 
 @compiled

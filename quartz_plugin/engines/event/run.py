@@ -127,7 +127,8 @@ def _fire(
     """Levels of a layer, and its spike steps where they are wanted."""
     p, batch = layer.neuron.p, len(like)
     channels, height, width = as_image(plan.shape)
-    out = torch.empty(batch, height, width, channels, dtype=like.dtype)
+    # numpy asks the system for large pages, torch does not.
+    out = torch.from_numpy(np.empty((batch, height, width, channels), like.numpy().dtype))
     sources = _sources_of(plan, levels)
     for channel_range in plan.ranges:
         fire_range(channel_range, [sources[source] for source in channel_range.sources], out.numpy(), threads)

@@ -55,9 +55,7 @@ def layout_of(
     right = max([each.right for each in columns], default=0) * block_size
     lanes = padded(width * block_size, GROUP * LANES)
     row_length = padded(left + max(lanes, width * block_size + right + LANES - 1))
-    # Where spikes come level by level, each level looks at all of the tile.
-    room = constants.TILE_BYTES // (2 if window >= constants.FEW_LEVELS else 1)
-    tile_rows = min(height, 62, max(1, room // (2 * itemsize * row_length)))
+    tile_rows = min(height, 62, max(1, constants.TILE_BYTES // (2 * itemsize * row_length)))
     rows = [cheaper_rows(c, own, height, tile_rows, window) for c, own in zip(convolutions, columns, strict=True)]
     above, below = (max([getattr(each, side) for each in rows], default=0) for side in ("above", "below"))
     tiles = Tiles(
@@ -82,7 +80,7 @@ def _block_size(outputs: int, convolutions: list[Convolution], itemsize: int) ->
         c.groups > 1 and not c.depthwise for c in convolutions
     ):
         return outputs
-    room = constants.WEIGHT_BYTES * (3 if widest == 1 else 1)
+    room = constants.WEIGHT_BYTES * (2 if widest == 1 else 1)
     fitting = max(constants.LEAST_CHANNELS, min(room // per_channel, most) // LANES * LANES)
     blocks = -(-outputs // fitting)
     return padded(-(-outputs // blocks))

@@ -272,7 +272,7 @@ def round_to_levels(typing_context: Any, levels: Any, v: Any, at: Any, vectors: 
 
 @intrinsic
 def copy(typing_context: Any, to: Any, at: Any, values: Any, start: Any, vectors: Any) -> Any:
-    """``to[at:] = values[start:]``, so many vectors; the two do not overlap."""
+    """``to[at:] = values[start:]``, so many vectors."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         to_, at_, values_, start_, vectors_ = args
