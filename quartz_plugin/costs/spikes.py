@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from quartz_plugin.coding import NO_SPIKE, Window
+from quartz_plugin.engines.recorded import in_memory_order
 from quartz_plugin.engines.result import SimulationResult
 from quartz_plugin.graph import INPUT
 
@@ -96,5 +97,5 @@ def per_image(counts: Tensor) -> Tensor:
 
 
 def _rows(values: Tensor) -> Tensor:
-    """``[B, ...]`` as ``[B, units]``, also of a single unit without a dimension of its own."""
-    return values.unsqueeze(-1).flatten(1)
+    """``[B, ...]`` as ``[B, units]`` in any order, also of a single unit without a dimension of its own."""
+    return in_memory_order(values).unsqueeze(-1).flatten(1)

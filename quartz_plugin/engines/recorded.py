@@ -39,6 +39,18 @@ def recorded_steps(levels: Tensor, window: Window, silent: bool) -> Tensor:
     return steps.permute(0, 3, 1, 2) if channels_last else steps
 
 
+def in_memory_order(units: Tensor) -> Tensor:
+    """``[B, ...]`` with the dimensions behind the batch as they lie in memory, where they are channels-last.
+
+    Examples
+    --------
+    >>> in_memory_order(torch.zeros(2, 3, 4, 5).contiguous(memory_format=torch.channels_last)).shape
+    torch.Size([2, 4, 5, 3])
+    """
+    last = units.dim() == 4 and not units.is_contiguous() and units.is_contiguous(memory_format=torch.channels_last)
+    return units.permute(0, 2, 3, 1) if last else units
+
+
 def _empty(like: Tensor) -> Tensor:
     if like.device.type != "cpu":
         return torch.empty_like(like, dtype=torch.int32)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from quartz_plugin.coding import NO_SPIKE, Window
+from quartz_plugin.engines.recorded import in_memory_order
 from quartz_plugin.graph import INPUT, ConvertedGraph
 from quartz_plugin.graph.digest import digests
 from quartz_plugin.graph.fingerprint import Identity, Snapshot, snapshot_of
@@ -93,8 +94,9 @@ class SimulationResult:
         `snapshot`, where that of the network has just been taken.
         """
         owner = None if graph is None else graph.number
-        shapes = tuple((name, steps.shape) for name, steps in self.spike_steps.items())
-        own = digests(self.spike_steps.values()), shapes, tuple(self.windows.items()), self.n_steps
+        shapes = tuple((name, steps.shape, steps.stride()) for name, steps in self.spike_steps.items())
+        spikes = digests(map(in_memory_order, self.spike_steps.values()))
+        own = spikes, shapes, tuple(self.windows.items()), self.n_steps
         if graph is not None and snapshot is None:
             snapshot = snapshot_of(graph)
         state = own, None if snapshot is None else snapshot.fingerprint

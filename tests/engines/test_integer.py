@@ -9,6 +9,8 @@ from torch import nn
 from torch.nn import functional as F
 
 import quartz_plugin
+from quartz_plugin.costs.counts import synaptic_operations
+from quartz_plugin.costs.spikes import spike_counts, zero_spike_counts
 from quartz_plugin.engines.integer import maps, without_integer_operators
 from quartz_plugin.engines.integer.maps import IntegerMap, max_pool, rows_fit
 from quartz_plugin.operators.linear_map import Convolution
@@ -284,6 +286,22 @@ def test_edited_weights_are_looked_at_anew():
     with pytest.raises(ValueError, match=r"'0' may add up to numbers of \d+ bits, and torch.float32 holds 24"):
         snn.run(images, engine="integer")
     assert snn.run(images).engine == "analytic"
+
+
+def test_readers_of_spikes_find_the_same_whatever_their_layout_and_see_edits():
+    images = nets()
+    ann = Net(Residual())
+    ann(images)
+    snn = quartz_plugin.convert(ann, images, 16, weight_bits=8)
+    results = [snn.run(images, engine=engine) for engine in ("integer", "stepped")]
+    for count in (spike_counts, zero_spike_counts, lambda result: synaptic_operations(snn, result)):
+        counts = [count(result) for result in results]
+        assert all(torch.equal(counts[0][name], other) for name, other in counts[1].items())
+    memo = results[0].memo()
+    assert results[0].memo() is memo
+    name = snn.graph.layers[0].name
+    results[0].spike_steps[name][0, 1, 2, 3] += 1
+    assert results[0].memo() is not memo
 
 
 def test_a_file_and_a_copy_spike_alike(tmp_path):

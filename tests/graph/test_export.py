@@ -303,7 +303,7 @@ def test_networks_of_float64_take_the_spikes_that_encode_gives(kind, dtype):
     # Its grids are so far apart that float32 could not hold a membrane.
     with torch.no_grad():
         next(ann.parameters())[0] *= 1e-4
-    snn = quartz_plugin.convert(ann, images, 65, weight_bits=8, granularity="channel")
+    snn = quartz_plugin.convert(ann, images, 65, weight_bits=16, granularity="channel")
     assert snn.graph.dtype == torch.float64
     train = quartz_plugin.encode(images.to(dtype), 65, snn.n_steps)
     wanted = snn.run(images, engine="stepped")
