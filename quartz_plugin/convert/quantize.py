@@ -101,6 +101,8 @@ class _Grids:
             for path, module in network.modules.items()
             if is_weighted(module) and not _is_sign(module)
         }
+        self.modules = dict(network.modules)
+        self.rounded_to: dict[str, Tensor] = {}
         self.in_front = {node: self._weights_in_front_of(node) for node in network.layers}
         self._put_on_grids()
 
@@ -170,8 +172,8 @@ class _Grids:
                 fitting = torch.minimum(places, room.min())
             else:
                 fitting = torch.minimum(places, _over(room, rows, torch.amin).flatten())
-            coarsened |= bool((fitting < places).any())
-            self.places[path] = fitting
+            if bool((fitting < places).any()):
+                self.places[path], coarsened = fitting, True
         return coarsened
 
     def _weights_in_front_of(self, node: fx.Node) -> dict[str, int]:
@@ -192,10 +194,10 @@ class _Grids:
         return found
 
     def _put_on_grids(self) -> None:
-        self.modules = {
-            path: _on_grid(module, self.places[path], self.weight_bits) if path in self.places else module
-            for path, module in self.network.modules.items()
-        }
+        for path, places in self.places.items():
+            if self.rounded_to.get(path) is not places:
+                module = self.network.modules[path]
+                self.modules[path], self.rounded_to[path] = _on_grid(module, places, self.weight_bits), places
         self.reach = self._find_reach()
 
     def _find_reach(self) -> dict[fx.Node, Reach]:

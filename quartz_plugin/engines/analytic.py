@@ -258,7 +258,8 @@ def _prepare(topology: Topology) -> _Prepared:
         if neuron.bias is None:
             continue
         (source,), bias = node.all_input_nodes, neuron.bias.detach() * neuron.clock.input_window
-        summed = [source, *(source.all_input_nodes if _sums(modules[source], source) else ())]
+        added = source.all_input_nodes if _sums(modules[source], source) else ()
+        summed = [source, *(each for each in added if source.args.count(each) == 1)]
         entrances = [each for each in summed if _takes_bias(modules[each], each, bias)]
         if entrances:
             module, entrance = modules[entrances[0]], entrances[0]

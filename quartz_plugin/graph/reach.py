@@ -32,7 +32,7 @@ OF_ZERO = -64.0
 
 
 class Reach(NamedTuple):
-    """What may arrive at the units of a value, float64 tensors ``[1, ...]``.
+    """What may arrive at the units of a value; float64 tensors that are broadcastable to ``[1, *shape]``.
 
     Attributes
     ----------
@@ -40,11 +40,14 @@ class Reach(NamedTuple):
         The most that positive, and that negative, contributions add up to.
     places : Tensor
         Binary places behind the point.
+    shape : tuple of int
+        The value's, without the batch.
     """
 
     positive: Tensor
     negative: Tensor
     places: Tensor
+    shape: tuple[int, ...]
 
     @property
     def bits(self) -> Tensor:
@@ -54,8 +57,8 @@ class Reach(NamedTuple):
 
 def of_spikes(shape: Sequence[int], level: float) -> Reach:
     """Reach of spikes up to this level, of units of a shape."""
-    nothing = torch.zeros(1, *shape, dtype=torch.float64)
-    return Reach(nothing + level, nothing, nothing)
+    nothing = torch.zeros([1] * (1 + len(shape)), dtype=torch.float64)
+    return Reach(nothing + level, nothing, nothing, tuple(shape))
 
 
 @torch.no_grad()
@@ -70,28 +73,91 @@ def behind(module: Any, inputs: Sequence[Reach]) -> Reach:
     >>> float(reach.positive), float(reach.negative), float(reach.places)
     (7.5, 11.25, 2.0)
     """
-    module = copy.deepcopy(module).double().cpu()
+    if isinstance(module, Add):
+        return _summed(inputs)
     if not is_weighted(module):
-        positive = module(*(each.positive for each in inputs))
-        negative = module(*(each.negative for each in inputs))
-        places = [each.places for each in inputs]
-        if isinstance(module, Add):
-            return Reach(positive, negative, torch.stack(torch.broadcast_tensors(*places)).amax(0))
-        if moves_spikes(module, places[0].shape[1:]):
-            return Reach(positive, negative, module(*places))
-        return Reach(positive, negative, torch.full_like(positive, max(float(each.max()) for each in places)))
+        return _routed(copy.deepcopy(module).double().cpu(), inputs)
     (value,) = inputs
+    weight = module.weight.detach().cpu()
+    if isinstance(module, OneToOne):
+        up, down = (each.double().unsqueeze(0) for each in (weight.clamp(min=0), (-weight).clamp(min=0)))
+        positive, negative = up * value.positive + down * value.negative, up * value.negative + down * value.positive
+        return Reach(positive, negative, value.places + places_in_use(weight).unsqueeze(0), value.shape)
+    rows = row_shape(module)
+    in_use = places_in_use(weight)
+    in_use = in_use.max() if rows is None else in_use.flatten(1).amax(1).reshape(1, *rows)
+    places = in_use + value.places.max()
+    if rows is not None and isinstance(module, BY_ROWS):
+        shape = _shape_behind(module, value.shape)
+        positive, negative = (each.view(1, *rows) for each in _row_sums(module, weight, value))
+        return Reach(positive, negative, places, shape)
+    return _probed(copy.deepcopy(module).double().cpu(), value, places)
+
+
+BY_ROWS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+"""Modules each of whose outputs adds up one row of weights, or part of it at a border."""
+
+
+def _shape_behind(module: Any, shape: tuple[int, ...]) -> tuple[int, ...]:
+    if isinstance(module, nn.Linear):
+        return (*shape[:-1], module.out_features)
+    with torch.device("meta"):
+        like = type(module)(1, 1, module.kernel_size, module.stride, module.padding, module.dilation, bias=False)
+        return (module.out_channels, *like(torch.empty(1, 1, *shape[1:])).shape[2:])
+
+
+def _row_sums(module: Any, weight: Tensor, value: Reach) -> tuple[Tensor, Tensor]:
+    """The most that each row of weights adds up, of what is largest in each input channel."""
+    channel = -1 if isinstance(module, nn.Linear) else 1
+    of_channels = []
+    for each in (value.positive, value.negative):
+        dims = [dim for dim in range(each.dim()) if dim != channel % each.dim()]
+        of_channels.append(each.amax(dims))
+    up, down = (each.flatten(2).sum(2, dtype=torch.float64) if each.dim() > 2 else each.double() for each in (
+        weight.clamp(min=0), (-weight).clamp(min=0)
+    ))  # fmt: skip
+    groups = getattr(module, "groups", 1)
+    high, low = (
+        each.expand(up.shape[1] * groups).view(groups, 1, -1).expand(groups, len(up) // groups, -1).reshape(len(up), -1)
+        for each in of_channels
+    )
+    return (up * high + down * low).sum(1), (up * low + down * high).sum(1)
+
+
+def _summed(inputs: Sequence[Reach]) -> Reach:
+    positive = sum((each.positive for each in inputs[1:]), inputs[0].positive)
+    negative = sum((each.negative for each in inputs[1:]), inputs[0].negative)
+    places = torch.stack(torch.broadcast_tensors(*(each.places for each in inputs))).amax(0)
+    return Reach(positive, negative, places, inputs[0].shape)
+
+
+def _routed(module: nn.Module, inputs: Sequence[Reach]) -> Reach:
+    """Reach behind a module without weights, which moves units or adds them up."""
+    moves = moves_spikes(module, inputs[0].shape)
+    parts = [[each.positive for each in inputs], [each.negative for each in inputs], [each.places for each in inputs]]
+    if moves and all(each.numel() == 1 for part in parts for each in part):
+        units = [torch.zeros(1, *value.shape, dtype=torch.float64) for value in inputs]
+        shape = tuple(module(*units).shape[1:])
+        largest = [torch.stack([each.flatten() for each in part]).max() for part in parts]
+        positive, negative, places = (each.view([1] * (1 + len(shape))) for each in largest)
+        return Reach(positive, negative, places, shape)
+    positives, negatives, places_of = (
+        [each.expand(1, *value.shape).contiguous() for each, value in zip(part, inputs, strict=True)] for part in parts
+    )
+    positive, negative = module(*positives), module(*negatives)
+    places = module(*places_of) if moves else torch.stack([each.max() for each in places_of]).max()
+    return Reach(positive, negative, places, tuple(positive.shape[1:]))
+
+
+def _probed(module: Any, value: Reach, places: Tensor) -> Reach:
+    """Reach behind any weighted module, whose values are computed with its positive and with its negative weights."""
+    high, low = (each.expand(1, *value.shape).contiguous() for each in (value.positive, value.negative))
     weight = module.weight.detach().clone()
     module.weight.requires_grad_(False).copy_(weight.clamp(min=0))
-    positive, negative = module(value.positive), module(value.negative)
+    positive, negative = module(high), module(low)
     module.weight.copy_((-weight).clamp(min=0))
-    positive, negative = positive + module(value.negative), negative + module(value.positive)
-    in_use = places_in_use(weight)
-    if isinstance(module, OneToOne):
-        return Reach(positive, negative, (value.places + in_use).expand_as(positive))
-    rows = row_shape(module)
-    in_use = in_use.max() if rows is None else in_use.flatten(1).amax(1).reshape(rows)
-    return Reach(positive, negative, (in_use + value.places.max()).expand_as(positive))
+    positive, negative = positive + module(low), negative + module(high)
+    return Reach(positive, negative, places, tuple(positive.shape[1:]))
 
 
 def is_weighted(module: nn.Module | None) -> bool:
@@ -117,17 +183,21 @@ def row_shape(module: Any) -> tuple[int, ...] | None:
 
 
 def places_in_use(values: Tensor) -> Tensor:
-    """Binary places behind the point that each float64 number has; fewer than any other for 0, a multiple of all.
+    """Binary places behind the point that each number has, as float64; fewer than any other for 0, a multiple of all.
 
     Examples
     --------
-    >>> places_in_use(torch.tensor([0.75, 0.0, 3.0, 8.0], dtype=torch.float64))
+    >>> places_in_use(torch.tensor([0.75, 0.0, 3.0, 8.0]))
     tensor([  2., -64.,   0.,  -3.], dtype=torch.float64)
     """
-    mantissa, exponent = torch.frexp(values)
-    whole = (mantissa * 2.0**53).long()
-    lowest = torch.log2((whole & -whole).double())
-    return torch.where(values == 0, OF_ZERO, 53 - exponent - lowest)
+    bits = torch.finfo(values.dtype).bits
+    integers, mantissa, bias = (torch.int32, 23, 127) if bits == 32 else (torch.int64, 52, 1023)
+    words = values.abs().contiguous().view(integers)
+    whole = (words & (2**mantissa - 1)) | 2**mantissa
+    # The lowest bit that is set, as a float, has its place for an exponent.
+    lowest = (whole & -whole).to(values.dtype).view(integers) >> mantissa
+    places = (mantissa + 2 * bias) - (words >> mantissa) - lowest
+    return torch.where(values == 0, OF_ZERO, places.double())
 
 
 class Reaches(LevelWalk):
@@ -151,8 +221,7 @@ class Reaches(LevelWalk):
         """Reach of the first spikes."""
         assert isinstance(step.module, FirstSpikeMaxPool)
         (levels,) = (self.values[source] for source in step.sources)
-        positive = step.module.pool(levels.positive)
-        return Reach(positive, torch.zeros_like(positive), torch.zeros_like(positive))
+        return of_spikes(self.topology.shapes[step.node.name], float(levels.positive.max()))
 
     def at_neurons(self, step: Step) -> Reach:
         """Reach of a layer's spikes."""

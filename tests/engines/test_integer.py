@@ -132,7 +132,7 @@ def check(snn, images):
     with without_integer_operators():
         plain = snn.run(images, engine="integer")
     assert not any("int8" in each for each in plain.arithmetic.values())
-    for each in (result, plain):
+    for each in (result, plain, snn.run(images, engine="analytic")):
         assert_same_spikes(each.spike_steps, expected.spike_steps)
         assert torch.equal(each.logits, expected.logits)
         assert torch.equal(each.membrane, expected.membrane)

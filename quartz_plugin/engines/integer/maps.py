@@ -60,7 +60,7 @@ class IntegerMap:
         self.source_shape, self.shape, self.units = c.source_shape, shape, tuple(units)
         self.is_product = c.kernel == (1, 1) and c.groups == 1 and c.source_shape[1:] == shape[1:] == (1, 1)
         self.pad, padding = _padding(c, shape)
-        whole = torch.round(c.weight.double() / grid.view(-1, 1, 1, 1)).to(torch.int8)
+        whole = (c.weight.detach() / grid.to(c.weight.dtype).view(-1, 1, 1, 1)).to(torch.int8)
         self.scale, self.zero = grid.float(), torch.zeros(len(grid), dtype=torch.int64)
         self.where = [list(c.stride), padding, list(c.dilation), c.groups]
         if self.is_product:
@@ -149,9 +149,9 @@ def rows_fit(whole: Tensor, level: int) -> bool:
     rows = whole.flatten(1)
     if bool((rows.abs() > MOST_WEIGHT).any()) or level > MOST_LEVEL:
         return False
-    if bool((rows.abs().sum(1) * level > MOST_SUM).any()):
+    if bool((rows.abs().sum(1, dtype=torch.float64) * level > MOST_SUM).any()):
         return False
-    if not adds_in_16_bits():
+    if not adds_in_16_bits() or 2 * MOST_WEIGHT * level <= SIXTEEN_BITS:
         return True
     # Which two products are added first is the library's affair.
     pairs = [sign.clamp(min=0).topk(min(2, rows.shape[1]), dim=1).values.sum(1) for sign in (rows, -rows)]

@@ -196,10 +196,13 @@ class _Planner:
 
     def _as_map(self, convolution: Convolution, node: fx.Node) -> IntegerMap | None:
         """The convolution in int8; None where its weights, or their sums, do not fit."""
-        weight = convolution.weight.detach().double()
-        grid = 2.0 ** -places_in_use(weight).flatten(1).amax(1)
+        weight, places = convolution.weight.detach(), self.reach[node].places
+        if places.numel() not in (1, len(weight)):
+            return None
+        # Levels are whole numbers: the places are those of the weights.
+        grid = 2.0 ** -places.flatten().expand(len(weight))
         level = max(window.length for window in self.topology.windows.values())
-        if not rows_fit(torch.round(weight / grid.view(-1, 1, 1, 1)), level):
+        if not rows_fit(weight / grid.to(weight.dtype).view(-1, 1, 1, 1), level):
             return None
         units = self.topology.shapes[node.name]
         return IntegerMap(convolution, grid, as_image(units), units)
@@ -207,11 +210,11 @@ class _Planner:
     def _plan_neurons(self, step: Step) -> None:
         node, neuron, (source,) = step.node, step.module, step.sources
         assert isinstance(neuron, TTFSNeuron)
-        reach, shape = self.reach[source], self.topology.shapes[node.name]
+        reach = self.reach[source]
         places = reach.places.clamp(min=1)
         up = down = torch.zeros(())
         if neuron.bias is not None:
-            bias = (neuron.bias.detach().double().cpu() * neuron.clock.input_window).expand(shape)
+            bias = neuron.bias.detach().double().cpu() * neuron.clock.input_window
             places = torch.maximum(places, places_in_use(bias))
             up, down = bias.clamp(min=0), (-bias).clamp(min=0)
         largest = torch.maximum(reach.positive + up, reach.negative + down)
@@ -235,7 +238,8 @@ class _Planner:
         if bias is not None and bias.numel() == channels and bias.shape[0] not in (1, channels):
             return Firing(source, dtype, bias=bias)
         of_channels = None if bias is None else bias.flatten().expand(channels).contiguous()
-        finest = places.expand(1, *self.topology.shapes[source.name])[0].reshape(channels, -1).amax(1)
+        finest = places[0].flatten(1).amax(1) if places.dim() > 2 else places[0]
+        finest = finest.expand(channels)
         half = 0.5 * 2.0**-finest
         rounding = (half if of_channels is None else of_channels.double() + half).float()
         levels = self.plan.levels[carrier]
