@@ -80,9 +80,10 @@ def behind(module: Any, inputs: Sequence[Reach]) -> Reach:
     (value,) = inputs
     weight = module.weight.detach().cpu()
     if isinstance(module, OneToOne):
-        up, down = (each.double().unsqueeze(0) for each in (weight.clamp(min=0), (-weight).clamp(min=0)))
+        weight = weight.reshape([1] * (1 + len(value.shape) - weight.dim()) + list(weight.shape))
+        up, down = weight.clamp(min=0).double(), (-weight).clamp(min=0).double()
         positive, negative = up * value.positive + down * value.negative, up * value.negative + down * value.positive
-        return Reach(positive, negative, value.places + places_in_use(weight).unsqueeze(0), value.shape)
+        return Reach(positive, negative, value.places + places_in_use(weight), value.shape)
     rows = row_shape(module)
     in_use = places_in_use(weight)
     in_use = in_use.max() if rows is None else in_use.flatten(1).amax(1).reshape(1, *rows)

@@ -53,6 +53,17 @@ class TwoPaths(nn.Module):
         return self.second(y) + self.third(x) + 0.5 * x + y
 
 
+class OfColumns(nn.Module):
+    """Weights for each column, and a convolution behind them."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight, self.conv = nn.Parameter(torch.rand(8) - 0.3), nn.Conv2d(8, 6, 3)
+
+    def forward(self, x):
+        return self.conv(x * self.weight)
+
+
 class Doubled(nn.Module):
     """Values that are added to themselves, behind synapses and in front of them."""
 
@@ -104,6 +115,7 @@ BODIES = {
     "residual": lambda: Residual(),
     "residual, weighed": lambda: Residual(-0.75),
     "two paths": lambda: TwoPaths(),
+    "weights of columns": lambda: OfColumns(),
     "doubled": lambda: Doubled(),
     "bottleneck": lambda: Bottleneck(),
     "joined": lambda: Joined(),
