@@ -86,13 +86,13 @@ def behind(module: Any, inputs: Sequence[Reach]) -> Reach:
         return Reach(positive, negative, value.places + places_in_use(weight), value.shape)
     rows = row_shape(module)
     in_use = places_in_use(weight)
-    in_use = in_use.max() if rows is None else in_use.flatten(1).amax(1).reshape(1, *rows)
-    places = in_use + value.places.max()
-    if rows is not None and isinstance(module, BY_ROWS):
-        shape = _shape_behind(module, value.shape)
-        positive, negative = (each.view(1, *rows) for each in _row_sums(module, weight, value))
-        return Reach(positive, negative, places, shape)
-    return _probed(copy.deepcopy(module).double().cpu(), value, places)
+    if rows is None or not isinstance(module, BY_ROWS):
+        return _probed(copy.deepcopy(module).double().cpu(), value, in_use.max() + value.places.max())
+    shape = _shape_behind(module, value.shape)
+    of_rows = [1] * (1 + len(shape) - len(rows)) + list(rows)
+    positive, negative = (each.view(of_rows) for each in _row_sums(module, weight, value))
+    places = in_use.flatten(1).amax(1).view(of_rows) + value.places.max()
+    return Reach(positive, negative, places, shape)
 
 
 BY_ROWS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)

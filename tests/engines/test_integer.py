@@ -122,6 +122,7 @@ BODIES = {
     "shuffled": lambda: nn.Sequential(nn.PixelUnshuffle(2), nn.Conv2d(32, 8, 1), nn.PixelShuffle(2)),
     "upsampled": lambda: nn.Sequential(nn.Upsample(scale_factor=2), nn.Conv2d(8, 8, 3, padding=1)),
     "linear over columns": lambda: nn.Linear(8, 6),
+    "linear over columns in front": lambda: nn.Sequential(nn.Linear(8, 6), nn.Conv2d(8, 5, 3)),
 }
 OPTIONS = [
     {},
