@@ -66,7 +66,7 @@ def quantize(network: ScaledNetwork, calibrated: CalibratedNetwork) -> ScaledNet
     """
     grids = _Grids(network, calibrated)
     if calibrated.config.hold and grids.weight_bits <= MOST_BITS_IN_FLOAT32:
-        grids.coarsen_single_maps(EXACT_BITS[torch.float32])
+        grids.coarsen_single_maps(EXACT_BITS[torch.float32] - HALF_UNIT)
     grids.coarsen_maps_in_a_row(EXACT_BITS[torch.float64])
     needed = max(float(grids.bits_of(node).max()) for node in network.layers)
     exact = next((one for one in (calibrated.network.dtype, torch.float64) if needed < EXACT_BITS[one]), None)
@@ -77,9 +77,13 @@ def quantize(network: ScaledNetwork, calibrated: CalibratedNetwork) -> ScaledNet
         )
     layers = {}
     for node, layer in network.layers.items():
-        bias = grids.rounded_bias(node, EXACT_BITS[exact])
+        bias = grids.rounded_bias(node, EXACT_BITS[exact] - HALF_UNIT)
         layers[node] = replace(layer, bias=None if bias is None else bias.to(exact))
     return replace(network, modules={path: each.to(exact) for path, each in grids.modules.items()}, layers=layers)
+
+
+HALF_UNIT = 1
+"""Bits for half a unit of the finest place, by which the engine of integers rounds."""
 
 
 class _Grids:

@@ -138,7 +138,8 @@ class _Overwriting(_ClosedForm):
     def _sum(self, arguments: Sequence[fx.Node], spare: Collection[fx.Node]) -> Tensor:
         weights = self.prepared.weights
         values: list[Tensor] = [self.values[node] for node in arguments]
-        own = [node in spare and node not in weights and arguments.count(node) == 1 for node in arguments]
+        alike = len({value.shape for value in values}) == 1
+        own = [alike and node in spare and node not in weights and arguments.count(node) == 1 for node in arguments]
         if weights.keys().isdisjoint(arguments):
             return add_up(values, own)
         first = own.index(True) if True in own else 0

@@ -296,9 +296,9 @@ def test_a_grid_for_each_channel_leaves_the_scales_of_layers_and_rounds_small_ch
     with torch.no_grad():
         ann[0].weight.mul_(torch.logspace(-1, 0, 8).view(-1, 1, 1, 1))
     options = {"weight_bits": bits, "percentile": 100}
-    free = quartz_plugin.convert(ann, images, 1000, percentile=100)
+    free = quartz_plugin.convert(ann, images, 16, percentile=100)
     by_layer, by_channel = (
-        quartz_plugin.convert(ann, images, 1000, **options, weight_granularity=each) for each in ("layer", "channel")
+        quartz_plugin.convert(ann, images, 16, **options, weight_granularity=each) for each in ("layer", "channel")
     )
     scales = (snn.graph.scales.values() for snn in (by_layer, by_channel))
     assert all(torch.equal(one, other) for one, other in zip(*scales, strict=True))
@@ -306,7 +306,7 @@ def test_a_grid_for_each_channel_leaves_the_scales_of_layers_and_rounds_small_ch
     errors = [(each - weight).abs().amax(1) for each in rounded]
     assert (errors[1] <= weight.abs().amax(1) / (2 ** (bits - 1) - 1)).all()
     assert errors[1][0] < 0.3 * errors[0][0]
-    alike = quartz_plugin.convert(ann, images, 1000, **options)
+    alike = quartz_plugin.convert(ann, images, 16, **options)
     assert torch.equal(alike(images), by_layer(images))
 
 

@@ -968,3 +968,24 @@ def test_black_images_in_a_long_window_give_what_the_biases_alone_do(option):
     snn = converted(ann, torch.rand(4, 2, 6, 6), 33, **OPTIONS[option])
     with engine_with(MOST_BUCKETS=0, FEW_LEVELS=0):
         assert_events_are_steps(snn, torch.zeros(2, 2, 6, 6))
+
+
+class Shifted(nn.Module):
+    """Many neurons that shortcuts alone reach, for the levels of others have a lowest value."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.head = nn.ConvTranspose2d(1, 2, 2, stride=2, bias=False), nn.Linear(512, 3)
+
+    def forward(self, x):
+        return self.head(self.conv(x).clamp(-0.25, 0.5).flatten(1).abs())
+
+
+@pytest.mark.parametrize("options", [{}, {"hold": False}, {"weight_bits": 8}], ids=str)
+def test_many_neurons_that_shortcuts_alone_reach(options):
+    torch.manual_seed(0)
+    ann, images = Shifted(), torch.rand(20, 1, 8, 8)
+    snn = quartz_plugin.convert(ann, images, 5, **options)
+    snn = snn if "weight_bits" in options else make_exact(snn)
+    expected = snn.run(images, engine="stepped")
+    assert_same_spikes(snn.run(images, engine="event").spike_steps, expected.spike_steps)

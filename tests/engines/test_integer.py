@@ -287,6 +287,76 @@ def test_gradients_are_refused():
         snn.run(torch.rand(2, 6).requires_grad_(), engine="integer")
 
 
+@pytest.mark.parametrize("rank", [1, 2])
+@pytest.mark.parametrize("shape", ["positions", "channels", "one", "none"])
+def test_biases_of_every_shape(shape, rank):
+    torch.manual_seed(0)
+    conv = {1: nn.Conv1d, 2: nn.Conv2d}[rank](2, 6, 3, padding=1)
+    ann, images = nn.Sequential(conv, nn.ReLU(), nn.Flatten(), nn.LazyLinear(3)), torch.rand(20, 2, *[6] * rank)
+    ann(images)
+    snn = quartz_plugin.convert(ann, images, weight_bits=8)
+    sizes = {"positions": (*[1] * rank, 6), "channels": (6, *[1] * rank), "one": ()}
+    neuron = snn.graph.layers[0].neuron
+    if shape == "none":
+        neuron.bias = None
+    else:
+        neuron.bias = nn.Parameter((torch.rand(sizes[shape]) * 16).round() / 16, requires_grad=False)
+    check(snn, images)
+
+
+def test_a_layer_of_one_neuron_with_a_bias_without_dimensions():
+    torch.manual_seed(0)
+    ann = nn.Sequential(nn.Linear(4, 1), nn.ReLU(), nn.Linear(1, 2))
+    with torch.no_grad():
+        ann[0].weight.abs_()
+        ann[0].bias.abs_()
+    snn = quartz_plugin.convert(ann, torch.rand(20, 4), weight_bits=8)
+    snn.graph.layers[0].neuron.bias = nn.Parameter(torch.tensor(0.25), requires_grad=False)
+    check(snn, torch.rand(9, 4))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_large_negative_biases_are_rounded_as_the_stepped_engine_rounds(seed):
+    torch.manual_seed(seed)
+    ann, images = (
+        nn.Sequential(nn.Conv2d(32, 16, 3), nn.ReLU(), nn.Flatten(), nn.LazyLinear(3)),
+        torch.rand(40, 32, 6, 6),
+    )
+    ann(images)
+    with torch.no_grad():
+        ann[0].weight.abs_()
+        ann[0].bias.copy_(-ann[0].weight.flatten(1).sum(1) * torch.linspace(0.3, 0.6, 16))
+    for granularity in ("layer", "channel"):
+        check(quartz_plugin.convert(ann, images, 128, weight_bits=8, granularity=granularity), images)
+
+
+@pytest.mark.parametrize("images", [0, 1])
+def test_batches_of_none_and_one(images):
+    given = nets()
+    ann = Net(nn.Sequential(nn.MaxPool2d(2), nn.Conv2d(8, 5, 3)))
+    ann(given)
+    check(quartz_plugin.convert(ann, given, weight_bits=8), given[:images])
+
+
+ROUTES = [
+    nn.ReflectionPad2d(1),
+    nn.ReplicationPad2d(1),
+    nn.CircularPad2d(1),
+    nn.ChannelShuffle(2),
+    nn.Upsample(scale_factor=2, mode="nearest-exact"),
+    nn.Unflatten(1, (2, 4)),
+]
+
+
+@pytest.mark.parametrize("route", ROUTES, ids=str)
+def test_routing_of_every_kind(route):
+    images = nets()
+    rest = [nn.Flatten(1, 2)] if isinstance(route, nn.Unflatten) else []
+    ann = Net(nn.Sequential(route, *rest, nn.LazyConv2d(5, 3)))
+    ann(images)
+    check(quartz_plugin.convert(ann, images, 16, weight_bits=8), images[:5])
+
+
 def test_edited_weights_are_looked_at_anew():
     torch.manual_seed(0)
     ann, images = nn.Sequential(nn.Linear(6, 9), nn.ReLU(), nn.Linear(9, 4)), torch.rand(40, 6)

@@ -73,7 +73,8 @@ def group_size(convolution: Convolution, block_size: int) -> int:
 
 def _block_size(outputs: int, convolutions: list[Convolution], itemsize: int) -> int:
     """Channels in a block: all, or as many as have weights that fit; groups are not divided."""
-    per_channel = sum(c.weight[0].numel() for c in convolutions) * itemsize
+    # Channels that no synapse reaches have none.
+    per_channel = max(1, sum(c.weight[0].numel() for c in convolutions)) * itemsize
     widest = max((c.kernel[1] for c in convolutions), default=1)
     most = constants.RUN_VECTORS * LANES // widest
     if (outputs <= most and per_channel * outputs <= constants.WEIGHT_BYTES) or any(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -224,19 +224,17 @@ class _Planner:
         if dtype is None:
             return
         self.plan.dtypes[node] = dtype
-        self.plan.firings[node] = self._firing(neuron, source, places, dtype)
+        # A map that rounds adds half a unit of the finest place.
+        rounds = float(bits.max()) < EXACT_BITS[torch.float32] - 1
+        self.plan.firings[node] = self._firing(neuron, source, places, dtype, rounds)
 
-    def _firing(self, neuron: TTFSNeuron, source: fx.Node, places: Tensor, dtype: torch.dtype) -> Firing:
+    def _firing(self, neuron: TTFSNeuron, source: fx.Node, places: Tensor, dtype: torch.dtype, rounds: bool) -> Firing:
         bias = None if neuron.bias is None else (neuron.bias.detach().double() * neuron.clock.input_window).to(dtype)
-        carrier, others, gain = self._carrier(source) if dtype == torch.float32 else (None, (), None)
-        if carrier is None:
+        carrier, others, gain = self._carrier(source) if rounds and dtype == torch.float32 else (None, (), None)
+        if carrier is None or not _is_by_channel(bias, self.topology.shapes[source.name]):
             return Firing(source, dtype, bias=bias)
         map_ = self.plan.maps[carrier]
         channels = map_.shape[0]
-        if bias is not None and bias.numel() not in (1, channels):
-            return Firing(source, dtype, bias=bias)
-        if bias is not None and bias.numel() == channels and bias.shape[0] not in (1, channels):
-            return Firing(source, dtype, bias=bias)
         of_channels = None if bias is None else bias.flatten().expand(channels).contiguous()
         finest = places[0].flatten(1).amax(1) if places.dim() > 2 else places[0]
         finest = finest.expand(channels)
@@ -272,8 +270,15 @@ class _Planner:
         module = self.plan.modules.get(node)
         (source, *_) = node.all_input_nodes
         if isinstance(module, OneToOne) and source in self.levels and module.weight.numel() == 1:
-            return source, float(module.weight)
+            return source, float(module.weight) if bool(module.weight > 0) else None
         return node, None
+
+
+def _is_by_channel(bias: Tensor | None, shape: Sequence[int]) -> bool:
+    """Check that a bias of units of a shape is one number for each channel, or one for all."""
+    if bias is None or bias.numel() == 1:
+        return True
+    return bias.dim() == len(shape) and bias.numel() == bias.shape[0] == shape[0]
 
 
 def _in_type(module: Any, dtype: torch.dtype) -> nn.Module:

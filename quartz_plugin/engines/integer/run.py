@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, fx
 
+from quartz_plugin.engines.analytic import run_analytic
 from quartz_plugin.engines.integer.forms import serves_one
 from quartz_plugin.engines.integer.maps import max_pool
 from quartz_plugin.engines.integer.plan import PLAN, Firing, Plan
@@ -16,7 +17,6 @@ from quartz_plugin.graph.fingerprint import Snapshot
 from quartz_plugin.graph.topology import Topology
 from quartz_plugin.graph.walk import LevelWalk, Step
 from quartz_plugin.neuron import FirstSpikeMaxPool, TTFSNeuron
-from quartz_plugin.operators.table import OPERATORS
 
 
 def run_integer(
@@ -27,6 +27,9 @@ def run_integer(
     Parameters and returns are those of :func:`~quartz_plugin.engines.stepped.run_stepped`. A layer whose synapses have
     no form in int8 is computed in floating point, which holds all its sums.
     """
+    if len(input_levels) == 0:
+        # The operators take no empty batch.
+        return run_analytic(graph, input_levels, record, snapshot)
     topology = Topology.of(graph, snapshot)
     plan = PLAN.of(graph, snapshot)
     with torch.no_grad():
@@ -62,11 +65,12 @@ class _Integers(LevelWalk):
     def _routed(self, step: Step) -> Tensor:
         module, values = step.module, [self.values[argument] for argument in step.arguments or ()]
         assert module is not None
-        if type(module) in OPERATORS:
+        try:
             routed: Tensor = module(*values)
-            return routed
-        # A module of the user's may know floating point alone.
-        return module(*[value.float() for value in values]).to(torch.uint8)  # type: ignore[no-any-return]
+        except (RuntimeError, NotImplementedError):
+            # Some modules, and those of users, know floating point alone.
+            routed = module(*[value.float() for value in values]).to(torch.uint8)
+        return routed
 
     def at_pool(self, step: Step) -> Tensor:
         assert isinstance(step.module, FirstSpikeMaxPool)
