@@ -280,6 +280,23 @@ def test_what_has_no_exact_form_in_integers_is_refused(options, message):
         snn.run(images, engine="integer")
 
 
+class Halves(nn.Linear):
+    """A module that a user has put into a converted network."""
+
+
+def test_a_module_of_the_users_in_a_converted_network_is_refused():
+    torch.manual_seed(0)
+    snn = quartz_plugin.convert(nn.Linear(6, 3), torch.rand(40, 6), weight_bits=8)
+    (name,) = (name for name, module in snn.graph_module.named_children() if isinstance(module, nn.Linear))
+    own = Halves(6, 3, bias=False)
+    own.load_state_dict(snn.graph_module.get_submodule(name).state_dict())
+    setattr(snn.graph_module, name, own.requires_grad_(False))
+    images = torch.rand(5, 6)
+    with pytest.raises(ValueError, match=r"\(Halves\) is no module of the table of operators"):
+        snn.run(images, engine="integer")
+    assert torch.equal(snn(images), snn.run(images, engine="stepped").logits)
+
+
 def test_gradients_are_refused():
     torch.manual_seed(0)
     snn = quartz_plugin.convert(nn.Linear(6, 3), torch.rand(40, 6), weight_bits=8)

@@ -22,7 +22,7 @@ from quartz_plugin.graph.walk import Step, plan_walk
 from quartz_plugin.neuron import TTFSNeuron
 from quartz_plugin.operators.linear_map import Convolution, as_image
 from quartz_plugin.operators.modules import Add, OneToOne
-from quartz_plugin.operators.table import weights_of
+from quartz_plugin.operators.table import row_of, weights_of
 
 INTEGERS, SINGLE, DOUBLE = "int8", "float32", "float64"
 
@@ -141,8 +141,11 @@ class _Planner:
         longest = max(window.length for window in topology.windows.values())
         if longest > MOST_LEVEL:
             return f"a window of {longest} steps is longer than {MOST_LEVEL}: convert with t_max up to {MOST_LEVEL + 1}"
-        if any(step.arguments is None for step in topology.steps if step.role == "at_synapses"):
-            return "a node of the graph, edited by hand, calls no module on values alone"
+        for step in topology.steps:
+            if step.role == "at_synapses" and (step.module is None or step.arguments is None):
+                return f"node {step.node.name!r}, edited by hand, calls no module on values alone"
+            if step.role == "at_synapses" and step.module is not None and row_of(step.module) is None:
+                return f"{step.node.target!r} ({type(step.module).__name__}) is no module of the table of operators"
         return None
 
     def _needs(self, node: fx.Node) -> list[fx.Node]:
