@@ -14,8 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from quartz_plugin.neuron import AxonalDelay, FirstSpikeMaxPool, TTFSNeuron
-from quartz_plugin.operators.modules import Add, OneToOne
-from quartz_plugin.operators.table import has_weights
+from quartz_plugin.operators.table import makes_anew
 
 ROLES = {TTFSNeuron: "at_neurons", FirstSpikeMaxPool: "at_pool", AxonalDelay: "at_delay"}
 """Class of a module -> the walk's method for nodes that call it; all others are synapses or routing."""
@@ -110,14 +109,12 @@ def _step(module: fx.GraphModule, node: fx.Node, expiring: tuple[fx.Node, ...]) 
         role = "at_input" if node.op == "placeholder" else "at_output"
     else:
         role = next((role for kind, role in ROLES.items() if isinstance(called, kind)), "at_synapses")
-    spare = tuple(source for source in expiring if len(source.users) == 1 and _makes_anew(module, source))
+    spare = tuple(
+        source
+        for source in expiring
+        if len(source.users) == 1 and makes_anew(called_by(module, source), len(source.args))
+    )
     return Step(node, role, called, tuple(node.all_input_nodes), arguments, expiring, spare)  # type: ignore[arg-type]
-
-
-def _makes_anew(module: fx.GraphModule, node: fx.Node) -> bool:
-    """Check that a node's value never shares its memory with those it is made of."""
-    called = called_by(module, node)
-    return has_weights(called) or isinstance(called, OneToOne) or (isinstance(called, Add) and len(node.args) > 1)
 
 
 class Walk:

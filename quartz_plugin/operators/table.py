@@ -32,7 +32,7 @@ from quartz_plugin.operators import (
 from quartz_plugin.operators.activations import DROPOUTS, ceiling_of
 from quartz_plugin.operators.constants import NORMS, norm_as_affine
 from quartz_plugin.operators.gains import IntoWeights
-from quartz_plugin.operators.modules import Affine
+from quartz_plugin.operators.modules import Affine, OneToOne
 from quartz_plugin.operators.refused import REASONS
 from quartz_plugin.operators.row import Operator, Role, Rows
 from quartz_plugin.operators.rules import RULES, Rule, register_rule, rules_with, unregister_rule
@@ -164,6 +164,19 @@ def adds(module: nn.Module) -> bool:
     """Check whether a module adds several inputs up."""
     row = row_of(module)
     return row is not None and row.role is Role.SYNAPSE and len(row.inputs) > 1
+
+
+def makes_anew(module: nn.Module | None, inputs: int) -> bool:
+    """Check whether a module's value, of so many inputs, never shares its memory with these.
+
+    Examples
+    --------
+    >>> makes_anew(nn.Linear(4, 4), 1), makes_anew(nn.Flatten(), 1)
+    (True, False)
+    """
+    if module is None:
+        return False
+    return has_weights(module) or isinstance(module, OneToOne) or (adds(module) and inputs > 1)
 
 
 def has_weights(module: nn.Module | None) -> bool:

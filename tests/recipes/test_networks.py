@@ -34,6 +34,7 @@ SIZES = {
     "vgg11_bn_cifar10": (3, 32, 32),
     "resnet20": (3, 32, 32),
     "mobilenet_v1": (3, 128, 128),
+    "efficientnet_lite0": (3, 224, 224),
 }
 
 MINE = """
@@ -106,7 +107,7 @@ def test_each_network_has_as_many_outputs_as_it_is_asked_for(name):
 
 def test_without_a_number_of_classes_a_network_keeps_its_own():
     own = {name: list(build(name)[0].state_dict().values())[-1].shape[0] for name in NETWORKS}
-    assert own == {**dict.fromkeys(NETWORKS, 10), "mobilenet_v1": 1000}
+    assert own == {**dict.fromkeys(NETWORKS, 10), "mobilenet_v1": 1000, "efficientnet_lite0": 1000}
 
 
 def test_arguments_reach_the_constructor_and_win_over_the_number_of_classes():
