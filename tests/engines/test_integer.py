@@ -1,4 +1,4 @@
-"""The engine of integers, judged by the stepped one, with torch's int8 operators and without them."""
+"""The integer engine, judged by the stepped one, with torch's int8 operators and without them."""
 
 import copy
 
@@ -319,6 +319,20 @@ def test_biases_of_every_shape(shape, rank):
     else:
         neuron.bias = nn.Parameter((torch.rand(sizes[shape]) * 16).round() / 16, requires_grad=False)
     check(snn, images)
+
+
+@pytest.mark.parametrize("engine", ["integer", "analytic"])
+def test_what_a_sum_adds_twice_is_not_overwritten(engine):
+    images = nets()
+    ann = Net(Residual())
+    ann(images)
+    snn = quartz_plugin.convert(ann, images, 16, weight_bits=8, granularity="channel")
+    (total,) = (node for node in snn.graph_module.graph.nodes if str(node.target).endswith("add"))
+    conv, gain = total.args
+    total.args = (conv, gain, gain)
+    snn.graph_module.recompile()
+    expected = snn.run(images, engine="stepped")
+    assert_same_spikes(snn.run(images, engine=engine).spike_steps, expected.spike_steps)
 
 
 def test_a_layer_of_one_neuron_with_a_bias_without_dimensions():

@@ -1,4 +1,4 @@
-"""The walk of the engine of integers."""
+"""The walk of the integer engine."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import torch
 from torch import Tensor, fx
 
 from quartz_plugin.engines.analytic import run_analytic
-from quartz_plugin.engines.integer.forms import serves_one
 from quartz_plugin.engines.integer.maps import max_pool
 from quartz_plugin.engines.integer.plan import PLAN, Firing, Plan
 from quartz_plugin.engines.recorded import recorded_steps
@@ -83,14 +82,14 @@ class _Integers(LevelWalk):
         assert isinstance(neuron, TTFSNeuron)
         if step.node is self.topology.output.node:
             return self._fire_outputs(step, neuron, firing)
-        levels = self._levels(firing, neuron.clock.window)
+        levels = self._levels(step, firing, neuron.clock.window)
         if self.record:
             window = neuron.clock.output_window
             self.spike_steps[str(step.node.target)] = recorded_steps(levels, window, neuron.p.rectifier == "silent")
         return levels
 
     def _fire_outputs(self, step: Step, neuron: TTFSNeuron, firing: Firing) -> Tensor:
-        drive, window = self._drive(firing), neuron.clock.window
+        drive, window = self._drive(step, firing), neuron.clock.window
         if drive.dim() == 4:
             drive = drive.contiguous()
         self.membrane = drive = drive.to(self.topology.graph.dtype)
@@ -100,18 +99,18 @@ class _Integers(LevelWalk):
         self.spike_steps[str(step.node.target)] = spike_steps_of(neuron.p, self.output_levels, fired)
         return self.output_levels
 
-    def _levels(self, firing: Firing, window: int) -> Tensor:
+    def _levels(self, step: Step, firing: Firing, window: int) -> Tensor:
         map_ = firing.map
         if map_ is not None and not firing.others:
             return map_.levels(self._side_by_side(firing.levels), firing.rounding, window)
         if map_ is not None and firing.gain is not None:
             others = self.values[firing.others[0]].clone(memory_format=torch.preserve_format)
             return map_.levels_of_sum(self._side_by_side(firing.levels), others, firing.gain, firing.rounding, window)
-        drive = self._drive(firing)
+        drive = self._drive(step, firing)
         # Clipped, what is not negative is cut off.
         return drive.add_(0.5).clamp_(0, window).to(torch.uint8)
 
-    def _drive(self, firing: Firing) -> Tensor:
+    def _drive(self, step: Step, firing: Firing) -> Tensor:
         """Membranes at readout, in a tensor of their own."""
         if firing.map is None:
             value: Tensor = self.values[firing.source]
@@ -120,8 +119,7 @@ class _Integers(LevelWalk):
         if first is None or firing.gain is not None or not firing.map.adds_to(self.values[first]):
             drive, others = firing.map.drive(levels, firing.bias), list(firing.others)
         else:
-            # What a map has added up for this alone may be overwritten.
-            own = first in self.plan.maps and serves_one(first)
+            own = first in step.spare and firing.others.count(first) == 1
             drive = firing.map.drive_onto(
                 levels, self.values[first] if own else self.values[first].clone(), firing.bias
             )
