@@ -22,6 +22,23 @@ def channels_last(images: Tensor) -> Tensor:
     return images.contiguous(memory_format=torch.channels_last) if fast else images
 
 
+def is_channels_last(values: Tensor) -> bool:
+    """Check whether values are stored with their channels last, and not in torch's own order as well."""
+    last = values.dim() == 4 and values.is_contiguous(memory_format=torch.channels_last)
+    return last and not values.is_contiguous()
+
+
+def in_memory_order(units: Tensor) -> Tensor:
+    """``[B, ...]`` with the dimensions behind the batch as they lie in memory, where they are channels-last.
+
+    Examples
+    --------
+    >>> in_memory_order(torch.zeros(2, 3, 4, 5).contiguous(memory_format=torch.channels_last)).shape
+    torch.Size([2, 4, 5, 3])
+    """
+    return units.permute(0, 2, 3, 1) if is_channels_last(units) else units
+
+
 def as_stored(values: Tensor) -> Tensor:
     """All values in one dimension, in the order in which they are stored: a view of dense tensors.
 
@@ -41,5 +58,4 @@ def stored_like(values: Tensor, other: Tensor) -> Tensor:
     >>> stored_like(torch.zeros(2, 3, 5, 5), channels_last(torch.zeros(2, 3, 5, 5))).stride()
     (75, 1, 15, 3)
     """
-    last = other.dim() == 4 and other.is_contiguous(memory_format=torch.channels_last) and not other.is_contiguous()
-    return values.contiguous(memory_format=torch.channels_last) if last else values
+    return values.contiguous(memory_format=torch.channels_last) if is_channels_last(other) else values

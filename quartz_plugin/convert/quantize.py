@@ -14,7 +14,6 @@ network may be in float64.
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -26,9 +25,9 @@ from torch import Tensor, fx, nn
 from quartz_plugin.convert.rescale import ScaledNetwork
 from quartz_plugin.convert.traced import CalibratedNetwork
 from quartz_plugin.graph import INPUT
-from quartz_plugin.graph.reach import EXACT_BITS, ROUNDING_WINDOWS, Reach, behind, is_weighted, of_spikes, row_shape
+from quartz_plugin.graph.reach import EXACT_BITS, Reach, behind, is_weighted, of_spikes, row_shape
 from quartz_plugin.layer_config import Granularity
-from quartz_plugin.operators.modules import OneToOne
+from quartz_plugin.operators.modules import OneToOne, with_weight
 from quartz_plugin.operators.table import ConversionError
 
 CHANNELS_APART = 16
@@ -83,7 +82,7 @@ def quantize(network: ScaledNetwork, calibrated: CalibratedNetwork) -> ScaledNet
 
 
 HALF_UNIT = 1
-"""Bits for half a unit of the finest place, by which the engine of integers rounds."""
+"""Bits for half a unit of the finest place, by which the integer engine rounds."""
 
 
 class _Grids:
@@ -158,14 +157,14 @@ class _Grids:
         return self.reach[node].places.clamp(min=1)
 
     def _largest(self, node: fx.Node) -> Tensor:
-        """The most that membranes may be on their way, and what the engine of integers takes to round them."""
+        """The most that membranes may be on their way, and what the integer engine takes to round them."""
         layer, reach = self.network.layers[node], self.reach[node]
         up = down = torch.tensor(float(self.drives[node] if self.spends_spike else 0))
         if layer.bias is not None and not self.spends_spike:
             # What the grid makes of a bias may be half a unit larger.
             drive = layer.bias.detach().cpu().double() * self.drives[node]
             up, down = drive.clamp(min=0) + 1, (-drive).clamp(min=0) + 1
-        return torch.maximum(reach.positive + up, reach.negative + down) + ROUNDING_WINDOWS * (layer.window + 1)
+        return reach.largest_membrane(up, down, layer.window)
 
     def _coarsen(self, node: fx.Node, room: Tensor) -> bool:
         """Take the places from grids in front of a layer that there is no room for; returns whether any were."""
@@ -248,10 +247,7 @@ def _on_grid(module: Any, places: Tensor, weight_bits: int) -> nn.Module:
     if places.dim():
         grid = grid.view(-1, *[1] * (weight.dim() - 1))
     rounded = torch.round(weight.double() * grid).clamp(-largest, largest) / grid
-    on_grid = copy.copy(module)
-    parameter = nn.Parameter(rounded.to(weight.dtype), requires_grad=False)
-    on_grid._parameters = {**module._parameters, "weight": parameter}
-    return on_grid  # type: ignore[no-any-return]
+    return with_weight(module, rounded.to(weight.dtype))
 
 
 def _is_broadcastable(shape: Sequence[int], to: Sequence[int]) -> bool:

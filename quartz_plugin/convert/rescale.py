@@ -24,7 +24,7 @@ from quartz_plugin.convert.traced import CalibratedNetwork
 from quartz_plugin.graph import INPUT, unique_path
 from quartz_plugin.operators.borders import as_silent
 from quartz_plugin.operators.gains import AsSum, Gain, IntoGain, IntoWeights, Mixed, Moved, Summed, compressed
-from quartz_plugin.operators.modules import OneToOne
+from quartz_plugin.operators.modules import OneToOne, with_weight
 from quartz_plugin.operators.table import ConversionError, Role, row_of_class, weights_of
 
 ONE = torch.ones((), dtype=torch.float64)
@@ -260,11 +260,8 @@ class _Rescaling:
         wanted = self.wanted[node]
         out_gain = wanted if wanted is not None and rule.along_outputs(module, wanted) else ONE
         weight = rule.scaled(module, of_inputs, 1 / out_gain)
-        emitted = copy.copy(module)
-        emitted._parameters = {
-            "weight": nn.Parameter(weight.to(module.weight.dtype), requires_grad=False),
-            "bias": None,
-        }
+        emitted = with_weight(module, weight.to(module.weight.dtype))
+        emitted._parameters["bias"] = None
         self._call(node, emitted, [drive])
         self.gains[node] = out_gain
 

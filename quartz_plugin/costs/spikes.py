@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from quartz_plugin.coding import NO_SPIKE, Window
-from quartz_plugin.engines.recorded import in_memory_order
 from quartz_plugin.engines.result import SimulationResult
 from quartz_plugin.graph import INPUT
+from quartz_plugin.layout import in_memory_order
 
 SpikeTrains = Mapping[str, Tensor]
 """Layer -> its spikes at every step, ``[steps, B, ...]``, nonzero for a spike."""

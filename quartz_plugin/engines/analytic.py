@@ -6,14 +6,14 @@ biases and the half that rounds enter with the synapses, and values that nobody 
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
 from quartz_plugin.coding import is_traced
+from quartz_plugin.engines.pools import largest_of_tiles, tile_of
 from quartz_plugin.engines.stepped import EngineOutput
 from quartz_plugin.functional import check_bias_shape, closed_form, fires_before_deadline, spike_steps_of
 from quartz_plugin.graph import ConvertedGraph
@@ -129,9 +129,9 @@ class _Overwriting(_ClosedForm):
     def at_pool(self, step: Step) -> Tensor:
         assert isinstance(step.module, FirstSpikeMaxPool)
         levels: Tensor = self.source(step)
-        tile = _tile_of(step.module.pool)
+        tile = tile_of(step.module.pool)
         if tile is not None and levels.device.type == "cpu" and levels.dim() == 4:
-            return _largest_of_tiles(levels, *tile)
+            return largest_of_tiles(levels, *tile)
         pooled: Tensor = super().at_pool(step)
         return pooled
 
@@ -155,29 +155,6 @@ class _Overwriting(_ClosedForm):
                 total = (total.addcmul_ if is_own else total.addcmul)(value, weights[node])
             is_own = True
         return total
-
-
-def _tile_of(pool: Any) -> tuple[int, int] | None:
-    """Size of a pool's windows where they lie side by side, as those of most do."""
-    if type(pool) is not nn.MaxPool2d or pool.ceil_mode or pool.return_indices:
-        return None
-    size: Any = pool.kernel_size
-    return size if (pool.stride, pool.padding, pool.dilation) == (size, (0, 0), (1, 1)) else None
-
-
-def _largest_of_tiles(levels: Tensor, height: int, width: int) -> Tensor:
-    """Largest level in each tile: with few channels ten times as fast as torch's pool, and nowhere slower.
-
-    Examples
-    --------
-    >>> _largest_of_tiles(torch.arange(15.0).view(1, 1, 3, 5), 2, 2)
-    tensor([[[[6., 8.]]]])
-    """
-    for dim, size in ((2, height), (3, width)):
-        end = levels.shape[dim] // size * size
-        parts = [levels[(slice(None),) * dim + (slice(start, end, size),)] for start in range(size)]
-        levels = functools.reduce(torch.maximum, parts)
-    return levels
 
 
 def _fire(neuron: TTFSNeuron, current: Tensor, bias_is_in: bool, keep: bool) -> tuple[Tensor, Tensor | None]:

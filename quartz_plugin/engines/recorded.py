@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from quartz_plugin.coding import NO_SPIKE, Window
+from quartz_plugin.layout import in_memory_order, is_channels_last
 
 BLOCK = 2**16
 """Neurons that fit a cache while their steps are computed."""
@@ -29,26 +30,13 @@ def recorded_steps(levels: Tensor, window: Window, silent: bool) -> Tensor:
     >>> recorded_steps(torch.tensor([3, 1, 0], dtype=torch.uint8), Window(3, 3), silent=True)
     tensor([ 3,  5, -1], dtype=torch.int32)
     """
-    channels_last = levels.dim() == 4 and not levels.is_contiguous()
-    in_order = (levels.permute(0, 2, 3, 1) if channels_last else levels).contiguous()
+    in_order = in_memory_order(levels).contiguous()
     steps, end = _empty(in_order), torch.tensor(window.end, dtype=torch.int32, device=levels.device)
     for block, own in zip(steps.view(-1).split(BLOCK), in_order.view(-1).split(BLOCK), strict=True):
         torch.sub(end, block.copy_(own), out=block)
         if silent:
             block.masked_fill_(own == 0, NO_SPIKE)
-    return steps.permute(0, 3, 1, 2) if channels_last else steps
-
-
-def in_memory_order(units: Tensor) -> Tensor:
-    """``[B, ...]`` with the dimensions behind the batch as they lie in memory, where they are channels-last.
-
-    Examples
-    --------
-    >>> in_memory_order(torch.zeros(2, 3, 4, 5).contiguous(memory_format=torch.channels_last)).shape
-    torch.Size([2, 4, 5, 3])
-    """
-    last = units.dim() == 4 and not units.is_contiguous() and units.is_contiguous(memory_format=torch.channels_last)
-    return units.permute(0, 2, 3, 1) if last else units
+    return steps.permute(0, 3, 1, 2) if is_channels_last(levels) else steps
 
 
 def _empty(like: Tensor) -> Tensor:

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from quartz_plugin.coding import NO_SPIKE, Window
-from quartz_plugin.engines.recorded import in_memory_order
 from quartz_plugin.graph import INPUT, ConvertedGraph
 from quartz_plugin.graph.digest import digests
 from quartz_plugin.graph.fingerprint import Identity, Snapshot, snapshot_of
+from quartz_plugin.layout import in_memory_order
 from quartz_plugin.outputs import OUTPUT, Head, Outputs
 from quartz_plugin.task import CLASSIFICATION, Task, decide, single_logit, undecided
 

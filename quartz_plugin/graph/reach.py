@@ -54,6 +54,10 @@ class Reach(NamedTuple):
         """Bits that hold every sum; -inf where nothing arrives."""
         return torch.log2(torch.maximum(self.positive, self.negative)) + self.places
 
+    def largest_membrane(self, up: Tensor, down: Tensor, window: int) -> Tensor:
+        """The most that membranes may be on their way, a bias adding so much to either side, and what rounds them."""
+        return torch.maximum(self.positive + up, self.negative + down) + ROUNDING_WINDOWS * (window + 1)
+
 
 def of_spikes(shape: Sequence[int], level: float) -> Reach:
     """Reach of spikes up to this level, of units of a shape."""

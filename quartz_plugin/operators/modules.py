@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -20,6 +21,21 @@ def per_dimension(value: Any, rank: int) -> tuple[Any, ...]:
     """
     values = tuple(value) if isinstance(value, tuple | list) else (value,)
     return values * rank if len(values) == 1 else values
+
+
+def with_weight(module: nn.Module, weight: Tensor) -> nn.Module:
+    """A module like another but for its weight, which is frozen; it shares all the rest.
+
+    Examples
+    --------
+    >>> linear = nn.Linear(2, 1)
+    >>> other = with_weight(linear, torch.ones(1, 2))
+    >>> other.bias is linear.bias, other.weight is linear.weight
+    (True, False)
+    """
+    copied: nn.Module = copy.copy(module)
+    copied._parameters = {**module._parameters, "weight": nn.Parameter(weight, requires_grad=False)}
+    return copied
 
 
 @contextmanager

@@ -12,8 +12,7 @@ from quartz_plugin.convert.fake_quant import (
     values_at,
 )
 from quartz_plugin.convert.refine.distance import TEMPERATURE, output_distance, relative_feature_mse
-from quartz_plugin.operators.modules import Add
-from quartz_plugin.operators.table import DROPOUTS, NORMS, WEIGHTED
+from quartz_plugin.operators.table import DROPOUTS, NORMS, makes_anew
 from quartz_plugin.task import class_scores
 from quartz_plugin.training.labels import labels_for
 from quartz_plugin.training.trainable import TrainableNetwork
@@ -157,7 +156,7 @@ def _takes_alone(network: fx.GraphModule, path: str) -> bool:
     """Check that the module at a path alone reads what weights, a norm or a sum give it, and so may overwrite it."""
     (source,) = (each for node in network.graph.nodes if node.target == path for each in node.all_input_nodes)
     module = network.get_submodule(str(source.target)) if source.op == "call_module" else None
-    anew = isinstance(module, (*WEIGHTED, *NORMS)) or (isinstance(module, Add) and len(source.args) > 1)
+    anew = makes_anew(module, len(source.args)) or isinstance(module, tuple(NORMS))
     return anew and len(source.users) == 1
 
 

@@ -6,7 +6,8 @@ from torch import nn
 from torch.nn import functional as F
 
 import quartz_plugin
-from quartz_plugin.engines.analytic import _PREPARED, _largest_of_tiles, _tile_of
+from quartz_plugin.engines.analytic import _PREPARED
+from quartz_plugin.engines.pools import largest_of_tiles, tile_of
 
 
 class Residual(nn.Module):
@@ -129,9 +130,9 @@ def test_a_users_module_in_an_edited_graph_gets_values_in_torchs_own_order(image
 @pytest.mark.parametrize("size", [(2, 2), (3, 2), (1, 1)])
 def test_tiles_are_pooled_as_torch_pools_them(shape, size):
     levels, pool = torch.randint(0, 16, shape).float(), nn.MaxPool2d(size, size, (0, 0), (1, 1))
-    assert _tile_of(pool) == size
+    assert tile_of(pool) == size
     for each in (levels, levels.contiguous(memory_format=torch.channels_last)):
-        assert torch.equal(_largest_of_tiles(each, *size), F.max_pool2d(each, size))
+        assert torch.equal(largest_of_tiles(each, *size), F.max_pool2d(each, size))
 
 
 def test_other_pools_are_left_to_torch():
@@ -142,4 +143,4 @@ def test_other_pools_are_left_to_torch():
         nn.MaxPool2d((2, 2), (2, 2), (0, 0), (1, 1), ceil_mode=True),
         nn.AvgPool2d((2, 2), (2, 2)),
     ):
-        assert _tile_of(pool) is None
+        assert tile_of(pool) is None

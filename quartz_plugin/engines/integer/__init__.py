@@ -1,4 +1,4 @@
-"""The engine of integers: held neurons whose weights are on grids of few bits, in the arithmetic of int8.
+"""The integer engine: held neurons whose weights are on grids of few bits, in the arithmetic of int8.
 
 Levels are uint8, weights int8, their sums int32: exact, and on a CPU faster than float32. ``maps`` has linear maps in
 that arithmetic, ``plan`` finds what of a network has a form in it, ``run`` goes through the network.

@@ -18,10 +18,17 @@ from quartz_plugin.operators.table import row_of
 
 
 class Forms:
-    """Finds the forms of a network's synapses."""
+    """Finds the forms of a network's synapses.
+
+    Attributes
+    ----------
+    levels : frozenset of fx.Node
+        Nodes whose values are levels: those that emit spikes, and what merely routes these.
+    """
 
     def __init__(self, topology: Topology) -> None:
-        self.topology, self.module, self.levels = topology, topology.graph.module, levels_of(topology)
+        self.topology, self.module = topology, topology.graph.module
+        self.levels = frozenset((*topology.spike_sources, *topology.routed))
 
     def of(self, node: fx.Node, module: nn.Module) -> tuple[Convolution, tuple[fx.Node, ...]] | None:
         """Weighted synapses as a convolution of levels, and the nodes of these; None where they are no such thing."""
@@ -54,11 +61,6 @@ class Forms:
         return row.form(module, [terms for terms in inputs if terms is not None], shape, False)
 
 
-def levels_of(topology: Topology) -> frozenset[fx.Node]:
-    """Nodes whose values are levels: those that emit spikes, and what merely routes these."""
-    return frozenset((*topology.spike_sources, *topology.routed))
-
-
 def serves_one(node: fx.Node) -> bool:
     """Check whether one other node alone takes a node's value."""
     return len(node.users) == 1
@@ -88,4 +90,4 @@ def _side_by_side(terms: list[Convolution]) -> Convolution | None:
     return replace(first, weight=weight, source_shape=(channels, *first.source_shape[1:]))
 
 
-__all__ = ["Forms", "in_front_of_delays", "levels_of", "serves_one"]
+__all__ = ["Forms", "in_front_of_delays", "serves_one"]

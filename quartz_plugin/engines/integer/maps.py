@@ -15,7 +15,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from quartz_plugin.engines.pools import largest_of_tiles, tile_of
 from quartz_plugin.operators.linear_map import Convolution, Shape3
+from quartz_plugin.operators.modules import per_dimension
 
 MOST_LEVEL, MOST_WEIGHT = 255, 127
 """Largest numbers that uint8 levels and int8 weights are (-128 is not used)."""
@@ -83,24 +85,7 @@ class IntegerMap:
 
     def levels_of_sum(self, levels: Tensor, others: Tensor, gain: float, bias: Tensor | None, window: int) -> Tensor:
         """The same with other levels, times a number, added first; overwrites these."""
-        others = _as_images(others, self.shape)
-        total: Tensor = torch.ops.onednn.qconv2d_pointwise.binary(
-            *self._arguments(levels)[:6],
-            others,
-            bias,
-            *self.where,
-            1.0,
-            0,
-            torch.uint8,
-            gain,
-            0,
-            "sum",
-            1.0,
-            None,
-            [],
-            "",
-        )
-        total = self._as_units(total)
+        total = self._added(levels, others, gain, bias)
         return total if window == MOST_LEVEL else total.clamp_(max=window)
 
     def adds_to(self, total: Tensor) -> bool:
@@ -109,11 +94,16 @@ class IntegerMap:
 
     def drive_onto(self, levels: Tensor, total: Tensor, bias: Tensor | None) -> Tensor:
         """:meth:`drive` added to a float32 tensor, which may be overwritten."""
-        total = _as_images(total, self.shape)
-        added: Tensor = torch.ops.onednn.qconv2d_pointwise.binary(
-            *self._arguments(levels), total, bias, *self.where, 1.0, 0, torch.float32, 1.0, 0, "sum", 1.0, None, [], ""
+        return self._added(levels, total, 1.0, bias)
+
+    def _added(self, levels: Tensor, others: Tensor, gain: float, bias: Tensor | None) -> Tensor:
+        """Add to others, times a number, in their type and their memory."""
+        others = _as_images(others, self.shape)
+        how: tuple[Any, ...] = 1.0, 0, others.dtype, gain, 0, "sum", 1.0, None, [], ""
+        total: Tensor = torch.ops.onednn.qconv2d_pointwise.binary(
+            *self._arguments(levels), others, bias, *self.where, *how
         )
-        return self._as_units(added)
+        return self._as_units(total)
 
     def _arguments(self, levels: Tensor) -> tuple[Any, ...]:
         if not self.is_product:
@@ -170,26 +160,13 @@ def max_pool(levels: Tensor, pool: Any) -> Tensor | None:
     """
     if type(pool) is not torch.nn.MaxPool2d or levels.dim() != 4:
         return None
-    size, stride, padding, dilation = map(_two, (pool.kernel_size, pool.stride, pool.padding, pool.dilation))
-    height, width = levels.shape[2:]
-    apart = size == stride and padding == [0, 0] and dilation == [1, 1] and not height % size[0] and not width % size[1]
-    if apart and levels.is_contiguous(memory_format=torch.channels_last):
-        rows = levels.permute(0, 2, 3, 1).unflatten(1, (-1, size[0]))
-        columns = _largest(rows, 2).unflatten(2, (-1, size[1]))
-        return _largest(columns, 3).permute(0, 3, 1, 2)
+    if (tile := tile_of(pool)) is not None:
+        return largest_of_tiles(levels, *tile)
     if not operators_work():
         return None
-    found: Tensor = torch.ops.quantized.max_pool2d(levels, size, stride, padding, dilation, pool.ceil_mode)
+    windows = [per_dimension(each, 2) for each in (pool.kernel_size, pool.stride, pool.padding, pool.dilation)]
+    found: Tensor = torch.ops.quantized.max_pool2d(levels, *windows, pool.ceil_mode)
     return found
-
-
-def _largest(levels: Tensor, dim: int) -> Tensor:
-    # As many maxima of whole tensors: amax goes through uint8 one by one.
-    return functools.reduce(torch.maximum, levels.unbind(dim))
-
-
-def _two(value: Any) -> list[int]:
-    return [value, value] if isinstance(value, int) else list(value) * (2 // len(value))
 
 
 def _as_images(levels: Tensor, shape: Shape3) -> Tensor:

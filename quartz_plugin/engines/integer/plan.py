@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -12,16 +11,16 @@ import torch
 from torch import Tensor, fx, nn
 
 from quartz_plugin.engines.integer import maps
-from quartz_plugin.engines.integer.forms import Forms, in_front_of_delays, levels_of, serves_one
+from quartz_plugin.engines.integer.forms import Forms, in_front_of_delays, serves_one
 from quartz_plugin.engines.integer.maps import MOST_LEVEL, IntegerMap, operators_work, rows_fit
 from quartz_plugin.graph import ConvertedGraph
 from quartz_plugin.graph.fingerprint import Snapshot
-from quartz_plugin.graph.reach import EXACT_BITS, ROUNDING_WINDOWS, Reach, Reaches, is_weighted, places_in_use
+from quartz_plugin.graph.reach import EXACT_BITS, Reach, Reaches, is_weighted, places_in_use
 from quartz_plugin.graph.topology import Derived, Topology
 from quartz_plugin.graph.walk import Step, plan_walk
 from quartz_plugin.neuron import TTFSNeuron
 from quartz_plugin.operators.linear_map import Convolution, as_image
-from quartz_plugin.operators.modules import Add, OneToOne
+from quartz_plugin.operators.modules import Add, OneToOne, with_weight
 from quartz_plugin.operators.table import row_of, weights_of
 
 INTEGERS, SINGLE, DOUBLE = "int8", "float32", "float64"
@@ -104,11 +103,11 @@ class _Planner:
 
     def __init__(self, topology: Topology) -> None:
         self.topology, self.graph, self.plan = topology, topology.graph, Plan()
-        self.levels = levels_of(topology)
         self.on_cpu = self.graph.device.type == "cpu" and operators_work()
         self.wide = EXACT_BITS.get(self.graph.dtype, 0)
         self.reach: dict[fx.Node, Reach] = {}
         self.forms = Forms(topology)
+        self.levels = self.forms.levels
 
     def make(self) -> Plan:
         """Return the plan; with `unfit` set, and nothing else to be used, where there is none."""
@@ -220,8 +219,7 @@ class _Planner:
             bias = neuron.bias.detach().double().cpu() * neuron.clock.input_window
             places = torch.maximum(places, places_in_use(bias))
             up, down = bias.clamp(min=0), (-bias).clamp(min=0)
-        largest = torch.maximum(reach.positive + up, reach.negative + down)
-        bits = torch.log2(largest + ROUNDING_WINDOWS * (neuron.clock.window + 1)) + places
+        bits = torch.log2(reach.largest_membrane(up, down, neuron.clock.window)) + places
         narrow = self.plan.dtypes.get(source, torch.float32) == torch.float32
         dtype = self._type_for(float(bits.max()), narrow, str(node.target))
         if dtype is None:
@@ -291,9 +289,7 @@ def _in_type(module: Any, dtype: torch.dtype) -> nn.Module:
     weight = module.weight.detach().to(dtype)
     if weight.dim() == 4:
         weight = weight.contiguous(memory_format=torch.channels_last)
-    copied = copy.copy(module)
-    copied._parameters = {**module._parameters, "weight": nn.Parameter(weight, requires_grad=False)}
-    return copied  # type: ignore[no-any-return]
+    return with_weight(module, weight)
 
 
 PLAN = Derived(lambda topology: _Planner(topology).make(), from_weights=True)
@@ -321,12 +317,12 @@ def without_integer_operators() -> Iterator[None]:
 
 
 def why_not_integers(graph: ConvertedGraph, snapshot: Snapshot | None = None) -> str | None:
-    """Why the engine of integers cannot be exact for a network; None where it can."""
+    """Why the integer engine cannot be exact for a network; None where it can."""
     return PLAN.of(graph, snapshot).unfit
 
 
 def pays_in_integers(graph: ConvertedGraph, snapshot: Snapshot | None = None) -> bool:
-    """Check whether the engine of integers is exact, and adds up at least half of all in int8."""
+    """Check whether the integer engine is exact, and adds up at least half of all in int8."""
     if graph.settings.get("weight_bits") is None or graph.device.type != "cpu":
         return False
     plan = PLAN.of(graph, snapshot)

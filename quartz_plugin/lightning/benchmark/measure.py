@@ -61,9 +61,7 @@ def time_all(
 ) -> list[Row]:
     """Rows of one T, of the contenders that run; multiples are of the ANN's faster layout."""
     contenders = {what: CONTENDERS[what] for what in running if what != RATE}
-    kinds = {"hold", *(each.kind for each in contenders.values())} if RATE in running else {
-        each.kind for each in contenders.values()
-    }  # fmt: skip
+    kinds = {each.kind for each in contenders.values()} | ({"hold"} if RATE in running else set())
     snns = {kind: convert(t, kind) for kind in KINDS if kind in kinds}
     inputs = normalise(setup.network, setup.images)
     last = inputs.contiguous(memory_format=torch.channels_last)
