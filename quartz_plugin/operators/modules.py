@@ -28,10 +28,8 @@ def with_weight(module: nn.Module, weight: Tensor) -> nn.Module:
 
     Examples
     --------
-    >>> linear = nn.Linear(2, 1)
-    >>> other = with_weight(linear, torch.ones(1, 2))
-    >>> other.bias is linear.bias, other.weight is linear.weight
-    (True, False)
+    >>> with_weight(nn.Linear(2, 1, bias=False), torch.ones(1, 2))(torch.tensor([[1.0, 2.0]]))
+    tensor([[3.]])
     """
     copied: nn.Module = copy.copy(module)
     copied._parameters = {**module._parameters, "weight": nn.Parameter(weight, requires_grad=False)}
